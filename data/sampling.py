@@ -1,0 +1,88 @@
+"""Which frames of a video are used, and which part of them; for NumPy and inside tf.data alike."""
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from jaxtyping import Float, Int
+
+Integer = int | np.integer | Int[tf.Tensor, ""]
+Real = float | int | np.floating | Float[tf.Tensor, ""]
+VIEWS = {"center": 1, "3crop": 3, "5crop": 5, "10crop": 10}  # Name: number of views.
+
+
+def _numpy_for(*values: Any) -> Any:
+  """Returns NumPy, or TensorFlow's implementation of it when a value is a tensor."""
+  return tf.experimental.numpy if any(tf.is_tensor(value) for value in values) else np
+
+
+def segment_indices(
+  num_frames: Integer, num_segments: int, offset: Real
+) -> Int[np.ndarray, " num_segments"] | Int[tf.Tensor, " num_segments"]:
+  """Chooses one frame of each of `num_segments` equal parts of a video.
+
+  Index k is `floor((k + offset) * num_frames / num_segments)`.
+
+  Args:
+    num_frames: frames in the video, at least 1; a number, or a scalar integer tensor.
+    num_segments: frames to choose; may be more than `num_frames`, frames then repeat.
+    offset: position within the parts, in [0, 1), the same for all; a number or a scalar tensor.
+
+  Returns:
+    int64 (num_segments,), ascending, in [0, num_frames); a tensor if an argument is one.
+
+  Raises:
+    ValueError: `num_segments` is below 1, or `num_frames` is a number below 1.
+  """
+  if num_segments < 1:
+    raise ValueError(f"num_segments is {num_segments}; it must be at least 1")
+  if not tf.is_tensor(num_frames) and num_frames < 1:
+    raise ValueError(f"num_frames is {num_frames}; a video needs at least 1 frame")
+  xp = _numpy_for(num_frames, offset)
+  # In float32, 17 + 0.99999997 is 18, the first frame of the next part, or past the end. In float64
+  # only offsets that no float32 holds round so, and the minimum catches these at the end.
+  position = np.arange(num_segments, dtype=np.float64) + xp.asarray(offset, dtype=np.float64)
+  position = position * xp.asarray(num_frames, dtype=np.float64) / num_segments
+  indices = xp.asarray(xp.floor(position), dtype=np.int64)
+  return xp.minimum(indices, xp.asarray(num_frames, dtype=np.int64) - 1)
+
+
+def crop_offsets(
+  height: Integer, width: Integer, size: int, views: str
+) -> list[tuple[Any, Any, bool]]:
+  """Places the square crops of a test.
+
+  Args:
+    height: of the frame in pixels, at least `size`; a number or a scalar integer tensor.
+    width: likewise.
+    size: edge of the crops in pixels.
+    views: `center`; `3crop`: start, centre and end of the longer side; `5crop`: top left, top
+      right, bottom left, bottom right, centre; `10crop`: these five, then their mirror images.
+
+  Returns:
+    One (y, x, mirrored) for every view: the crop's top left corner, and whether its pixels are to
+    be mirrored left to right. Corners are numbers or tensors, as `height` and `width` are.
+
+  Raises:
+    ValueError: `views` is not one of these names, or numbers `height`, `width` are below `size`.
+  """
+  if views not in VIEWS:
+    raise ValueError(f"views is {views!r}; it must be one of {', '.join(VIEWS)}")
+  if not (tf.is_tensor(height) or tf.is_tensor(width)) and min(height, width) < size:
+    raise ValueError(f"a crop of {size} pixels does not fit a frame of {height} x {width}")
+  bottom, right = height - size, width - size
+  centre = (bottom // 2, right // 2)
+  if views == "center":
+    corners = [centre]
+  elif views == "3crop":
+    where = _numpy_for(height, width).where
+    tall = height > width
+    start = (where(tall, 0, centre[0]), where(tall, centre[1], 0))
+    end = (where(tall, bottom, centre[0]), where(tall, centre[1], right))
+    corners = [start, centre, end]
+  else:
+    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), centre]
+  crops = [(y, x, False) for y, x in corners]
+  if views == "10crop":
+    crops += [(y, x, True) for y, x in corners]
+  return crops

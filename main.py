@@ -1,0 +1,107 @@
+"""Trains or evaluates U2S: `python main.py --config=configs/demo.py --workdir=/tmp/u2s_demo`."""
+
+import functools
+import os
+import pathlib
+import sys
+import traceback
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read at the import of TensorFlow
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # of no use here, and it announces itself
+
+import jax
+import tensorflow as tf
+from absl import app, flags, logging
+from clu import metric_writers
+from jax.experimental import multihost_utils
+from ml_collections import config_flags
+
+from data import catalog, pipeline
+from u2s_jax import train
+
+CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Experiment, see configs/; change fields by --config.<field>=<value>."
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; started again, it goes on.")
+MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "'train' ends with the evaluation.")
+DISTRIBUTED = flags.DEFINE_bool(
+  "distributed", False, "Join the other processes; found out by itself on Slurm and TPU pods."
+)
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unknown argument {argv[1]!r}")
+  if not flags.FLAGS["verbosity"].present:
+    logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it writes
+  several = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 or (
+    "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+  )
+  if DISTRIBUTED.value or several:
+    count, index = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
+    # Where JAX does not find these out: with JAX_COORDINATOR_ADDRESS, which it reads itself.
+    jax.distributed.initialize(
+      num_processes=int(count) if count else None, process_id=int(index) if index else None
+    )
+  for kind in ("GPU", "TPU"):
+    tf.config.set_visible_devices([], kind)  # TensorFlow would take the devices' memory
+
+  config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
+  if MODE.value == "eval" and not workdir.is_dir():
+    raise FileNotFoundError(f"--workdir {workdir}: no such folder; train first")
+  workdir.mkdir(parents=True, exist_ok=True)
+  fields = config.data.to_dict()
+  # One host prepares, the others then find it done.
+  if jax.process_index() == 0:
+    builder = catalog.prepare(config.data.name, fields, workdir)
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices("prepared")
+  builder = catalog.prepare(config.data.name, fields, workdir)
+
+  hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+  size = {"num_frames": config.data.num_frames, "crop_size": config.data.crop_size}
+  threads = {"num_threads": config.data.num_threads or None}
+  batches = functools.partial(
+    pipeline.train_batches,
+    builder,
+    "train",
+    batch_size=config.batch_size,
+    seed=config.seed,
+    flip=config.data.flip,
+    flip_label_map=config.data.flip_label_map,
+    **size,
+    **hosts,
+    **threads,
+  )
+  views = functools.partial(
+    pipeline.eval_batches, builder, batch_size=config.eval.batch_size, **size, **hosts, **threads
+  )
+  data = train.Data(
+    class_names=tuple(builder.info.features["label"].names),
+    num_train=pipeline.num_examples(builder, "train"),
+    train_batches=lambda stage, step: batches(stage=stage, first_step=step),
+    eval_batches=lambda split, name: views(split, views=name),
+  )
+  writers = [metric_writers.SummaryWriter(str(workdir))] if jax.process_index() == 0 else []
+  writer = metric_writers.AsyncMultiWriter(writers)
+  run = train.train if MODE.value == "train" else train.evaluate_latest
+  run(config, workdir, data, writer, flags.FLAGS["config"].config_filename)
+  writer.close()
+
+
+def run_main(argv: list[str]) -> None:
+  """`main`; an error that our own code raised on purpose is one line, any other has its traceback."""
+  try:
+    main(argv)
+  except (ValueError, OSError, FloatingPointError) as error:
+    raised_in = pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    ours = pathlib.Path(__file__).resolve().parent
+    if not any(raised_in.is_relative_to(ours / package) for package in ("u2s_jax", "data")):
+      if raised_in != ours / "main.py":
+        raise
+    sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+  app.run(run_main)

@@ -1,0 +1,283 @@
+"""The rendered data set: its files, its labels, its chance, and that the classes differ."""
+
+import collections
+import csv
+import json
+import pathlib
+import subprocess
+import sys
+
+import av
+import numpy as np
+import pytest
+
+from data import tiny_something
+
+_SETTINGS = {"num_train": 56, "num_validation": 29, "num_test": 28, "height": 32, "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("tiny") / "data"
+  tiny_something.render(folder, num_workers=2, **_SETTINGS)
+  return folder
+
+
+def _labels(root, name):
+  return json.loads((root / "labels" / f"{name}.json").read_text())
+
+
+def _decode(path):
+  with av.open(str(path)) as container:
+    stream = container.streams.video[0]
+    frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+    return stream.codec_context.name, float(stream.average_rate), np.stack(frames)
+
+
+def _clip(name, seed, difficulty=0.0):
+  return tiny_something.render_clip(
+    tiny_something.CLASSES.index(name),
+    np.random.default_rng(seed),
+    height=64,
+    difficulty=difficulty,
+  )
+
+
+def _contents(folder):
+  return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def _drift(clip):
+  """How far right, in pixels, what moves is in the second half, against the first."""
+  motion = np.abs(np.diff(clip.astype(float), axis=0)).sum(axis=-1)
+  motion[motion < 90] = 0
+  columns = motion.sum(axis=1)
+  halves = [columns[: len(columns) // 2].sum(0), columns[len(columns) // 2 :].sum(0)]
+  place = np.arange(clip.shape[2])
+  first, second = ((half * place).sum() / half.sum() for half in halves)
+  return second - first
+
+
+def test_classes_are_sorted_with_and_without_brackets():
+  classes = tiny_something.CLASSES
+  plain = [name.replace("[", "").replace("]", "") for name in classes]
+  assert len(classes) == len(set(plain)) >= 24
+  assert list(classes) == sorted(classes)
+  assert plain == sorted(plain)
+  assert all("[something]" in name for name in classes)
+
+
+def test_label_files(root):
+  classes = tiny_something.CLASSES
+  plain = [name.replace("[", "").replace("]", "") for name in classes]
+  assert _labels(root, "labels") == {name: str(index) for index, name in enumerate(plain)}
+  ids = []
+  for split, count in (("train", 56), ("validation", 29)):
+    entries = _labels(root, split)
+    assert len(entries) == count
+    for entry in entries:
+      assert set(entry) == {"id", "label", "template", "placeholders"}
+      assert entry["template"] in classes
+      assert len(entry["placeholders"]) == entry["template"].count("[")
+      label = entry["template"]
+      for thing in entry["placeholders"]:
+        label = label.replace("[something]", thing, 1)
+      assert entry["label"].lower() == label.lower()
+    ids += [entry["id"] for entry in entries]
+  test = _labels(root, "test")
+  assert all(set(entry) == {"id"} for entry in test)
+  with open(root / "labels" / "test-answers.csv", newline="") as file:
+    answers = list(csv.reader(file, delimiter=";"))
+  assert [row[0] for row in answers] == [entry["id"] for entry in test]
+  assert {row[1] for row in answers} == set(plain)
+  ids += [entry["id"] for entry in test]
+  assert len(set(ids)) == len(ids) and all(isinstance(i, str) and i.isdecimal() for i in ids)
+  files = {path.name for path in (root / tiny_something.VIDEO_FOLDER).iterdir()}
+  assert files == {f"{video_id}.webm" for video_id in ids}
+
+
+def test_classes_are_balanced_and_ids_tell_nothing(root):
+  for split in ("train", "validation"):
+    counts = collections.Counter(entry["template"] for entry in _labels(root, split))
+    assert len(counts) == len(tiny_something.CLASSES)
+    assert max(counts.values()) - min(counts.values()) <= 1
+  train = sorted(_labels(root, "train"), key=lambda entry: int(entry["id"]))
+  order = [tiny_something.CLASSES.index(entry["template"]) for entry in train]
+  assert abs(np.corrcoef(order, np.arange(len(order)))[0, 1]) < 0.5
+  # The splits interleave as well.
+  largest = max(int(entry["id"]) for entry in train)
+  assert any(int(entry["id"]) < largest for entry in _labels(root, "test"))
+
+
+def test_videos_decode_to_what_was_rendered(root):
+  settings = json.loads((root / "settings.json").read_text())
+  widths = set()
+  for split, video_id, class_index, seed in tiny_something._clips(settings)[::4]:
+    path = root / tiny_something.VIDEO_FOLDER / f"{video_id}.webm"
+    codec, rate, frames = _decode(path)
+    assert "vp9" in codec and rate == pytest.approx(12, abs=0.1)
+    assert 20 <= len(frames) <= 36
+    assert frames.shape[1] == 32 and frames.shape[2] % 2 == 0
+    rendered = tiny_something.render_clip(
+      class_index, np.random.default_rng(seed), height=32, difficulty=settings["difficulty"]
+    )
+    assert rendered.shape == frames.shape, split
+    # Coding costs some detail; another clip, or another order of frames, would cost far more.
+    assert np.abs(frames.astype(float) - rendered).mean() < 14
+    widths.add(frames.shape[2])
+  assert len(widths) > 1
+
+
+@pytest.mark.parametrize("difficulty", [0.0, 0.5, 1.0])
+def test_every_class_renders_from_its_generator_alone(difficulty):
+  for index in range(len(tiny_something.CLASSES)):
+    clips = [
+      tiny_something.render_clip(
+        index, np.random.default_rng(seed), height=32, difficulty=difficulty
+      )
+      for seed in (5, 5, 6)
+    ]
+    assert clips[0].dtype == np.uint8 and clips[0].ndim == 4
+    assert 20 <= len(clips[0]) <= 36
+    np.testing.assert_array_equal(clips[0], clips[1])
+    assert clips[0].shape != clips[2].shape or np.any(clips[0] != clips[2])
+
+
+def test_files_do_not_depend_on_the_number_of_workers(tmp_path):
+  settings = {**_SETTINGS, "num_train": 7, "num_validation": 3, "num_test": 2}
+  for workers in (1, 2):
+    tiny_something.render(tmp_path / str(workers), num_workers=workers, **settings)
+  tiny_something.render(tmp_path / "other", num_workers=1, **{**settings, "seed": 4})
+  one, two, other = (
+    {
+      name: _decode(path)[2] if name.endswith(".webm") else path.read_bytes()
+      for path in sorted((tmp_path / folder).rglob("*.*"))
+      for name in [path.name]
+    }
+    for folder in ("1", "2", "other")
+  )
+  assert one.keys() == two.keys()
+  for name, content in one.items():
+    np.testing.assert_array_equal(content, two[name])
+  clips = [name for name in one if name.endswith(".webm")]
+  assert all(
+    one[name].shape != other[name].shape or np.any(one[name] != other[name]) for name in clips
+  )
+  # Nothing half-made lies beside them.
+  assert {path.name for path in tmp_path.iterdir()} == {"1", "2", "other"}
+
+
+def test_existing_root(root, tmp_path):
+  before = _contents(root)
+  tiny_something.render(root, num_workers=1, **_SETTINGS)
+  with pytest.raises(ValueError, match="height=32") as error:
+    tiny_something.render(root, num_workers=1, **{**_SETTINGS, "height": 48})
+  assert str(root) in str(error.value) and "\n" not in str(error.value)
+  assert _contents(root) == before
+  (tmp_path / "mine.txt").write_text("not a data set")
+  with pytest.raises(ValueError, match="settings.json") as error:
+    tiny_something.render(tmp_path, num_workers=1, **_SETTINGS)
+  assert str(tmp_path) in str(error.value)
+  assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
+  def fail(*_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(tiny_something, "_write_labels", fail)
+  with pytest.raises(KeyboardInterrupt):
+    tiny_something.render(
+      tmp_path / "data", num_train=2, num_validation=1, num_test=1, height=32, num_workers=1
+    )
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+  "change", [{"height": 33}, {"difficulty": 1.5}, {"num_train": -1}, {"num_workers": 0}]
+)
+def test_arguments_out_of_range(tmp_path, change):
+  with pytest.raises(ValueError, match=next(iter(change)).replace("num_train", "counts")):
+    tiny_something.render(tmp_path / "data", **{**_SETTINGS, **change})
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_the_renderer_imports_neither_tensorflow_nor_jax():
+  path = pathlib.Path(tiny_something.__file__)
+  code = (
+    f"import sys; sys.path.insert(0, {str(path.parent)!r}); import tiny_something; "
+    "assert not {'tensorflow', 'jax'} & set(sys.modules)"
+  )
+  subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_pushes_go_where_their_name_says():
+  right = [_drift(_clip("Pushing [something] from left to right", seed)) for seed in range(12)]
+  left = [_drift(_clip("Pushing [something] from right to left", seed)) for seed in range(12)]
+  assert np.mean(np.array(right) > 0) > 0.9
+  assert np.mean(np.array(left) < 0) > 0.9
+
+
+@pytest.mark.parametrize(
+  ("forwards", "backwards"),
+  [
+    ("Covering [something] with [something]", "Uncovering [something]"),
+    ("Opening [something]", "Closing [something]"),
+    ("Putting [something] into [something]", "Taking [something] out of [something]"),
+    (
+      "Moving [something] and [something] closer to each other",
+      "Moving [something] and [something] away from each other",
+    ),
+  ],
+)
+def test_reversed_classes_begin_where_the_other_ends(forwards, backwards):
+  # One generator paints the same scene for both. Nothing happens at the ends, so these compare.
+  def unlike(one, other):
+    # Only clear changes count: noise is in both.
+    return np.mean(np.abs(one.astype(float) - other).max(axis=-1) > 60)
+
+  for seed in range(6):
+    one, other = _clip(forwards, seed), _clip(backwards, seed)
+    same_way = unlike(one[0], other[0]) + unlike(one[-1], other[-1])
+    turned = unlike(one[0], other[-1]) + unlike(one[-1], other[0])
+    assert turned < 0.3 * same_way
+
+
+@pytest.mark.parametrize(
+  ("moving", "still"),
+  [
+    (
+      "Poking [something] so it slightly moves",
+      "Poking [something] so lightly that it doesn't or almost doesn't move",
+    ),
+    (
+      "Putting [something] that can't roll onto a slanted surface, so it slides down",
+      "Putting [something] that can't roll onto a slanted surface, so it stays where it is",
+    ),
+    ("Turning [something] upside down", "Pretending to turn [something] upside down"),
+    ("Throwing [something]", "Pretending to throw [something]"),
+    (
+      "Lifting [something] up completely without letting it drop down",
+      "Lifting [something] up completely, then letting it drop down",
+    ),
+    ("Bending [something] until it breaks", "Bending [something] so that it deforms"),
+    (
+      "Pouring [something] into [something] until it overflows",
+      "Pouring [something] into [something]",
+    ),
+  ],
+)
+def test_outcomes_differ_and_difficulty_hides_them(moving, still):
+  # The same generator gives both members the same scene up to where they part.
+  gaps = {}
+  for difficulty in (0.0, 1.0):
+    gap = []
+    for seed in range(8):
+      one, other = _clip(moving, seed, difficulty), _clip(still, seed, difficulty)
+      last = len(one) * 7 // 8
+      # Away from the noise: only what differs clearly counts.
+      changed = np.abs(one[last].astype(float) - other[last]).max(axis=-1) > 60
+      gap.append(changed.mean())
+    gaps[difficulty] = np.mean(gap)
+  assert gaps[0.0] > 0.02
+  assert gaps[1.0] < gaps[0.0]

@@ -1,0 +1,115 @@
+"""Fusion of predictions, and the table that shows it."""
+
+import numpy as np
+import pytest
+
+from u2s_jax import fusion
+
+A = np.array([[0.6, 0.4], [0.2, 0.8]])
+B = np.array([[0.1, 0.9], [0.3, 0.7]])
+C = np.array([[0.9, 0.1], [0.9, 0.1]])
+
+
+def test_the_fusions_of_table_1():
+  assert ["+".join(names) for names in fusion.FUSIONS] == [
+    "universal",
+    "bridge",
+    "specific",
+    "universal+bridge",
+    "bridge+specific",
+    "universal+specific",
+    "universal+bridge+specific",
+  ]
+
+
+def test_fuse_by_hand():
+  scores = {"a": A, "b": B, "c": C}
+  np.testing.assert_array_equal(fusion.fuse(scores, ["b"]), B)
+  np.testing.assert_allclose(fusion.fuse(scores, ("a", "b")), [[0.35, 0.65], [0.25, 0.75]])
+  np.testing.assert_allclose(fusion.fuse(scores, ("a", "b"), (3, 1)), (3 * A + B) / 4)
+  np.testing.assert_allclose(fusion.fuse(scores, ("a", "b", "c"), (0, 0.5, 1)), (B + 2 * C) / 3)
+
+
+def test_fuse_is_computed_in_float64_and_leaves_its_arguments():
+  scores = {"a": A.astype(np.float32), "b": B.astype(np.float32)}
+  assert fusion.fuse(scores, ("a", "b")).dtype == np.float64
+  np.testing.assert_array_equal(scores["a"], A.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+  ("names", "weights", "message"),
+  [
+    (("a", "d", "e"), None, "no scores of d, e; there are: a, b"),
+    ((), None, "no prediction"),
+    (("a", "b"), (1,), "2 numbers >= 0 .* a, b, not"),
+    (("a", "b"), (1, -1), "sum > 0"),
+    (("a", "b"), (0, 0), "sum > 0"),
+    (("a", "b"), (1, float("nan")), "sum > 0"),
+    (("a", "b"), (1, float("inf")), "sum > 0"),
+  ],
+)
+def test_fuse_refuses(names, weights, message):
+  with pytest.raises(ValueError, match=message):
+    fusion.fuse({"a": A, "b": B}, names, weights)
+
+
+def test_fuse_names_shapes_that_differ():
+  with pytest.raises(ValueError, match=r"differ in shape: a \(2, 2\), b \(1, 2\)"):
+    fusion.fuse({"a": A, "b": B[:1]}, ("a", "b"))
+
+
+def test_fusions_by_hand():
+  # Labels 0, 1: A is right twice, B on the second, C on the first.
+  scores = {"universal": A, "bridge": B, "specific": C}
+  results = fusion.fusions(scores, np.array([0, 1]))
+  assert list(results) == ["+".join(names) for names in fusion.FUSIONS]
+  top1 = {name: result["top1"] for name, result in results.items()}
+  assert top1 == {
+    "universal": 100,
+    "bridge": 50,
+    "specific": 50,
+    "universal+bridge": 50,  # (0.35, 0.65) and (0.25, 0.75): class 1 twice
+    "bridge+specific": 50,  # (0.5, 0.5): the tie goes to class 0; (0.6, 0.4)
+    "universal+specific": 50,  # (0.75, 0.25) and (0.55, 0.45): class 0 twice
+    "universal+bridge+specific": 100,  # (0.53, 0.47) and (0.47, 0.53)
+  }
+  assert set(results["universal"]) == {"top1", "top5", "mean_class"}
+
+
+def test_fusions_takes_what_is_there(tmp_path):
+  # As without a mask network (Table III d), read from a scores file.
+  path = tmp_path / "scores.npz"
+  np.savez(path, ids=np.array(["1", "2"]), labels=np.array([0, 1]), universal=A, specific=C)
+  with np.load(path) as file:
+    results = fusion.fusions(file, file["labels"])
+  assert list(results) == ["universal", "specific", "universal+specific"]
+
+
+def _summary(top1, top5, mean_class):
+  return {"top1": top1, "top5": top5, "mean_class": mean_class}
+
+
+def test_table():
+  text = fusion.table(
+    _summary(56.52, 82.95, 50.0),
+    {
+      "universal+bridge+specific": _summary(58.474, 84.03, 100.0),
+      "universal": _summary(57.67, 83.96, 9.5),
+      "bridge": _summary(57.58, 83.26, 51.25),
+    },
+  )
+  assert text.splitlines() == [
+    "Universal  Bridge  Specific  Top-1 (%)  Top-5 (%)  Mean class (%)",
+    "---------  ------  --------  ---------  ---------  --------------",
+    "One-pass                         56.52      82.95           50.00",
+    "    x                            57.67      83.96            9.50",
+    "             x                   57.58      83.26           51.25",
+    "    x        x        x          58.47      84.03          100.00",
+  ]
+
+
+def test_table_without_one_pass():
+  text = fusion.table(None, fusion.fusions({"specific": C}, np.array([0, 1])))
+  assert len(text.splitlines()) == 3
+  assert len({len(line) for line in text.splitlines()}) == 1
+  assert text.isascii()

@@ -1,0 +1,104 @@
+"""Orbax checkpoints of a run: `<workdir>/checkpoints/<stage>/<step>`, written asynchronously.
+
+A stage's last checkpoint stays when the next stage begins. Beside the state lies a JSON record: the
+model that wrote it and the learning rate's history.
+"""
+
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from u2s_jax.state import TrainState
+
+
+class Checkpoints:
+  """The checkpoints below one folder.
+
+  Args:
+    folder: created when missing.
+    stages: names of the stages in the order of training.
+    model: JSON-able description of the model; a checkpoint of another one is refused.
+    keep: newest checkpoints to keep in each stage.
+  """
+
+  def __init__(
+    self, folder: pathlib.Path, stages: tuple[str, ...], model: dict[str, Any], keep: int = 2
+  ):
+    self._folder = folder.absolute()
+    self._model = model
+    self._stages = stages
+    self._keep = keep
+    self._managers: dict[str, ocp.CheckpointManager] = {}
+
+  def latest(self) -> tuple[str, int] | None:
+    """Stage and step of the newest complete checkpoint, None where there is none."""
+    for stage in reversed(self._stages):
+      if (self._folder / stage).exists():
+        step = self._manager(stage).latest_step()
+        if step is not None:
+          return stage, step
+    return None
+
+  def save(self, stage: str, step: int, state: TrainState, record: dict[str, Any]) -> None:
+    """Begins to write; returns once the state may be changed. A step that is there already stays."""
+    manager = self._manager(stage)
+    if step in manager.all_steps():
+      return
+    manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state),
+        record=ocp.args.JsonSave({**record, "model": self._model}),
+      ),
+    )
+
+  def restore(
+    self, stage: str, step: int, abstract: TrainState
+  ) -> tuple[TrainState, dict[str, Any]]:
+    """The state and its record.
+
+    Args:
+      stage: the stage's name.
+      step: as `latest` gives it.
+      abstract: shapes, types and shardings of the state.
+
+    Raises:
+      ValueError: the checkpoint is another model's, with the field that differs.
+    """
+    manager = self._manager(stage)
+    record = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
+    for field, value in self._model.items():
+      there = record["model"].get(field)
+      if there != value:
+        raise ValueError(
+          f"checkpoint {self._folder / stage / str(step)} is another model's: {field} is {there}"
+          f" there and {value} here; set it back or take another --workdir"
+        )
+    restored = manager.restore(
+      step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+    )
+    return restored.state, record
+
+  def wait(self) -> None:
+    """Returns when everything that was begun is written."""
+    for manager in self._managers.values():
+      manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits, then gives back threads."""
+    for manager in self._managers.values():
+      manager.close()
+    self._managers = {}
+
+  def _manager(self, stage: str) -> ocp.CheckpointManager:
+    if stage not in self._managers:
+      options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, create=True)
+      self._managers[stage] = ocp.CheckpointManager(self._folder / stage, options=options)
+    return self._managers[stage]
+
+
+def abstract_state(state: TrainState, sharding: jax.sharding.Sharding) -> TrainState:
+  """Shapes and types of a state (or of its `eval_shape`), to be restored with `sharding`."""
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)

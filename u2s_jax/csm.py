@@ -1,0 +1,223 @@
+"""The category similarity matrix (CSM): which classes a trained network confuses (section III.A).
+
+`channel_sparsity` and `zero_counts` run on the device, in every evaluation batch. The others run
+once, on the host, in NumPy float64: they take NumPy or JAX arrays and return NumPy arrays.
+
+The whole chain, for batches of features after the last ReLU:
+
+  zeros, counts = sums over the batches of zero_counts(features, labels, mask, num_classes)
+  sparsity = class_sparsity(np.asarray(zeros, np.float64) / (T * H * W), counts)
+  similarity = similarity_matrix(sparsity)
+  alpha = threshold(similarity, confusing_count(top_n_accuracy, target))
+  csm = binarize(similarity, alpha)
+"""
+
+from numbers import Real
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Integer, Num, Shaped
+
+
+def channel_sparsity(features: Float[Array, "n t h w c"]) -> Float[Array, "n c"]:
+  """Share of a channel's responses that are zero, Eq. 1: 1 - share of nonzero responses.
+
+  Args:
+    features: Responses after a ReLU, of any float type, `(N, T, H, W, C)`.
+
+  Returns:
+    `(N, C)` float32 in [0, 1]: 0 where a channel always responds, 1 where it never does.
+  """
+  return _zeros(features) / np.float32(np.prod(features.shape[1:4]))
+
+
+def zero_counts(
+  features: Float[Array, "n t h w c"],
+  labels: Integer[Array, " n"],
+  mask: Shaped[Array, " n"],
+  num_classes: int,
+) -> tuple[Integer[Array, "{num_classes} c"], Integer[Array, " {num_classes}"]]:
+  """Zero responses and samples of each class in one batch: what Eq. 1's class means are made of.
+
+  All integers, so sums over batches are the same bits for any order and number of devices and
+  hosts. Add them up on the device. int32 holds 2**31 / (T * H * W) samples of one class.
+
+  Args:
+    features: Responses after a ReLU, `(N, T, H, W, C)`; N may be sharded over Auto mesh axes.
+    labels: `(N,)` class indices; a sample whose label is outside [0, num_classes) is not counted.
+    mask: `(N,)` bool or number, false (0) for the samples that only pad the batch.
+    num_classes: M, static under `jit`.
+
+  Returns:
+    `(M, C)` int32, the zero responses over samples, frames and positions, each entry at most
+    `samples * T * H * W`, and `(M,)` int32, the samples.
+  """
+  one_hot = jax.nn.one_hot(labels, num_classes, dtype=jnp.int32)
+  one_hot = one_hot * mask.astype(bool).astype(jnp.int32)[:, None]
+  # An integer product: in float32 the matrix units of GPUs and TPUs would round the counts.
+  return jnp.einsum("nm,nc->mc", one_hot, _zeros(features)), one_hot.sum(0, dtype=jnp.int32)
+
+
+def _zeros(features):
+  # XLA fuses comparison and reduction, so no integer copy of the features is ever stored.
+  return jnp.sum(features == 0, axis=(1, 2, 3), dtype=jnp.int32)
+
+
+def class_sparsity(
+  sums: Num[ArrayLike, "m c"], counts: Num[ArrayLike, " m"]
+) -> Float[np.ndarray, "m c"]:
+  """Mean channel sparsity of each class, the vectors Xi_m of section III.A.
+
+  Args:
+    sums: `(M, C)` channel sparsities summed over each class's samples.
+    counts: `(M,)` samples of each class.
+
+  Returns:
+    `(M, C)` float64 in [0, 1].
+
+  Raises:
+    ValueError: A class has no sample; the message names the first such classes.
+  """
+  sums, counts = np.asarray(sums, np.float64), np.asarray(counts)
+  missing = np.flatnonzero(counts <= 0)
+  if missing.size:
+    names = ", ".join(map(str, missing[:5])) + (", ..." if missing.size > 5 else "")
+    raise ValueError(
+      f"{missing.size} of {counts.size} classes have no sample to measure their sparsity on: "
+      f"class index {names}"
+    )
+  return sums / counts[:, None]
+
+
+def similarity_matrix(
+  sparsity: Float[ArrayLike, "m c"], distance: str = "cosine"
+) -> Float[np.ndarray, "m m"]:
+  """Similarity of every pair of classes, Eq. 2: s = 1 - f_dist(Xi_i, Xi_j).
+
+  Args:
+    sparsity: `(M, C)` channel sparsity of each class, in [0, 1].
+    distance: `'cosine'`, f_dist = (1 - cos) / 2, or `'euclidean'`, f_dist = l2 / sqrt(C).
+
+  Returns:
+    `(M, M)` float64 in [0, 1], symmetric, diagonal exactly 1. By cosine a zero vector has
+    cos = 0, hence similarity 0.5, with every other class.
+
+  Raises:
+    ValueError: `distance` is neither of the two.
+  """
+  sparsity = np.asarray(sparsity, np.float64)
+  if distance == "cosine":
+    norm = np.linalg.norm(sparsity, axis=1, keepdims=True)
+    unit = sparsity / np.where(norm > 0, norm, 1)
+    similarity = (1 + unit @ unit.T) / 2
+  elif distance == "euclidean":
+    # Row by row: (M, M, C) at once is half a GiB for 174 classes, and |a|^2 + |b|^2 - 2ab cancels.
+    length = np.stack([np.linalg.norm(sparsity - row, axis=1) for row in sparsity])
+    similarity = 1 - length / np.sqrt(sparsity.shape[1])
+  else:
+    raise ValueError(f"distance must be 'cosine' or 'euclidean', not {distance!r}")
+  similarity = np.clip((similarity + similarity.T) / 2, 0, 1)
+  # The last bits depend on the order of the additions: without them, equal values are equal.
+  similarity = np.round(similarity, 12)
+  np.fill_diagonal(similarity, 1)
+  return similarity
+
+
+def confusing_count(topn_accuracy: Float[ArrayLike, " m"], target: Real) -> int:
+  """Number N of confusing classes: the smallest N with top-N accuracy >= target (section IV.B).
+
+  Args:
+    topn_accuracy: `(M,)` top-1 to top-M accuracy, fractions in [0, 1].
+    target: Accuracy to reach, in (0, 1]. The paper: 0.85 (Something-Something V2), 0.95 (UCF101,
+      Stanford Cars), 0.9 (HMDB51, Stanford Dogs).
+
+  Returns:
+    N in [1, M].
+
+  Raises:
+    ValueError: `target` or an accuracy is no such fraction, or the curve never reaches `target`.
+  """
+  curve = np.asarray(topn_accuracy)
+  if not 0 < target <= 1:
+    raise ValueError(f"target must be a fraction in (0, 1], not {target}")
+  if not np.all((curve >= 0) & (curve <= 1)):
+    raise ValueError("topn_accuracy must be fractions in [0, 1], not percent")
+  # A Python float takes the curve's own precision: float32's 0.95 is below float64's.
+  reached = np.flatnonzero(curve >= float(target))
+  if not reached.size:
+    best = f"its highest value is {curve.max()}" if curve.size else "it is empty"
+    raise ValueError(f"top-N accuracy never reaches the target {target}: {best}")
+  return int(reached[0]) + 1
+
+
+def threshold(similarity: Float[ArrayLike, "m m"], average_confusing: Real) -> float:
+  """Threshold alpha by which a class has `average_confusing` confusing classes on average.
+
+  Chosen among all cuts between two distinct values: the mean number of off-diagonal entries
+  > alpha per class is as close as possible to `average_confusing`. Equal entries, the two of a
+  symmetric pair among them, enter or stay out together. Of two equally close cuts the one with
+  fewer entries is taken. Where values are equal the mean may miss `average_confusing` by much:
+  report `(binarize(similarity, alpha).sum() - M) / M` beside it.
+
+  Args:
+    similarity: `(M, M)` in [0, 1].
+    average_confusing: N >= 0: 0 selects no entry, M - 1 or more selects all.
+
+  Returns:
+    alpha, midway between the two neighbouring values. Above the highest value the neighbour is
+    1, below the lowest it is 0; a lowest value of 0 is selected by alpha = -1.
+
+  Raises:
+    ValueError: `average_confusing` is negative or not a number.
+  """
+  if not average_confusing >= 0:
+    raise ValueError(f"average_confusing must be >= 0, not {average_confusing}")
+  similarity = np.asarray(similarity, np.float64)
+  size = len(similarity)
+  values, repeats = np.unique(similarity[~np.eye(size, dtype=bool)], return_counts=True)
+  selected = np.append(0, np.cumsum(repeats[::-1]))  # by a cut below the 0, 1, 2, ... highest
+  # argmin takes the first of equals, hence the smaller set.
+  cut = len(values) - int(np.argmin(np.abs(selected - float(average_confusing) * size)))
+  low = values[cut - 1] if cut > 0 else 0.0
+  high = values[cut] if cut < len(values) else 1.0
+  if low == high == 0:
+    return -1.0
+  alpha = low + (high - low) / 2
+  # Between two neighbouring floats there is no middle: the lower one separates them as well.
+  return float(alpha if alpha < high else low)
+
+
+def binarize(similarity: Float[ArrayLike, "m m"], alpha: Real) -> Float[np.ndarray, "m m"]:
+  """The CSM: 1 where two classes are confusing (similarity > alpha) and on the diagonal, else 0.
+
+  Args:
+    similarity: `(M, M)` in [0, 1], symmetric.
+    alpha: What `threshold` returned.
+
+  Returns:
+    `(M, M)` float32 of {0, 1}, symmetric as `similarity` is.
+  """
+  # In float64: a float32 alpha may round up to the value that it shall select.
+  csm = (np.asarray(similarity, np.float64) > float(alpha)).astype(np.float32)
+  np.fill_diagonal(csm, 1)
+  return csm
+
+
+def mean_similarity(similarity: Float[ArrayLike, "m m"]) -> Float[np.ndarray, " m"]:
+  """Similarity of each class with all others, Eq. 7: Norm(sum_j S - I), Norm being min-max.
+
+  Args:
+    similarity: `(M, M)` in [0, 1].
+
+  Returns:
+    `(M,)` float64 in [0, 1]: 0 for the most distinct class, 1 for the most confusing. All 0
+    where the classes do not differ, as with a single class.
+  """
+  off_diagonal = np.array(similarity, np.float64)
+  np.fill_diagonal(off_diagonal, 0)
+  sums = off_diagonal.sum(axis=1)
+  sums = sums - sums.min()
+  # Sums that differ by rounding alone are equal; the norm would blow the rounding up to [0, 1].
+  return sums / sums.max() if sums.max() > 1e-9 * len(sums) else np.zeros_like(sums)

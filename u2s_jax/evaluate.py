@@ -1,0 +1,154 @@
+"""Scores of a split on disk, and what is said of a run from them alone."""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Integer
+
+from u2s_jax import fusion, metrics, sharding
+from u2s_jax.state import TrainState
+from u2s_jax.steps import PREDICTIONS
+
+ID_BYTES = 64  # ids travel through the devices so that all hosts learn them in one order
+MIRRORED = {
+  "center": (False,),
+  "3crop": (False,) * 3,
+  "5crop": (False,) * 5,
+  "10crop": (False,) * 5 + (True,) * 5,
+}
+
+
+def mirror_columns(
+  views: str, num_classes: int, flip_label_map: tuple[tuple[int, int], ...]
+) -> tuple[Integer[np.ndarray, " m"] | None, ...]:
+  """For each view None, or for a mirrored one the class each class turns into.
+
+  Args:
+    views: 'center', '3crop', '5crop' or '10crop'.
+    num_classes: M.
+    flip_label_map: pairs of classes that mirror into each other.
+
+  Raises:
+    ValueError: unknown views.
+  """
+  if views not in MIRRORED:
+    raise ValueError(f"eval.views: {views!r} is not one of {', '.join(MIRRORED)}")
+  columns = np.arange(num_classes)
+  for a, b in flip_label_map:
+    columns[[a, b]] = b, a
+  return tuple(columns if mirrored else None for mirrored in MIRRORED[views])
+
+
+def compile_eval(step: Callable[..., dict[str, jax.Array]], mesh: Mesh) -> Callable:
+  """Jits a step of `steps.make_eval_step`; every host gets the scores of the whole batch."""
+
+  def run(state, batch):
+    return step(state, batch["video"]) | {key: batch[key] for key in ("label", "mask", "id")}
+
+  return jax.jit(run, out_shardings=sharding.replicated(mesh))
+
+
+def score(
+  run: Callable, state: TrainState, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh
+) -> dict[str, np.ndarray]:
+  """Scores of all real examples.
+
+  Args:
+    run: from `compile_eval`.
+    state: the networks.
+    batches: of this host; `video` (b, v, t, h, w, 3) uint8, `label`, `mask`, `id`.
+    mesh: all devices.
+
+  Returns:
+    `id` (n,) str, `label` (n,) int32 and for each prediction softmax scores (n, m) float32.
+
+  Raises:
+    ValueError: an id of more than 64 bytes.
+  """
+  parts = []
+  for batch in batches:
+    ids = np.asarray(batch["id"]).astype("S")
+    if ids.dtype.itemsize > ID_BYTES:
+      raise ValueError(f"id {max(ids, key=len).decode()}: longer than {ID_BYTES} bytes")
+    codes = ids.astype(f"S{ID_BYTES}").view(np.uint8).reshape(-1, ID_BYTES)
+    out = jax.device_get(run(state, sharding.global_batch({**batch, "id": codes}, mesh)))
+    real = out.pop("mask").astype(bool)
+    parts.append({key: value[real] for key, value in out.items()})
+  scores = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+  codes = np.ascontiguousarray(scores["id"])
+  scores["id"] = np.char.decode(codes.view(f"S{ID_BYTES}")[:, 0], "utf-8")
+  return scores
+
+
+def predictions(scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The entries of `scores` that are predictions."""
+  return {name: scores[name] for name in PREDICTIONS if name in scores}
+
+
+def merged(scores: dict[str, np.ndarray]) -> np.ndarray:
+  """Mean of all predictions: the paper's final score."""
+  found = predictions(scores)
+  return fusion.fuse(found, tuple(found))
+
+
+def write_scores(path: pathlib.Path, scores: dict[str, np.ndarray]) -> None:
+  """Writes `ids`, `labels` and the predictions; the file appears complete or not at all."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_suffix(".partial")
+  with open(partial, "wb") as file:
+    np.savez(file, ids=scores["id"], labels=scores["label"], **predictions(scores))
+  os.replace(partial, path)
+
+
+def read_scores(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """What `write_scores` wrote, under the keys of `score`."""
+  with np.load(path) as file:
+    arrays = dict(file)
+  return {"id": arrays.pop("ids"), "label": arrays.pop("labels"), **arrays}
+
+
+def parameter_count(state: TrainState, subnetworks: Iterable[str] | None = None) -> int:
+  """Number of parameters, of some subnetworks or of all."""
+  trees = [tree for name, tree in state.params.items() if not subnetworks or name in subnetworks]
+  return sum(leaf.size for leaf in jax.tree.leaves(trees))
+
+
+def summarize(
+  one_pass: dict[str, np.ndarray], final: dict[str, np.ndarray], state: TrainState, config: str
+) -> dict[str, Any]:
+  """What `summary.json` holds; accuracies in percent.
+
+  Args:
+    one_pass: scores of the model after stage 1.
+    final: scores of the model at the end.
+    state: at the end.
+    config: name of the run's config file.
+  """
+  csm = jax.device_get(state.csm)
+  return {
+    "one_pass": metrics.summarize(one_pass["universal"], one_pass["label"]),
+    "predictions": fusion.fusions(predictions(final), final["label"]),
+    "csm": {
+      "alpha": float(csm.alpha),
+      "n": int(csm.n),
+      "average_confusing": float((csm.matrix.sum() - len(csm.matrix)) / len(csm.matrix)),
+    },
+    "parameters": {
+      "one_pass": parameter_count(state, ("trunk", "universal")),
+      "u2s": parameter_count(state),
+    },
+    "config": config,
+  }
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes indented JSON; the file appears complete or not at all."""
+  partial = path.with_suffix(".partial")
+  partial.write_text(json.dumps(value, indent=2) + "\n")
+  os.replace(partial, path)

@@ -1,0 +1,61 @@
+"""The mask network (MN): a mask for each class, and the mask of the classes confused with a guess.
+
+Section III.A, "Mask Generation", and Fig. 3.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Float, Integer, Num
+
+
+def select(csm: Num[ArrayLike, "m m"], predicted: Integer[Array, " n"]) -> Float[Array, "n m"]:
+  """Weights by which the masks of the classes confused with the predicted one are averaged.
+
+  Args:
+    csm: `(M, M)` category similarity matrix, diagonal 1; {0, 1} or soft in [0, 1].
+    predicted: `(N,)` class index of each video, in [0, M).
+
+  Returns:
+    `(N, M)` float32 in [0, 1]: row n is the CSM's column `predicted[n]` divided by its sum. With
+    a binary CSM that is 1/k for each of k confusing classes, the predicted one among them.
+  """
+  columns = jnp.take(jnp.asarray(csm, jnp.float32).T, predicted, axis=0)
+  return columns / jnp.sum(columns, axis=1, keepdims=True)
+
+
+def combine(
+  masks: Float[Array, "n t h w m"], weights: Float[Array, "n m"]
+) -> Float[Array, "n t h w 1"]:
+  """Weighted sum of each video's class masks: the final mask, before its activation.
+
+  Args:
+    masks: `(N, T, H, W, M)` class masks.
+    weights: `(N, M)` from `select`.
+
+  Returns:
+    `(N, T, H, W, 1)` of the masks' type.
+  """
+  return jnp.einsum("nthwm,nm->nthw", masks, weights.astype(masks.dtype))[..., None]
+
+
+class MaskNetwork(nn.Module):
+  """One 1x1x1 convolution C -> M without bias: a linear combination of features for each class.
+
+  Its parameter `kernel`, `(C, M)` float32, is the matrix W that Eq. 4 regularizes.
+
+  Attributes:
+    num_classes: M.
+    dtype: Type to compute in and to return; None is the type of the features.
+  """
+
+  num_classes: int
+  dtype: DTypeLike | None = None
+
+  @nn.compact
+  def __call__(self, features: Float[Array, "n t h w c"]) -> Float[Array, "n t h w m"]:
+    """Returns the class masks `(N, T, H, W, M)`; their mean over T, H, W is the bridge logits."""
+    shape = features.shape[-1], self.num_classes
+    kernel = self.param("kernel", nn.initializers.normal(0.01), shape, jnp.float32)
+    dtype = features.dtype if self.dtype is None else self.dtype
+    return jnp.dot(features.astype(dtype), kernel.astype(dtype))

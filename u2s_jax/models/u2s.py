@@ -1,0 +1,130 @@
+"""Composition of the U2S networks (Fig. 2 and 3 of the paper) and the one-pass model inside it."""
+
+import functools
+from collections.abc import Collection
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer
+
+from u2s_jax.models import mask as mask_lib
+from u2s_jax.models.non_local import NonLocal
+from u2s_jax.models.resnet import Branch, Trunk
+
+MASK_ACTIVATIONS = {"sigmoid": jax.nn.sigmoid, "none": lambda x: x}
+ATTENTIONS = ("mask", "non_local", "none")
+
+
+class U2S(nn.Module):
+  """Trunk, universal network, mask network and category-specific network.
+
+  The trunk runs once. Subnetworks are the top-level entries of the parameters: `trunk`, `universal`,
+  `specific`, and `mask` (or `non_local`).
+
+  Attributes:
+    num_classes: M.
+    blocks: bottlenecks in groups 0 to 3; (3, 4, 6, 3) is ResNet-50.
+    width: channels of the stem; 64 in ResNet-50.
+    temporal: see `resnet.Branch`.
+    strides: spatial strides of groups 0 to 3.
+    stem_pool: see `resnet.Trunk`.
+    attention: what guides the specific network: 'mask' (the paper), 'non_local' (Table III e),
+      'none' (Table III d).
+    mask_activation: 'sigmoid' or 'none', applied to the combined mask (DESIGN, section 2).
+    non_local_width: channels of the non-local embeddings.
+    dtype: of the computation; parameters, BN statistics and logits are float32.
+  """
+
+  num_classes: int
+  blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
+  width: int = 64
+  temporal: tuple[tuple[int, int, int, int], tuple[int, int, int, int]] = (
+    (3, 3, 3, 3),
+    (3, 3, 3, 1),
+  )
+  strides: tuple[int, int, int, int] = (1, 2, 2, 2)
+  stem_pool: bool = True
+  attention: str = "mask"
+  mask_activation: str = "sigmoid"
+  non_local_width: int = 96
+  dtype: jnp.dtype = jnp.float32
+
+  def setup(self):
+    if self.attention not in ATTENTIONS:
+      raise ValueError(f"attention: {self.attention!r} is not one of {ATTENTIONS}")
+    if self.mask_activation not in MASK_ACTIVATIONS:
+      raise ValueError(
+        f"mask_activation: {self.mask_activation!r} is not one of {tuple(MASK_ACTIVATIONS)}"
+      )
+    self.trunk = Trunk(self.blocks[:2], self.width, self.strides[:2], self.stem_pool, self.dtype)
+    branch = functools.partial(
+      Branch, self.num_classes, self.blocks[2:], self.width, self.temporal, self.strides[2:]
+    )
+    self.universal = branch(dtype=self.dtype)
+    self.specific = branch(dtype=self.dtype)
+    if self.attention == "mask":
+      self.mask = mask_lib.MaskNetwork(self.num_classes, dtype=self.dtype)
+    if self.attention == "non_local":
+      self.non_local = NonLocal(self.non_local_width, self.dtype)
+
+  def one_pass(
+    self, video: Float[Array, "n t h w 3"], *, train: Collection[str] = ()
+  ) -> dict[str, Array]:
+    """Trunk and universal network alone: stage 1, the paper's one-pass model.
+
+    Args:
+      video: normalised frames.
+      train: names of the subnetworks whose BN uses and updates batch statistics; the others run with
+        their running averages.
+
+    Returns:
+      `universal` logits (n, m) and `universal_features` (n, t, h, w, c), non-negative.
+    """
+    _, outputs = self._one_pass(video, train)
+    return outputs
+
+  def __call__(
+    self,
+    video: Float[Array, "n t h w 3"],
+    csm: Float[Array, "m m"],
+    guide: Integer[Array, " n"] | None = None,
+    *,
+    train: Collection[str] = (),
+  ) -> dict[str, Array]:
+    """The whole framework.
+
+    Args:
+      video: normalised frames.
+      csm: category similarity matrix, binary (the paper) or soft (Table III c).
+      guide: class whose confusing classes' masks are combined; by default the universal network's
+        prediction, and never a label except for the oracle of Table III f.
+      train: as in `one_pass`.
+
+    Returns:
+      Logits (n, m) `universal`, `specific` and, with a mask network, `bridge`; features
+      (n, t, h, w, c) `universal_features` and `specific_features` (before the mask); with a mask
+      network the class masks `masks` (n, t, h, w, m) and the combined, activated `mask`
+      (n, t, h, w, 1).
+    """
+    trunk, outputs = self._one_pass(video, train)
+    features = self.specific.features(trunk, train="specific" in train)
+    outputs["specific_features"] = features
+    if self.attention == "mask":
+      masks = self.mask(outputs["universal_features"])
+      if guide is None:
+        guide = jnp.argmax(outputs["universal"], axis=-1)
+      combined = mask_lib.combine(masks, mask_lib.select(csm, guide))
+      outputs["masks"] = masks
+      outputs["bridge"] = jnp.mean(masks, axis=(1, 2, 3), dtype=jnp.float32)
+      outputs["mask"] = MASK_ACTIVATIONS[self.mask_activation](combined)
+      features = features * outputs["mask"]
+    elif self.attention == "non_local":
+      features = self.non_local(features)
+    outputs["specific"] = self.specific.classify(features)
+    return outputs
+
+  def _one_pass(self, video, train):
+    trunk = self.trunk(video, train="trunk" in train)
+    features = self.universal.features(trunk, train="universal" in train)
+    return trunk, {"universal": self.universal.classify(features), "universal_features": features}

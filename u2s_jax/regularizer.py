@@ -1,0 +1,46 @@
+"""Category regularization: pushes the mask weights of confusing classes apart (section III.B)."""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Num
+
+
+def weight_similarity(kernel: Float[ArrayLike, "c m"]) -> Float[Array, "m m"]:
+  """Similarity of the mask weights of every pair of classes, Eq. 4: s = (1 + cos) / 2.
+
+  Args:
+    kernel: `(C, M)` weights of the mask network, a column w_i for each class.
+
+  Returns:
+    `(M, M)` float32 in [0, 1]; 0 for opposite, 0.5 for orthogonal, 1 for parallel columns. A zero
+    column (norm below 1e-12) has cos = 0 with every column, itself too. The gradient is finite
+    everywhere.
+  """
+  kernel = jnp.asarray(kernel, jnp.float32)
+  square = jnp.sum(kernel**2, axis=0, keepdims=True)
+  # Replaced before the root, not after it: the root's gradient at 0 is infinite, and infinity
+  # times the zero of an unselected branch is NaN.
+  unit = kernel * jax.lax.rsqrt(jnp.where(square > 1e-24, square, 1.0))
+  cosine = jnp.matmul(unit.T, unit, precision=jax.lax.Precision.HIGHEST)
+  return jnp.clip((1 + cosine) / 2, 0, 1)
+
+
+def category_regularizer(
+  kernel: Float[ArrayLike, "c m"], csm: Num[ArrayLike, "m m"]
+) -> Float[Array, ""]:
+  """Mean weight similarity over the pairs of confusing classes, w_regular of Eq. 5 and 6.
+
+  Args:
+    kernel: `(C, M)` weights of the mask network.
+    csm: `(M, M)` category similarity matrix. Every positive entry off the diagonal counts as one
+      pair, so a soft CSM selects all pairs.
+
+  Returns:
+    Scalar float32 in [0, 1], 0 where no class has a confusing class. The paper weighs it by
+    lambda = 0.5.
+  """
+  csm = jnp.asarray(csm)
+  pairs = (csm > 0) & ~jnp.eye(csm.shape[0], dtype=bool)
+  total = jnp.sum(jnp.where(pairs, weight_similarity(kernel), 0))
+  return total / jnp.maximum(jnp.sum(pairs), 1)

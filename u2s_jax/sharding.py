@@ -1,0 +1,46 @@
+"""One mesh axis, `data`: batches are split over it, everything else is replicated."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+def data_mesh() -> Mesh:
+  """All devices of all processes along the axis `data`.
+
+  The axis type is Auto: `jax.make_mesh` defaults to Explicit, where operations across the batch raise
+  (DESIGN, section 6).
+  """
+  return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Every device holds the whole array."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batched(mesh: Mesh) -> NamedSharding:
+  """The first dimension is split over the devices."""
+  return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def check_batch_size(field: str, batch_size: int) -> None:
+  """Raises ValueError, naming the config field, where the devices do not divide a global batch."""
+  devices = jax.device_count()
+  if batch_size <= 0 or batch_size % devices:
+    raise ValueError(
+      f"{field}: {batch_size} is not a positive multiple of the {devices} devices;"
+      f" the nearest is {max(devices, round(batch_size / devices) * devices)}"
+    )
+
+
+def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+  """This process's slices of a batch as global arrays, split over the devices.
+
+  Entries that no device can hold (byte strings) are left out.
+  """
+  return {
+    key: jax.make_array_from_process_local_data(batched(mesh), value)
+    for key, value in batch.items()
+    if value.dtype.kind not in "SUO"
+  }

@@ -1,0 +1,103 @@
+"""What training carries from step to step, and how a stage's state begins."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+
+from u2s_jax.models.u2s import U2S
+from u2s_jax.stages import Stage
+
+
+class CategorySimilarity(flax.struct.PyTreeNode):
+  """The category similarity matrix and what it was made from.
+
+  Attributes:
+    matrix: the CSM, {0, 1} with diagonal 1: the class in column i is confused with those of its 1s.
+    similarity: Eq. 2, in [0, 1].
+    topn_accuracy: of the one-pass model, fractions for N = 1..M.
+    alpha: the threshold.
+    n: the number of confusing classes aimed at.
+  """
+
+  matrix: Float[Array, "m m"]
+  similarity: Float[Array, "m m"]
+  topn_accuracy: Float[Array, " m"]
+  alpha: Float[Array, ""]
+  n: Int[Array, ""]
+
+
+def no_similarity(num_classes: int) -> CategorySimilarity:
+  """What stands in the state before the CSM is known: no class is confused with another."""
+  return CategorySimilarity(
+    matrix=jnp.eye(num_classes),
+    similarity=jnp.eye(num_classes),
+    topn_accuracy=jnp.zeros(num_classes),
+    alpha=jnp.ones(()),
+    n=jnp.zeros((), jnp.int32),
+  )
+
+
+class TrainState(flax.struct.PyTreeNode):
+  """Everything a step reads and writes.
+
+  Attributes:
+    step: steps done in this stage.
+    params: by subnetwork.
+    batch_stats: BN running averages, by subnetwork.
+    momentum: optimizer state of the stage's trainable subnetworks alone.
+    csm: category similarity matrix that selects masks.
+  """
+
+  step: Int[Array, ""]
+  params: dict[str, PyTree]
+  batch_stats: dict[str, PyTree]
+  momentum: optax.OptState
+  csm: CategorySimilarity
+
+
+def begin(
+  model: U2S,
+  stage: Stage,
+  tx: optax.GradientTransformation,
+  key: jax.Array,
+  video_shape: tuple[int, int, int, int, int],
+  previous: TrainState | None = None,
+  pretrained: dict[str, dict[str, PyTree]] | None = None,
+) -> TrainState:
+  """A stage's first state; jit-able.
+
+  Args:
+    model: the networks.
+    stage: decides which subnetworks exist and which of them have optimizer state.
+    tx: the optimizer.
+    key: of the random initialisation.
+    video_shape: (n, t, h, w, 3) of a batch; parameters do not depend on n, t, h, w.
+    previous: the state before; its subnetworks are kept as they are.
+    pretrained: {'params': {subnetwork: ...}, 'batch_stats': ...} to start from.
+
+  Returns:
+    The state, with step 0 and fresh momentum.
+  """
+  video = jnp.zeros(video_shape, jnp.float32)
+  csm = no_similarity(model.num_classes) if previous is None else previous.csm
+  if stage.one_pass:
+    fresh = model.init(key, video, method=U2S.one_pass)
+  else:
+    fresh = model.init(key, video, csm.matrix)
+  variables = {}
+  for collection in ("params", "batch_stats"):
+    trees = {name: fresh[collection][name] for name in stage.networks if name in fresh[collection]}
+    known = {} if previous is None else getattr(previous, collection)
+    source = (pretrained or {}).get(collection, {})
+    for name in trees:
+      if name in known:
+        trees[name] = known[name]
+      elif name == "specific" and stage.init == "universal":
+        trees[name] = known["universal"]
+      elif name in source:
+        trees[name] = source[name]
+    variables[collection] = trees
+  trained = {name: variables["params"][name] for name in stage.trainable}
+  return TrainState(step=jnp.zeros((), jnp.int32), momentum=tx.init(trained), csm=csm, **variables)

@@ -1,0 +1,165 @@
+"""What a step is: one update, one evaluation batch, one batch of the CSM's statistics."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Integer, UInt8
+
+from u2s_jax import csm as csm_lib
+from u2s_jax import losses, regularizer
+from u2s_jax.models.u2s import U2S
+from u2s_jax.stages import Stage
+from u2s_jax.state import TrainState
+
+Batch = dict[str, Array]
+PREDICTIONS = ("universal", "bridge", "specific")
+
+
+def normalize(
+  video: UInt8[Array, "*b h w 3"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[Array, "*b h w 3"]:
+  """Pixels in 0..255 to (pixel / 255 - mean) / std, channel by channel, in float32."""
+  return (video.astype(jnp.float32) / 255.0 - jnp.asarray(mean)) / jnp.asarray(std)
+
+
+def make_train_step(
+  model: U2S,
+  stage: Stage,
+  tx: optax.GradientTransformation,
+  *,
+  regularizer_weight: float,
+  pixel_mean: tuple[float, ...],
+  pixel_std: tuple[float, ...],
+) -> Callable[[TrainState, Batch, Float[Array, ""]], tuple[TrainState, dict[str, Array]]]:
+  """The update of `stage` as a pure function (state, batch, learning rate) -> (state, metrics).
+
+  Only the stage's trainable subnetworks are differentiated, updated, and move their BN statistics.
+
+  Args:
+    model: the networks.
+    stage: what is trained on which loss.
+    tx: direction of the step, see `optimizer.sgd`.
+    regularizer_weight: lambda of Eq. 3.
+    pixel_mean: see `normalize`.
+    pixel_std: see `normalize`.
+
+  Returns:
+    A function to be jitted. Its metrics are scalars: `loss` (Eq. 3 with the stage's terms), `loss_*`
+    by prediction, `regularizer`, `accuracy_*` (fractions, of the batch, with the network in training
+    mode) and `grad_norm`.
+  """
+
+  def loss_fn(trained, state, batch):
+    video = normalize(batch["video"], pixel_mean, pixel_std)
+    variables = {"params": {**state.params, **trained}, "batch_stats": state.batch_stats}
+    args = (video,) if stage.one_pass else (video, state.csm.matrix)
+    outputs, updates = model.apply(
+      variables,
+      *args,
+      train=stage.trainable,
+      mutable=["batch_stats"],
+      method=U2S.one_pass if stage.one_pass else None,
+    )
+    metrics = {}
+    loss = 0.0
+    for name in stage.losses:
+      term = losses.cross_entropy(outputs[name], batch["label"], batch["mask"])
+      loss += term
+      metrics[f"loss_{name}"] = term
+      hits = (jnp.argmax(outputs[name], axis=-1) == batch["label"]) & batch["mask"]
+      metrics[f"accuracy_{name}"] = jnp.sum(hits) / jnp.maximum(jnp.sum(batch["mask"]), 1)
+    if stage.regularized:
+      metrics["regularizer"] = regularizer.category_regularizer(
+        trained["mask"]["kernel"], state.csm.matrix
+      )
+      loss += regularizer_weight * metrics["regularizer"]
+    metrics["loss"] = loss
+    # Frozen subnetworks ran with their averages; Flax hands those back unchanged.
+    return loss, (updates["batch_stats"], metrics)
+
+  def step(state, batch, learning_rate):
+    trained = {name: state.params[name] for name in stage.trainable}
+    grads, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(trained, state, batch)
+    direction, momentum = tx.update(grads, state.momentum, trained)
+    trained = jax.tree.map(lambda p, d: p - learning_rate * d, trained, direction)
+    metrics["grad_norm"] = optax.global_norm(grads)
+    state = state.replace(
+      step=state.step + 1,
+      params={**state.params, **trained},
+      batch_stats=batch_stats,
+      momentum=momentum,
+    )
+    return state, metrics
+
+  return step
+
+
+def make_eval_step(
+  model: U2S,
+  stage: Stage,
+  *,
+  pixel_mean: tuple[float, ...],
+  pixel_std: tuple[float, ...],
+  mirror_columns: tuple[Integer[Array, " m"] | None, ...],
+) -> Callable[[TrainState, UInt8[Array, "n v t h w 3"]], dict[str, Float[Array, "n m"]]]:
+  """Scores of a batch, as a pure function to be jitted.
+
+  Args:
+    model: the networks.
+    stage: of the state: whether there is more than the universal network.
+    pixel_mean: see `normalize`.
+    pixel_std: see `normalize`.
+    mirror_columns: one entry a view: None, or for a mirrored view the class that each class turns
+      into, so that its scores are booked on the class that is meant.
+
+  Returns:
+    (state, video) -> for each prediction the softmax scores, averaged over the v views.
+  """
+
+  def step(state, video):
+    n, v = video.shape[:2]
+    flat = normalize(video.reshape(n * v, *video.shape[2:]), pixel_mean, pixel_std)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    if stage.one_pass:
+      outputs = model.apply(variables, flat, method=U2S.one_pass)
+    else:
+      outputs = model.apply(variables, flat, state.csm.matrix)
+    scores = {}
+    for name in PREDICTIONS:
+      if name not in outputs:
+        continue
+      by_view = jax.nn.softmax(outputs[name]).reshape(n, v, -1)
+      views = [
+        by_view[:, i] if columns is None else by_view[:, i, columns]
+        for i, columns in enumerate(mirror_columns)
+      ]
+      scores[name] = jnp.mean(jnp.stack(views), axis=0)
+    return scores
+
+  return step
+
+
+def make_sparsity_step(
+  model: U2S, *, pixel_mean: tuple[float, ...], pixel_std: tuple[float, ...]
+) -> Callable[[TrainState, Batch], tuple[Integer[Array, "m c"], Integer[Array, " m"]]]:
+  """What Eq. 1 counts, by class, in inference mode, as a pure function to be jitted.
+
+  Returns:
+    (state, batch with centre views (n, 1, t, h, w, 3)) -> zero responses by class and channel (m, c)
+    and responses of a channel by class (m,): integers, so that their sums over batches, devices and
+    hosts are exact. Their quotient is the class sparsity.
+  """
+
+  def step(state, batch):
+    video = normalize(batch["video"][:, 0], pixel_mean, pixel_std)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    features = model.apply(variables, video, method=U2S.one_pass)["universal_features"]
+    zeros, examples = csm_lib.zero_counts(
+      features, batch["label"], batch["mask"], model.num_classes
+    )
+    return zeros, examples * math.prod(features.shape[1:4])
+
+  return step

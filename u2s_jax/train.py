@@ -1,0 +1,443 @@
+"""The training loop: three stages, one loop, resumable at any step.
+
+Order at a step that ends an epoch: update, evaluate, decide on the learning rate, save, next batch.
+"""
+
+import dataclasses
+import datetime
+import json
+import math
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.experimental import multihost_utils
+
+from u2s_jax import csm as csm_lib
+from u2s_jax import evaluate, fusion, metrics, optimizer, sharding, stages, steps
+from u2s_jax import state as state_lib
+from u2s_jax.checkpoint import Checkpoints, abstract_state
+from u2s_jax.models.u2s import U2S
+from u2s_jax.stages import Stage
+from u2s_jax.state import CategorySimilarity, TrainState
+
+Batches = Iterator[dict[str, np.ndarray]]
+TRAIN_SPLIT, VALIDATION_SPLIT = "train", "validation"
+STAGES = ("universal", "specific", "joint")
+# Fields that change nothing that training computes: a run may go on with other values of them.
+FREE_FIELDS = ("eval", "log_every_steps", "checkpoint_every_steps", "data.num_threads",
+               "data.prepare_workers")  # fmt: skip
+
+
+class MetricWriter(Protocol):
+  """The part of `clu.metric_writers.MetricWriter` that is used."""
+
+  def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """Where the batches come from.
+
+  Attributes:
+    class_names: in the order of the labels.
+    num_train: training examples.
+    train_batches: (stage index, first step) -> this host's endless training batches from that step
+      on, always the same: `video` (b, t, h, w, 3) uint8, `label`, `mask`.
+    eval_batches: (split, views) -> this host's batches of one pass over a split: `video`
+      (b, v, t, h, w, 3) uint8, `label`, `mask`, `id`.
+  """
+
+  class_names: tuple[str, ...]
+  num_train: int
+  train_batches: Callable[[int, int], Batches]
+  eval_batches: Callable[[str, str], Batches]
+
+
+def log(message: str) -> None:
+  """Prints a line on the first host's terminal."""
+  if jax.process_index() == 0:
+    print(message, flush=True)
+
+
+class Run:
+  """What the stages of a run share: config, networks, compiled functions, checkpoints, output.
+
+  Args:
+    config: as in `configs/sthv2.py`.
+    workdir: the run's folder.
+    data: see `Data`.
+    writer: receives scalars.
+    config_name: for the summary.
+
+  Raises:
+    ValueError: a config that cannot work, with the field's name.
+  """
+
+  def __init__(
+    self,
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    data: Data,
+    writer: MetricWriter,
+    config_name: str,
+  ):
+    sharding.check_batch_size("batch_size", config.batch_size)
+    sharding.check_batch_size("eval.batch_size", config.eval.batch_size)
+    self.config, self.workdir, self.data, self.writer = config, workdir, data, writer
+    self.config_name = config_name
+    self.mesh = sharding.data_mesh()
+    model = config.model.to_dict()
+    pixels = {"pixel_mean": model.pop("pixel_mean"), "pixel_std": model.pop("pixel_std")}
+    specific_init = model.pop("specific_init")
+    self.pixels = {key: tuple(value) for key, value in pixels.items()}
+    self.stages = stages.schedule(
+      {name: config[name].to_dict() for name in STAGES},
+      attention=config.model.attention,
+      specific_init=specific_init,
+      control=config.control,
+    )
+    num_classes = len(data.class_names)
+    # What a checkpoint has to agree with, in words of JSON.
+    described = json.loads(json.dumps({**model, "control": config.control}))
+    self.checkpoints = Checkpoints(
+      workdir / "checkpoints", STAGES, {"num_classes": num_classes, **described}
+    )
+    self.model = U2S(num_classes, **{**model, "dtype": jnp.dtype(model["dtype"])})
+    self.tx = optimizer.sgd(config.optimizer.momentum, config.optimizer.weight_decay)
+    self.views = {}  # compiled evaluation by (one-pass or not, views)
+
+  def total_steps(self, stage: Stage) -> int:
+    """Steps of a stage: its epochs' examples over the batch size, at least one."""
+    return max(1, round(stage.epochs * self.data.num_train / self.config.batch_size))
+
+  def begin(self, stage: Stage, previous: TrainState | None) -> Callable[[], TrainState]:
+    """A function that makes the stage's first state (or, under `eval_shape`, its shapes)."""
+    key = jax.random.fold_in(jax.random.key(self.config.seed), self.stages.index(stage))
+    # Parameters do not depend on the size of the frames.
+    shape = (1, self.config.data.num_frames, 32, 32, 3)
+    return lambda: state_lib.begin(self.model, stage, self.tx, key, shape, previous)
+
+  def scores(self, stage: Stage, state: TrainState, views: str) -> dict[str, np.ndarray]:
+    """Scores of the validation split."""
+    key = (stage.one_pass, views)
+    if key not in self.views:
+      step = steps.make_eval_step(
+        self.model,
+        stage,
+        mirror_columns=evaluate.mirror_columns(
+          views, self.model.num_classes, tuple(self.config.data.flip_label_map)
+        ),
+        **self.pixels,
+      )
+      self.views[key] = evaluate.compile_eval(step, self.mesh)
+    batches = self.data.eval_batches(VALIDATION_SPLIT, views)
+    return evaluate.score(self.views[key], state, batches, self.mesh)
+
+  def write_scores(self, name: str, scores: dict[str, np.ndarray]) -> None:
+    if jax.process_index() == 0:
+      evaluate.write_scores(self.scores_path(name), scores)
+
+  def scores_path(self, name: str) -> pathlib.Path:
+    return self.workdir / "scores" / f"{name}.npz"
+
+
+def train(
+  config: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  data: Data,
+  writer: MetricWriter,
+  config_name: str,
+) -> None:
+  """Trains all stages and evaluates, from wherever `workdir` left off.
+
+  Args:
+    config: as in `configs/sthv2.py`.
+    workdir: checkpoints, scores, `config.json` and `summary.json` go there.
+    data: see `Data`.
+    writer: receives scalars.
+    config_name: for the summary.
+
+  Raises:
+    ValueError: a config that cannot work, or one that is not the one of the run in `workdir`.
+    FloatingPointError: a loss or gradient is not finite; the last good checkpoint stays.
+  """
+  run = Run(config, workdir, data, writer, config_name)
+  check_config(config, workdir / "config.json")
+  latest = run.checkpoints.latest()
+  last = run.stages[-1]
+  if latest == (last.name, run.total_steps(last)) and (workdir / "summary.json").exists():
+    log(f"{workdir}: this run is finished, see {workdir / 'summary.json'}; nothing to do")
+    return
+  state, record, done = None, None, -1
+  if latest:
+    state, record = restore(run, *latest)
+    done = STAGES.index(latest[0])
+    log(f"going on at stage {latest[0]}, step {latest[1]}, from {workdir / 'checkpoints'}")
+  for index, stage in enumerate(run.stages):
+    if index < done:
+      continue
+    if index > done:
+      similarity = None if stage.one_pass or index != 1 else category_similarity(run, state)
+      begin = jax.jit(run.begin(stage, state), out_shardings=sharding.replicated(run.mesh))
+      state, record = begin(), {"plateau": dataclasses.asdict(optimizer.Plateau())}
+      if similarity is not None:
+        state = state.replace(csm=similarity)
+      # At once: the CSM is computed once and never again.
+      run.checkpoints.save(stage.name, 0, state, record)
+    state = run_stage(run, index, state, optimizer.Plateau(**record["plateau"]))
+    if index == 0 and not run.scores_path(f"{VALIDATION_SPLIT}_one_pass").exists():
+      log(f"evaluating the one-pass model, views: {config.eval.views}")
+      run.write_scores(f"{VALIDATION_SPLIT}_one_pass", run.scores(stage, state, config.eval.views))
+      sync("one_pass_scores")
+  finish(run, last, state)
+  run.checkpoints.close()
+
+
+def evaluate_latest(
+  config: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  data: Data,
+  writer: MetricWriter,
+  config_name: str,
+) -> None:
+  """Evaluates the newest checkpoint of `workdir` with `config.eval`; trains nothing.
+
+  Args and raises as `train`; ValueError also where there is no checkpoint.
+  """
+  run = Run(config, workdir, data, writer, config_name)
+  latest = run.checkpoints.latest()
+  if not latest:
+    raise ValueError(f"{workdir / 'checkpoints'}: no checkpoint to evaluate; train first")
+  check_config(config, workdir / "config.json")
+  state, _ = restore(run, *latest)
+  finish(run, run.stages[STAGES.index(latest[0])], state)
+  run.checkpoints.close()
+
+
+def restore(run: Run, stage_name: str, step: int) -> tuple[TrainState, dict[str, Any]]:
+  """State and record of a checkpoint, replicated over the devices."""
+  previous = None
+  for stage in run.stages[: STAGES.index(stage_name) + 1]:
+    previous = jax.eval_shape(run.begin(stage, None))
+  abstract = abstract_state(previous, sharding.replicated(run.mesh))
+  return run.checkpoints.restore(stage_name, step, abstract)
+
+
+def run_stage(run: Run, index: int, state: TrainState, plateau: optimizer.Plateau) -> TrainState:
+  """Trains one stage from `state.step` to its end."""
+  config, stage = run.config, run.stages[index]
+  total, num_train = run.total_steps(stage), run.data.num_train
+  first = int(state.step)
+  if first >= total:
+    return state
+  replicated = sharding.replicated(run.mesh)
+  train_step = jax.jit(
+    steps.make_train_step(
+      run.model, stage, run.tx, regularizer_weight=config.regularizer_weight, **run.pixels
+    ),
+    donate_argnums=0,
+    out_shardings=(replicated, replicated),
+  )
+  log(f"stage {stage.name}: {stage.epochs:g} epochs, {total} steps of {config.batch_size} clips")
+  offset = sum(run.total_steps(before) for before in run.stages[:index])
+  batches = run.data.train_batches(index, first)
+  waiting, started, counted = [], time.monotonic(), first
+  for step in range(first + 1, total + 1):
+    batch = sharding.global_batch(next(batches), run.mesh)
+    seen = (step - 1) * config.batch_size / num_train
+    rate = optimizer.learning_rate(stage, seen, plateau)
+    state, scalars = train_step(state, batch, rate)
+    waiting.append(scalars)
+    if step == first + 1:
+      jax.block_until_ready(scalars)  # compilation is no part of the speed
+      started, counted = time.monotonic(), step
+    # The first step at or behind an epoch's last example; the stage's last step always is one.
+    epoch_done = step == total or (
+      math.floor(step * config.batch_size / num_train) > math.floor(seen)
+    )
+    save = step == total or step % config.checkpoint_every_steps == 0
+    if epoch_done or save or step % config.log_every_steps == 0:
+      means = mean_metrics(stage, step, waiting)
+      waiting = []
+      speed = (step - counted) * config.batch_size / max(time.monotonic() - started, 1e-9)
+      means |= {"learning_rate": rate}
+      if step > counted:
+        means["clips_per_second"] = speed
+      run.writer.write_scalars(
+        offset + step, {f"{stage.name}/{name}": value for name, value in means.items()}
+      )
+      epoch = step * config.batch_size / num_train
+      log(progress(stage, step, total, epoch, config.batch_size, means))
+    if epoch_done:
+      results = validate(run, stage, state)
+      run.writer.write_scalars(
+        offset + step, {f"{stage.name}/validation_{k}": v for k, v in results.items()}
+      )
+      if stage.decay == "plateau":
+        plateau.update(1 - results[max(results, key=len)] / 100, stage.patience)
+      # Evaluation is no part of the training speed.
+      started, counted = time.monotonic(), step
+    if save:
+      record = {"plateau": dataclasses.asdict(plateau)}
+      run.checkpoints.save(stage.name, step, state, record)
+  run.checkpoints.wait()
+  return state
+
+
+def mean_metrics(stage: Stage, step: int, waiting: list[dict[str, jax.Array]]) -> dict[str, float]:
+  """Means over the steps since the last call.
+
+  Raises:
+    FloatingPointError: one of them is not finite.
+  """
+  fetched = jax.device_get(waiting)
+  means = {name: float(np.mean([scalars[name] for scalars in fetched])) for name in fetched[0]}
+  for name, value in means.items():
+    if not math.isfinite(value):
+      raise FloatingPointError(
+        f"stage {stage.name}, step {step}: {name} is {value}; stopped, the last good checkpoint"
+        f" stays; lower {stage.name}.learning_rate"
+      )
+  return means
+
+
+def progress(
+  stage: Stage, step: int, total: int, epoch: float, batch_size: int, means: dict[str, float]
+) -> str:
+  """A line for the terminal; ETA is the stage's end."""
+  accuracies = "  ".join(
+    f"{name.removeprefix('accuracy_')} {100 * value:.1f} %"
+    for name, value in means.items()
+    if name.startswith("accuracy_")
+  )
+  line = (
+    f"  {stage.name} epoch {epoch:.1f}/{stage.epochs:g} step {step}/{total}"
+    f"  loss {means['loss']:.3f}  {accuracies}  lr {means['learning_rate']:.2g}"
+  )
+  if "clips_per_second" in means:
+    left = datetime.timedelta(
+      seconds=round((total - step) * batch_size / means["clips_per_second"])
+    )
+    line += f"  {means['clips_per_second']:.0f} clips/s  ETA {left}"
+  return line
+
+
+def validate(run: Run, stage: Stage, state: TrainState) -> dict[str, float]:
+  """Top-1 in percent of every prediction and of their mean, on the centre view."""
+  scores = run.scores(stage, state, "center")
+  results = {
+    name: 100 * metrics.top_k_accuracy(values, scores["label"], 1)
+    for name, values in evaluate.predictions(scores).items()
+  }
+  if len(results) > 1:
+    results["merged"] = 100 * metrics.top_k_accuracy(evaluate.merged(scores), scores["label"], 1)
+  log("  validation top-1: " + "  ".join(f"{k} {v:.1f} %" for k, v in results.items()))
+  return results
+
+
+def category_similarity(run: Run, state: TrainState) -> CategorySimilarity:
+  """The CSM of the one-pass model (Section III-A): sparsity over the training set, N from top-N.
+
+  N is read off the validation scores: on the training set the accuracy is of no use, the network has
+  learned that by heart.
+  """
+  log("category similarity matrix: one pass over the training set")
+  step = steps.make_sparsity_step(run.model, **run.pixels)
+
+  def accumulate(sums, state, batch):
+    return jax.tree.map(jnp.add, sums, step(state, batch))
+
+  replicated = sharding.replicated(run.mesh)
+  accumulate = jax.jit(accumulate, out_shardings=replicated, donate_argnums=0)
+  sums = None
+  for batch in run.data.eval_batches(TRAIN_SPLIT, "center"):
+    batch = sharding.global_batch(batch, run.mesh)
+    if sums is None:
+      sums = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype, device=replicated),
+        jax.eval_shape(step, state, batch),
+      )
+    sums = accumulate(sums, state, batch)
+  zeros, responses = jax.device_get(sums)
+  missing = [name for name, count in zip(run.data.class_names, responses, strict=True) if not count]
+  if missing:
+    raise ValueError(f"split {TRAIN_SPLIT}: no example of class {missing[0]!r}; the CSM needs all")
+  scores = evaluate.read_scores(run.scores_path(f"{VALIDATION_SPLIT}_one_pass"))
+  curve = metrics.top_n_curve(scores["universal"], scores["label"])
+  n = csm_lib.confusing_count(curve, run.config.csm.target_accuracy)
+  sparsity = csm_lib.class_sparsity(zeros, responses)
+  similarity = csm_lib.similarity_matrix(sparsity, run.config.csm.distance)
+  alpha = csm_lib.threshold(similarity, n)
+  matrix = csm_lib.binarize(similarity, alpha)
+  average = (matrix.sum() - len(matrix)) / len(matrix)
+  log(
+    f"  N = {n} (top-{n} accuracy {100 * curve[n - 1]:.1f} %), alpha = {alpha:.4f},"
+    f" {average:.2f} confusing classes a class"
+  )
+  result = CategorySimilarity(
+    matrix=matrix,
+    similarity=similarity.astype(np.float32),
+    topn_accuracy=curve.astype(np.float32),
+    alpha=np.float32(alpha),
+    n=np.int32(n),
+  )
+  return jax.device_put(result, replicated)
+
+
+def finish(run: Run, stage: Stage, state: TrainState) -> None:
+  """Final evaluation: scores, the table of fusions, `summary.json`."""
+  one_pass = f"{VALIDATION_SPLIT}_one_pass"
+  log(f"evaluating, views: {run.config.eval.views}")
+  final = run.scores(stage, state, run.config.eval.views)
+  run.write_scores(VALIDATION_SPLIT, final)
+  if stage.name == "universal":
+    run.write_scores(one_pass, final)
+  sync("scores")
+  if jax.process_index() == 0:
+    summary = evaluate.summarize(
+      evaluate.read_scores(run.scores_path(one_pass)), final, state, run.config_name
+    )
+    evaluate.write_json(run.workdir / "summary.json", summary)
+    log(fusion.table(summary["one_pass"], summary["predictions"]))
+    log(f"written: {run.workdir / 'summary.json'}")
+
+
+def check_config(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
+  """Writes the config beside the run; a run goes on only with the config it began with.
+
+  Raises:
+    ValueError: another config lies there, with the first field that differs.
+  """
+  here = json.loads(config.to_json_best_effort())
+  if path.exists():
+    before, now = flatten(json.loads(path.read_text())), flatten(here)
+    for field in sorted(before.keys() | now.keys()):
+      free = any(field == name or field.startswith(f"{name}.") for name in FREE_FIELDS)
+      if not free and before.get(field) != now.get(field):
+        raise ValueError(
+          f"{path}: this run began with {field} = {before.get(field)}, not {now.get(field)};"
+          " set it back or take another --workdir"
+        )
+  sync("config_read")
+  if jax.process_index() == 0:
+    evaluate.write_json(path, here)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Nested dicts to one, keys joined by dots."""
+  flat = {}
+  for key, value in tree.items():
+    flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+  return flat
+
+
+def sync(name: str) -> None:
+  """Waits for all hosts: what the first one wrote is there for all."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
