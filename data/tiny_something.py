@@ -321,7 +321,7 @@ def _push(scene: _Scene, leftwards: bool) -> None:
   # The hand rests on top: at a side it would give the direction away in every frame.
   scene.mirrored = leftwards
   item = scene.item()
-  travel = scene.about(scene.by(0.5, 0.13))
+  travel = scene.about(scene.by(0.5, 0.05))
   x = scene.rng.uniform(-0.12, 0.12) + travel * (scene.ramp(0.15, 0.9) - 0.5)
   scene.put(item, x, scene.ground - item.b)
   lean = scene.rng.uniform(-0.35, 0.35)
@@ -362,7 +362,7 @@ def _bend(scene: _Scene, breaks: bool) -> None:
   bend = scene.about(scene.by(0.95, 0.6)) * scene.ramp(0.05, 0.5)
   gap = 0.0
   if breaks:
-    gap = scene.about(scene.by(0.16, 0.03)) * scene.ramp(0.4, 0.6)
+    gap = scene.about(scene.by(0.16, 0.02)) * scene.ramp(0.4, 0.6)
   y = scene.rng.uniform(-0.15, -0.02)
   for side in (-1, 1):
     # Each half hangs from the joint in the middle, then from its own side of the gap.
@@ -382,7 +382,7 @@ def _throw(scene: _Scene, released: bool) -> None:
   if released:
     # A slow flight: its evidence has to outlast the sampling of eight frames.
     flight = scene.steady(0.42, 1.0)
-    far = scene.about(scene.by(0.6, 0.16))
+    far = scene.about(scene.by(0.6, 0.06))
     x, y = x_hand + far * flight, y_hand - far * 1.2 * flight * (0.75 - flight)
   scene.hand(x_hand, y_hand + 0.03, np.pi + scene.rng.uniform(0.2, 0.7))
   scene.put(item, x, y - item.b * 0.6)
@@ -394,7 +394,7 @@ def _slope(scene: _Scene, outcome: str) -> None:
   cos, sin = np.cos(tilt), np.sin(tilt)
   y_mid = scene.ground - 0.13
   scene.paint("box", -0.5 * sin, y_mid + 0.5 * cos, 1.2, 0.5, tilt, scene.colour(0.09, 0.3, 0.45))
-  far = scene.about(scene.by(0.55, 0.16)) * scene.steady(0.25, 0.95) ** 1.3
+  far = scene.about(scene.by(0.55, 0.09)) * scene.steady(0.25, 0.95) ** 1.3
   if outcome == "stay":
     far = far * scene.by(0, 0.2)
   turn = tilt + scene.rng.uniform(-0.15, 0.15)
@@ -410,7 +410,7 @@ def _slope(scene: _Scene, outcome: str) -> None:
 def _poke(scene: _Scene, moves: bool) -> None:
   item = scene.item()
   reach = scene.ramp(0, 0.3) - scene.ramp(0.55, 0.85)
-  far = scene.about(scene.by(0.34, 0.07) if moves else scene.by(0, 0.015))
+  far = scene.about(scene.by(0.34, 0.04) if moves else scene.by(0, 0.015))
   # Centred on its way, so that where it stands says little.
   x_start = scene.rng.uniform(-0.12, 0.12) - far / 2
   x = x_start + far * scene.ramp(0.25, 0.6)
@@ -467,7 +467,7 @@ def _cover(scene: _Scene, uncovers: bool) -> None:
   b = b * scene.by(1, 0.5)
   rest = scene.ground - 2 * item.b - 0.02 + b
   come, leave = scene.ramp(0, 0.55), scene.ramp(0.6, 0.95)
-  x_cloth = x - scene.about(scene.by(0.36, 0.2)) * (1 - come)
+  x_cloth = x - scene.about(scene.by(0.36, 0.1)) * (1 - come)
   y_cloth = rest - 0.3 * (1 - scene.ramp(0.3, 0.55))
   scene.put(item, x, scene.ground - item.b)
   scene.paint("box", x_cloth, y_cloth, a, b, 0, colour)
@@ -478,7 +478,7 @@ def _cover(scene: _Scene, uncovers: bool) -> None:
 def _lift(scene: _Scene, drops: bool) -> None:
   item = scene.item(scale=0.9)
   x = scene.rng.uniform(-0.12, 0.12)
-  high = scene.about(scene.by(0.4, 0.13))
+  high = scene.about(scene.by(0.4, 0.05))
   y_hand = scene.ground - item.b - high * scene.ramp(0.1, 0.42)
   y = y_hand
   if drops:
@@ -493,7 +493,7 @@ def _two(scene: _Scene, apart: bool) -> None:
     scene.reverse()
   items = [scene.item(scale=0.75), scene.item(scale=0.75)]
   x_mid = scene.rng.uniform(-0.06, 0.06)
-  travel = scene.about(scene.by(0.2, 0.06))
+  travel = scene.about(scene.by(0.2, 0.02))
   for side, item in zip((-1, 1), items, strict=True):
     near = item.a + scene.rng.uniform(0.0, 0.06)
     x = x_mid + side * (near + travel * (1 - scene.ramp(0.1, 0.9)))
@@ -507,7 +507,7 @@ def _open(scene: _Scene, closes: bool) -> None:
   colour = scene.vessel("chest")
   wide, deep = scene.about(0.2, 0.1), scene.about(0.11, 0.1)
   top = scene.ground - 2 * deep
-  swing = scene.about(scene.by(1.7, 0.5)) * scene.ramp(0.1, 0.9)
+  swing = scene.about(scene.by(1.7, 0.18)) * scene.ramp(0.1, 0.9)
   # The lid turns about its left end and always stands a little open, so that no frame is a limit.
   swing = -(swing + scene.rng.uniform(0, 0.15))
   x_hinge, reach = -wide, 2 * wide

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+SPECIFIC_INITS = ("universal", "random")
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
@@ -13,7 +15,7 @@ class Stage:
     trainable: those of them that are trained; the others keep parameters and BN statistics.
     losses: predictions that carry a cross-entropy (Eq. 3): L_U, L_C, L_M.
     regularized: whether lambda * w_regular is added.
-    init: where subnetworks come from that the stage before did not have: 'random', 'pretrained', or
+    init: where subnetworks come from that the stage before did not have: 'random' or
       the name of the subnetwork whose weights they copy.
     learning_rate: at the stage's start.
     decay: 'epochs' divides the learning rate by 10 at each of `decay_epochs`; 'plateau' does so when
@@ -49,13 +51,15 @@ def schedule(
   Args:
     durations: for each stage's name the fields of `Stage` from `learning_rate` on.
     attention: as in `models.u2s.U2S`; without a mask network there is no L_M and no regularizer.
-    specific_init: 'universal' (copy), 'pretrained' or 'random'.
+    specific_init: 'universal' (a copy of its weights) or 'random'.
     control: the second and third stage go on training the one-pass model for as many epochs at the
       same learning rates: what every comparison with U2S has to carry.
 
   Raises:
-    ValueError: an unknown decay, or epochs that are not positive.
+    ValueError: an unknown start or decay, or epochs that are not positive.
   """
+  if specific_init not in SPECIFIC_INITS:
+    raise ValueError(f"model.specific_init: {specific_init!r} is not one of {SPECIFIC_INITS}")
   one_pass = ("trunk", "universal")
   guide = () if attention == "none" else (attention,)
   everything = (*one_pass, "specific", *guide)

@@ -4,7 +4,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import PyTree
 
 from u2s_jax.models.u2s import U2S
 from u2s_jax.stages import Stage
@@ -13,19 +13,22 @@ from u2s_jax.stages import Stage
 class CategorySimilarity(flax.struct.PyTreeNode):
   """The category similarity matrix and what it was made from.
 
+  The fields of both classes here are trees, because JAX also fills them with shapes and shardings.
+
   Attributes:
-    matrix: the CSM, {0, 1} with diagonal 1: the class in column i is confused with those of its 1s.
-    similarity: Eq. 2, in [0, 1].
-    topn_accuracy: of the one-pass model, fractions for N = 1..M.
-    alpha: the threshold.
-    n: the number of confusing classes aimed at.
+    matrix: the CSM (m, m), {0, 1} with diagonal 1: the 1s of column i are what class i is confused
+      with.
+    similarity: Eq. 2 (m, m), in [0, 1].
+    topn_accuracy: of the one-pass model (m,), fractions for N = 1..m.
+    alpha: the threshold, a scalar.
+    n: the number of confusing classes aimed at, a scalar.
   """
 
-  matrix: Float[Array, "m m"]
-  similarity: Float[Array, "m m"]
-  topn_accuracy: Float[Array, " m"]
-  alpha: Float[Array, ""]
-  n: Int[Array, ""]
+  matrix: PyTree
+  similarity: PyTree
+  topn_accuracy: PyTree
+  alpha: PyTree
+  n: PyTree
 
 
 def no_similarity(num_classes: int) -> CategorySimilarity:
@@ -43,14 +46,14 @@ class TrainState(flax.struct.PyTreeNode):
   """Everything a step reads and writes.
 
   Attributes:
-    step: steps done in this stage.
+    step: steps done in this stage, a scalar.
     params: by subnetwork.
     batch_stats: BN running averages, by subnetwork.
     momentum: optimizer state of the stage's trainable subnetworks alone.
     csm: category similarity matrix that selects masks.
   """
 
-  step: Int[Array, ""]
+  step: PyTree
   params: dict[str, PyTree]
   batch_stats: dict[str, PyTree]
   momentum: optax.OptState
@@ -64,7 +67,6 @@ def begin(
   key: jax.Array,
   video_shape: tuple[int, int, int, int, int],
   previous: TrainState | None = None,
-  pretrained: dict[str, dict[str, PyTree]] | None = None,
 ) -> TrainState:
   """A stage's first state; jit-able.
 
@@ -75,7 +77,6 @@ def begin(
     key: of the random initialisation.
     video_shape: (n, t, h, w, 3) of a batch; parameters do not depend on n, t, h, w.
     previous: the state before; its subnetworks are kept as they are.
-    pretrained: {'params': {subnetwork: ...}, 'batch_stats': ...} to start from.
 
   Returns:
     The state, with step 0 and fresh momentum.
@@ -90,14 +91,11 @@ def begin(
   for collection in ("params", "batch_stats"):
     trees = {name: fresh[collection][name] for name in stage.networks if name in fresh[collection]}
     known = {} if previous is None else getattr(previous, collection)
-    source = (pretrained or {}).get(collection, {})
     for name in trees:
       if name in known:
         trees[name] = known[name]
       elif name == "specific" and stage.init == "universal":
         trees[name] = known["universal"]
-      elif name in source:
-        trees[name] = source[name]
     variables[collection] = trees
   trained = {name: variables["params"][name] for name in stage.trainable}
   return TrainState(step=jnp.zeros((), jnp.int32), momentum=tx.init(trained), csm=csm, **variables)

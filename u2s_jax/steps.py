@@ -85,7 +85,7 @@ def make_train_step(
     grads, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(trained, state, batch)
     direction, momentum = tx.update(grads, state.momentum, trained)
     trained = jax.tree.map(lambda p, d: p - learning_rate * d, trained, direction)
-    metrics["grad_norm"] = optax.global_norm(grads)
+    metrics["grad_norm"] = optax.tree.norm(grads)
     state = state.replace(
       step=state.step + 1,
       params={**state.params, **trained},

@@ -10,6 +10,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 # He initialisation over the fan-out, as the reference ResNets use it.
@@ -63,7 +64,7 @@ class Conv(nn.Module):
   features: int
   extent: tuple[int, int, int]
   stride: int = 1
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, video: Float[Array, "n t h w c"]) -> Float[Array, "n t h2 w2 d"]:

@@ -7,6 +7,7 @@ import functools
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from u2s_jax.models.conv import Conv, max_pool
@@ -20,7 +21,7 @@ class BatchNorm(nn.Module):
   Under `jit` with a batch sharded over devices these are the statistics of the GLOBAL batch.
   """
 
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "n t h w c"], *, train: bool) -> Float[Array, "n t h w c"]:
@@ -47,7 +48,7 @@ class Bottleneck(nn.Module):
   width: int
   stride: int
   temporal: tuple[int, int, int, int]
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "n t h w c"], *, train: bool) -> Float[Array, "n t h2 w2 d"]:
@@ -72,7 +73,7 @@ class Group(nn.Module):
   width: int
   stride: int
   temporal: tuple[int, int, int, int] = (1, 1, 1, 1)
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "n t h w c"], *, train: bool) -> Float[Array, "n t h2 w2 d"]:
@@ -99,7 +100,7 @@ class Trunk(nn.Module):
   width: int
   strides: tuple[int, int] = (1, 2)
   stem_pool: bool = True
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(
@@ -131,7 +132,7 @@ class Branch(nn.Module):
   width: int
   temporal: tuple[tuple[int, int, int, int], tuple[int, int, int, int]]
   strides: tuple[int, int] = (2, 2)
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   def setup(self):
     group = functools.partial(Group, dtype=self.dtype)

@@ -6,6 +6,7 @@ from collections.abc import Collection
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Integer
 
 from u2s_jax.models import mask as mask_lib
@@ -48,7 +49,7 @@ class U2S(nn.Module):
   attention: str = "mask"
   mask_activation: str = "sigmoid"
   non_local_width: int = 96
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   def setup(self):
     if self.attention not in ATTENTIONS:

@@ -1,0 +1,52 @@
+"""The convolution over the frames' channels is the 3D convolution it stands for."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from u2s_jax.models.conv import Conv, conv3d, max_pool
+
+
+def reference(video, kernel, stride):
+  """XLA's own 3D convolution."""
+  return jax.lax.conv_general_dilated(
+    video,
+    kernel,
+    (1, stride, stride),
+    [(k // 2, k // 2) for k in kernel.shape[:3]],
+    dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+  )
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("extent", [(1, 1, 1), (3, 1, 1), (1, 3, 3), (3, 3, 3), (1, 7, 7)])
+@pytest.mark.parametrize("shape", [(2, 3, 8, 7, 3), (1, 1, 5, 5, 3)])
+def test_is_the_3d_convolution_and_so_are_its_gradients(shape, extent, stride):
+  keys = jax.random.split(jax.random.key(0), 3)
+  video = jax.random.normal(keys[0], shape)
+  kernel = jax.random.normal(keys[1], (*extent, 3, 4))
+  expected, expected_vjp = jax.vjp(lambda v, k: reference(v, k, stride), video, kernel)
+  out, vjp = jax.vjp(lambda v, k: conv3d(v, k, stride), video, kernel)
+  np.testing.assert_allclose(out, expected, atol=1e-4)
+  cotangent = jax.random.normal(keys[2], out.shape)
+  for got, wanted in zip(vjp(cotangent), expected_vjp(cotangent), strict=True):
+    np.testing.assert_allclose(got, wanted, atol=2e-4)
+
+
+def test_parameters_are_float32_whatever_computes():
+  conv = Conv(4, (3, 3, 3), dtype=jnp.bfloat16)
+  out, variables = conv.init_with_output(jax.random.key(0), jnp.ones((1, 2, 4, 4, 3)))
+  assert variables["params"]["kernel"].shape == (3, 3, 3, 3, 4)
+  assert variables["params"]["kernel"].dtype == jnp.float32
+  assert out.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("size", [(6, 7), (5, 4), (1, 1)])
+def test_max_pool_is_the_windowed_maximum(size):
+  video = jax.random.normal(jax.random.key(0), (2, 3, *size, 2))
+  pool = lambda v: nn.max_pool(v, (1, 3, 3), (1, 2, 2), ((0, 0), (1, 1), (1, 1)))  # noqa: E731
+  np.testing.assert_array_equal(max_pool(video), pool(video))
+  got, wanted = (jax.grad(lambda v, f=f: jnp.sum(f(v) ** 2))(video) for f in (max_pool, pool))
+  np.testing.assert_allclose(got, wanted, atol=1e-6)

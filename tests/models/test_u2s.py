@@ -1,0 +1,144 @@
+"""The composed networks: sizes, outputs, which statistics move."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from u2s_jax.models.u2s import U2S
+
+CLASSES = 5
+SMALL = dict(blocks=(1, 1, 1, 1), width=2)
+CSM = jnp.array(
+  [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 1], [0, 0, 0, 1, 0], [0, 0, 1, 0, 1.0]]
+)
+
+
+def parameters(tree):
+  return sum(leaf.size for leaf in jax.tree.leaves(tree)) / 2**20
+
+
+# DESIGN, section 2, Table III of the paper in units of 2**20 parameters.
+@pytest.mark.parametrize(
+  ("attention", "total"), [("mask", 120.47), ("none", 120.13), ("non_local", 120.88)]
+)
+def test_parameter_table(attention, total):
+  model = U2S(174, attention=attention)
+  params = jax.eval_shape(
+    lambda: model.init(jax.random.key(0), jnp.zeros((1, 2, 64, 64, 3)), jnp.eye(174))
+  )["params"]
+  one_pass = parameters(params["trunk"]) + parameters(params["universal"])
+  assert one_pass == pytest.approx(60.75, abs=0.005)
+  assert parameters(params) == pytest.approx(total, abs=0.005)
+
+
+def test_temporal_extents_are_free():
+  model = U2S(174, temporal=((1, 1, 1, 1), (1, 1, 1, 1)))
+  params = jax.eval_shape(
+    lambda: model.init(jax.random.key(0), jnp.zeros((1, 2, 64, 64, 3)), method=U2S.one_pass)
+  )["params"]
+  # Pre-activation ResNet-50 with 174 classes: the usual 25,557,032 less its 1000-way head, with
+  # batch norms before the convolutions instead of behind them (the stem and the four projections
+  # have none; each group's first block normalises its input, the end has one more).
+  usual = 25_557_032 - 2049 * 1000 + 2049 * 174
+  behind = 64 + 256 + 512 + 1024 + 2048  # of the stem and the projections
+  last = 3 * 256 + 4 * 512 + 6 * 1024 + 3 * 2048  # behind every third convolution
+  first = (64 + 2 * 256) + (256 + 3 * 512) + (512 + 5 * 1024) + (1024 + 2 * 2048)  # before the first
+  assert parameters(params) * 2**20 == usual + 2 * (first + 2048 - behind - last)
+
+
+@pytest.fixture(scope="module")
+def small():
+  model = U2S(CLASSES, **SMALL)
+  video = jax.random.normal(jax.random.key(1), (4, 3, 64, 64, 3))
+  return model, video, model.init(jax.random.key(0), video, CSM)
+
+
+def test_outputs(small):
+  model, video, variables = small
+  out = model.apply(variables, video, CSM)
+  shapes = {name: value.shape for name, value in out.items()}
+  features = (4, 3, 2, 2, 64)
+  assert shapes == {
+    "universal": (4, CLASSES),
+    "bridge": (4, CLASSES),
+    "specific": (4, CLASSES),
+    "universal_features": features,
+    "specific_features": features,
+    "masks": (*features[:4], CLASSES),
+    "mask": (*features[:4], 1),
+  }
+  assert (out["universal_features"] >= 0).all() and (out["specific_features"] >= 0).all()
+  one_pass = model.apply(variables, video, method=U2S.one_pass)
+  np.testing.assert_allclose(one_pass["universal"], out["universal"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "none"])
+def test_specific_prediction_by_hand(small, activation):
+  _, video, variables = small
+  model = U2S(CLASSES, mask_activation=activation, **SMALL)
+  guide = jnp.array([0, 2, 3, 4])
+  out = jax.tree.map(np.asarray, model.apply(variables, video, CSM, guide))
+  kernel = np.asarray(variables["params"]["mask"]["kernel"])
+  head = jax.tree.map(np.asarray, variables["params"]["specific"]["head"])
+  masks = out["universal_features"] @ kernel
+  np.testing.assert_allclose(out["masks"], masks, atol=1e-6)
+  np.testing.assert_allclose(out["bridge"], masks.mean((1, 2, 3)), atol=1e-6)
+  for n, confusing in enumerate([[0, 1], [2, 4], [3], [2, 4]]):
+    mask = masks[n][..., confusing].mean(-1, keepdims=True)
+    mask = 1 / (1 + np.exp(-mask)) if activation == "sigmoid" else mask
+    np.testing.assert_allclose(out["mask"][n], mask, atol=1e-6)
+    pooled = (out["specific_features"][n] * mask).mean((0, 1, 2))
+    np.testing.assert_allclose(out["specific"][n], pooled @ head["kernel"] + head["bias"], atol=1e-5)
+
+
+def test_without_a_guide_the_universal_prediction_guides(small):
+  model, video, variables = small
+  out = model.apply(variables, video, CSM)
+  guided = model.apply(variables, video, CSM, jnp.argmax(out["universal"], -1))
+  np.testing.assert_array_equal(out["specific"], guided["specific"])
+
+
+def test_only_trained_subnetworks_move_their_statistics(small):
+  model, video, variables = small
+  _, updates = model.apply(
+    variables, video, CSM, train=("specific", "mask"), mutable=["batch_stats"]
+  )
+  for name in ("trunk", "universal"):
+    jax.tree.map(
+      np.testing.assert_array_equal, updates["batch_stats"][name], variables["batch_stats"][name]
+    )
+  moved = jax.tree.map(
+    lambda a, b: bool(jnp.any(a != b)),
+    updates["batch_stats"]["specific"],
+    variables["batch_stats"]["specific"],
+  )
+  assert all(jax.tree.leaves(moved))
+
+
+def test_an_image_is_a_video_of_one_frame(small):
+  model, video, variables = small
+  assert model.apply(variables, video[:, :1], CSM)["mask"].shape == (4, 1, 2, 2, 1)
+
+
+@pytest.mark.parametrize("attention", ["none", "non_local"])
+def test_without_a_mask_network_there_is_no_bridge(attention):
+  model = U2S(CLASSES, attention=attention, non_local_width=3, **SMALL)
+  video = jnp.ones((1, 2, 32, 32, 3))
+  out, variables = model.init_with_output(jax.random.key(0), video, CSM)
+  assert set(out) == {"universal", "specific", "universal_features", "specific_features"}
+  assert ("non_local" in variables["params"]) == (attention == "non_local")
+  # The non-local block starts as the identity.
+  specific = variables["params"]["specific"]["head"]
+  pooled = out["specific_features"].mean((1, 2, 3))
+  np.testing.assert_allclose(
+    out["specific"], pooled @ specific["kernel"] + specific["bias"], atol=1e-5
+  )
+
+
+@pytest.mark.parametrize("field", ["attention", "mask_activation"])
+def test_unknown_names_are_errors(field):
+  with pytest.raises(ValueError, match=f"{field}: 'x' is not one of"):
+    U2S(CLASSES, **SMALL, **{field: "x"}).init(
+      jax.random.key(0), jnp.ones((1, 1, 32, 32, 3)), CSM
+    )

@@ -1,0 +1,46 @@
+"""SGD against PyTorch's update rule written out, and the learning rate."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from u2s_jax import optimizer
+from u2s_jax.stages import Stage
+
+
+def test_sgd_is_pytorchs():
+  tx = optimizer.sgd(momentum=0.9, weight_decay=0.1)
+  params = jnp.array([1.0, -2.0])
+  momentum = tx.init(params)
+  expected, buffer = np.array([1.0, -2.0]), np.zeros(2)
+  for step, (gradient, rate) in enumerate([([1.0, 2.0], 0.5), ([-1.0, 0.5], 0.5), ([2.0, 0.0], 0.05)]):
+    direction, momentum = tx.update(jnp.array(gradient), momentum, params)
+    params = params - rate * direction
+    # torch.optim.SGD: d = g + wd p; buf = d at first, then 0.9 buf + d; p -= lr buf.
+    d = np.array(gradient) + 0.1 * expected
+    buffer = d if step == 0 else 0.9 * buffer + d
+    expected = expected - rate * buffer
+    np.testing.assert_allclose(params, expected, rtol=1e-6)
+
+
+def stage(**fields):
+  return Stage("universal", (), (), (), False, "random", 1e-3, 15.0, **fields)
+
+
+@pytest.mark.parametrize(
+  ("epoch", "rate"), [(0.0, 1e-3), (6.99, 1e-3), (7.0, 1e-4), (11.9, 1e-4), (12.0, 1e-5), (15.0, 1e-5)]
+)
+def test_decay_by_epochs(epoch, rate):
+  falls = stage(decay_epochs=(7.0, 12.0))
+  assert optimizer.learning_rate(falls, epoch, optimizer.Plateau()) == pytest.approx(rate)
+
+
+def test_decay_on_a_plateau():
+  plateau = optimizer.Plateau()
+  rates = []
+  for error in [0.9, 0.8, 0.8, 0.85, 0.7, 0.7, 0.7, 0.7, 0.7]:
+    plateau.update(error, patience=2)
+    rates.append(optimizer.learning_rate(stage(decay="plateau"), 1.0, plateau))
+  # Two epochs without a new low: after the 4th, the 7th and the 9th error.
+  expected = [1e-3, 1e-3, 1e-3, 1e-4, 1e-4, 1e-4, 1e-5, 1e-5, 1e-6]
+  np.testing.assert_allclose(rates, expected)

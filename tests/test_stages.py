@@ -1,0 +1,58 @@
+"""The schedule says what the paper says."""
+
+import pytest
+
+from u2s_jax import stages
+
+DURATIONS = {name: {"learning_rate": 1e-3, "epochs": 2.0} for name in ("universal", "specific", "joint")}
+
+
+def schedule(**settings):
+  defaults = {"attention": "mask", "specific_init": "universal", "control": False}
+  return stages.schedule(DURATIONS, **defaults | settings)
+
+
+def test_the_paper():
+  universal, specific, joint = schedule()
+  assert universal.one_pass and not specific.one_pass and not joint.one_pass
+  assert universal.losses == ("universal",) and not universal.regularized
+  assert set(specific.losses) == {"specific", "bridge"} and specific.regularized
+  assert set(joint.losses) == {"universal", "specific", "bridge"} and joint.regularized
+  assert set(specific.trainable) == {"specific", "mask"}
+  assert set(joint.trainable) == set(joint.networks) == {"trunk", "universal", "specific", "mask"}
+
+
+def test_without_a_mask_network():
+  _, specific, joint = schedule(attention="none")
+  assert specific.trainable == ("specific",) and specific.losses == ("specific",)
+  assert not joint.regularized and joint.losses == ("universal", "specific")
+  _, specific, _ = schedule(attention="non_local")
+  assert specific.trainable == ("specific", "non_local") and not specific.regularized
+
+
+def test_the_control_trains_the_one_pass_model_as_long():
+  for control, stage in zip(schedule(control=True), schedule(), strict=True):
+    assert control.one_pass and control.losses == ("universal",)
+    assert control.trainable == ("trunk", "universal")
+    for field in ("name", "learning_rate", "epochs", "decay", "decay_epochs"):
+      assert getattr(control, field) == getattr(stage, field)
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
+    ("decay", "cosine", "specific.decay: 'cosine' is not 'epochs' or 'plateau'"),
+    ("epochs", 0.0, "specific.epochs: 0.0 is not positive"),
+  ],
+)
+def test_errors_name_the_field(field, value, message):
+  durations = {**DURATIONS, "specific": {**DURATIONS["specific"], field: value}}
+  with pytest.raises(ValueError, match=message):
+    stages.schedule(durations, attention="mask", specific_init="universal", control=False)
+
+
+def test_an_unknown_start_is_an_error():
+  with pytest.raises(ValueError, match="specific_init: 'x' is not one of"):
+    schedule(specific_init="x")
+
+

@@ -1,0 +1,203 @@
+"""Steps: what they train, what they leave alone, and that devices change nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from benchmarks import step_cost
+from u2s_jax import csm, optimizer, regularizer, sharding, stages, state, steps
+from u2s_jax.evaluate import compile_eval
+from u2s_jax.models.u2s import U2S
+
+CLASSES, FRAMES, SIZE = 4, 3, 32
+PIXELS = {"pixel_mean": (0.5, 0.4, 0.3), "pixel_std": (0.2, 0.3, 0.4)}
+MODEL = U2S(CLASSES, blocks=(1, 1, 1, 1), width=2)
+TX = optimizer.sgd(momentum=0.9, weight_decay=1e-3)
+CSM = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], np.float32)
+SCHEDULE = stages.schedule(
+  {name: {"learning_rate": 0.1, "epochs": 1.0} for name in ("universal", "specific", "joint")},
+  attention="mask",
+  specific_init="universal",
+  control=False,
+)
+
+
+def batch(number, size=16):
+  rng = np.random.default_rng(number)
+  return {
+    "video": rng.integers(0, 256, (size, FRAMES, SIZE, SIZE, 3), np.uint8),
+    "label": rng.integers(0, CLASSES, size, np.int32),
+    "mask": np.ones(size, bool),
+  }
+
+
+def begin(stage, previous=None, seed=0):
+  shape = (1, FRAMES, SIZE, SIZE, 3)
+  return jax.jit(lambda p: state.begin(MODEL, stage, TX, jax.random.key(seed), shape, p))(previous)
+
+
+def train_step(stage):
+  return steps.make_train_step(MODEL, stage, TX, regularizer_weight=0.5, **PIXELS)
+
+
+def mesh_of(devices):
+  return jax.make_mesh(
+    (devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
+  )
+
+
+def run(stage, first, mesh, count=10):
+  """Losses of `count` steps on a mesh, and the last state."""
+  replicated = sharding.replicated(mesh)
+  current = jax.device_put(first, replicated)
+  step = jax.jit(train_step(stage), out_shardings=(replicated, replicated))
+  losses = []
+  for number in range(count):
+    current, metrics = step(current, sharding.global_batch(batch(number), mesh), 0.01)
+    losses.append(metrics["loss"])
+  return np.array(jax.device_get(losses)), jax.device_put(current, jax.devices()[0])
+
+
+def sparsity_of(current, mesh):
+  replicated = sharding.replicated(mesh)
+  step = jax.jit(steps.make_sparsity_step(MODEL, **PIXELS), out_shardings=replicated)
+  example = batch(0)
+  example["video"] = example["video"][:, None]
+  example["mask"][3:5] = False
+  return jax.device_get(
+    step(jax.device_put(current, replicated), sharding.global_batch(example, mesh))
+  )
+
+
+@pytest.fixture(scope="module")
+def trained():
+  """(first state, losses, last state) of every stage, on one device and on eight."""
+  results, current = {1: {}, 8: {}}, None
+  for stage in SCHEDULE:
+    first = begin(stage, current)
+    if stage.name == "specific":
+      first = first.replace(csm=first.csm.replace(matrix=jnp.asarray(CSM)))
+    for devices in (8, 1):
+      losses, last = run(stage, first, mesh_of(devices))
+      results[devices][stage.name] = (first, losses, last)
+    current = last
+  return results
+
+
+@pytest.mark.parametrize("stage", ["universal", "specific", "joint"])
+def test_one_and_eight_devices_give_the_same_losses(trained, stage):
+  np.testing.assert_allclose(trained[8][stage][1], trained[1][stage][1], atol=1e-4)
+
+
+def test_one_and_eight_devices_give_the_same_csm(trained):
+  one_pass = trained[1]["universal"][2]
+  results = [sparsity_of(one_pass, mesh_of(devices)) for devices in (1, 8)]
+  matrices = []
+  for zeros, responses in results:
+    similarity = csm.similarity_matrix(csm.class_sparsity(zeros, responses))
+    matrices.append(csm.binarize(similarity, csm.threshold(similarity, 1)))
+  np.testing.assert_array_equal(*matrices)
+  assert matrices[0].sum() > CLASSES
+
+
+def test_sparsity_by_hand(trained):
+  one_pass = trained[1]["universal"][2]
+  zeros, responses = sparsity_of(one_pass, mesh_of(1))
+  example = batch(0)
+  video = steps.normalize(
+    jnp.asarray(example["video"]), mean=PIXELS["pixel_mean"], std=PIXELS["pixel_std"]
+  )
+  features = MODEL.apply(
+    {"params": one_pass.params, "batch_stats": one_pass.batch_stats}, video, method=U2S.one_pass
+  )["universal_features"]
+  real = np.ones(16, bool)
+  real[3:5] = False
+  for label in range(CLASSES):
+    chosen = np.asarray(features)[real & (example["label"] == label)]
+    np.testing.assert_allclose(
+      zeros[label] / responses[label], (chosen == 0).mean((0, 1, 2, 3)), atol=0.02
+    )
+
+
+def test_frozen_networks_stay_bit_for_bit(trained):
+  first, _, last = trained[8]["specific"]
+  for name in ("trunk", "universal"):
+    for collection in ("params", "batch_stats"):
+      jax.tree.map(
+        np.testing.assert_array_equal,
+        getattr(first, collection)[name],
+        getattr(last, collection)[name],
+      )
+  moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), first.params, last.params)
+  assert all(jax.tree.leaves(moved["specific"])) and all(jax.tree.leaves(moved["mask"]))
+
+
+def test_optimizer_state_only_for_what_is_trained(trained):
+  def names(current):
+    trees = [t for t in jax.tree.leaves(current.momentum, is_leaf=lambda x: isinstance(x, dict))]
+    return set().union(*(tree.keys() for tree in trees if isinstance(tree, dict)))
+
+  assert names(trained[1]["universal"][0]) == {"trunk", "universal"}
+  assert names(trained[1]["specific"][0]) == {"specific", "mask"}
+  assert names(trained[1]["joint"][0]) == {"trunk", "universal", "specific", "mask"}
+  assert "specific" not in trained[1]["universal"][2].params
+
+
+def test_the_specific_network_starts_as_the_universal_one(trained):
+  first = trained[1]["specific"][0]
+  before = trained[1]["universal"][2]
+  jax.tree.map(np.testing.assert_array_equal, first.params["specific"], before.params["universal"])
+
+
+def test_losses_of_the_joint_stage_add_up(trained):
+  current, example = trained[1]["joint"][0], batch(3)
+  mesh = mesh_of(1)
+  _, metrics = jax.jit(train_step(SCHEDULE[2]))(current, sharding.global_batch(example, mesh), 0.1)
+  terms = sum(metrics[f"loss_{name}"] for name in ("universal", "bridge", "specific"))
+  expected = regularizer.category_regularizer(current.params["mask"]["kernel"], CSM)
+  np.testing.assert_allclose(metrics["regularizer"], expected, atol=1e-6)
+  np.testing.assert_allclose(metrics["loss"], terms + 0.5 * expected, rtol=1e-6)
+
+
+def test_views_are_averaged_and_mirrored_scores_booked_on_the_mirrored_class(trained):
+  mesh = mesh_of(8)
+  current = jax.device_put(trained[1]["joint"][2], sharding.replicated(mesh))
+  example = batch(5, size=8)
+  columns = np.array([1, 0, 2, 3])
+
+  def scores(videos, mirror_columns):
+    step = steps.make_eval_step(MODEL, SCHEDULE[2], mirror_columns=mirror_columns, **PIXELS)
+    entries = {**example, "video": videos, "id": np.zeros((8, 64), np.uint8)}
+    return jax.device_get(
+      compile_eval(step, mesh)(current, sharding.global_batch(entries, mesh))
+    )
+
+  plain, mirrored = example["video"], example["video"][:, :, :, ::-1]
+  first, second = (scores(v[:, None], (None,)) for v in (plain, mirrored))
+  both = scores(np.stack([plain, mirrored], 1), (None, columns))
+  for name in ("universal", "bridge", "specific"):
+    np.testing.assert_allclose(
+      both[name], (first[name] + second[name][:, columns]) / 2, atol=1e-5
+    )
+    np.testing.assert_allclose(both[name].sum(-1), 1, rtol=1e-5)
+
+
+def test_normalize_by_hand():
+  pixel = jnp.array([[[255, 0, 51]]], jnp.uint8)
+  out = steps.normalize(pixel, (0.5, 0.4, 0.3), (0.2, 0.4, 0.1))
+  np.testing.assert_allclose(out[0, 0], [2.5, -1.0, -1.0], rtol=1e-5)
+
+
+def test_later_stages_cost_little_more():
+  # The trunk runs once, and frozen networks only forward: at 18 x 224 x 224 with ResNet-50.
+  flops = step_cost.stage_flops()
+  assert flops["specific"] <= 1.2 * flops["universal"]
+  assert flops["joint"] <= 1.9 * flops["universal"]
+
+
+@pytest.mark.parametrize(("size", "nearest"), [(20, 16), (0, 8), (3, 8)])
+def test_a_batch_that_the_devices_do_not_divide(size, nearest):
+  with pytest.raises(ValueError, match=f"^batch_size: {size} is not .* 8 devices.* {nearest}$"):
+    sharding.check_batch_size("batch_size", size)
