@@ -86,7 +86,7 @@ def main(argv: list[str]) -> None:
   writers = [metric_writers.SummaryWriter(str(workdir))] if jax.process_index() == 0 else []
   writer = metric_writers.AsyncMultiWriter(writers)
   run = train.train if MODE.value == "train" else train.evaluate_latest
-  run(config, workdir, data, writer, flags.FLAGS["config"].config_filename)
+  run(config, workdir, data, writer.write_scalars, flags.FLAGS["config"].config_filename)
   writer.close()
 
 

@@ -20,12 +20,13 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import NamedTuple
 
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float, Float32, UInt8
 
 VIDEO_FOLDER = "20bn-something-something-v2"
 FRAME_RATE = 12
@@ -47,7 +48,7 @@ _HUES = {
 _ASPECTS = {4 / 3: 0.7, 3 / 2: 0.15, 16 / 9: 0.15}
 
 # What a shape's geometry may be: one number, or one a frame.
-_Track = float | Float32[np.ndarray, "t"]
+_Track = Real | Float[np.ndarray, " t"]
 _Colour = Float32[np.ndarray, "3"]
 
 
@@ -55,8 +56,8 @@ class _Item(NamedTuple):
   """An acting object."""
 
   shape: str
-  a: float  # Half its width, in frame heights.
-  b: float  # Half its height.
+  a: Real  # Half its width, in frame heights.
+  b: Real  # Half its height.
   colour: _Colour
 
 
@@ -67,7 +68,7 @@ class _Scene:
   positive angle turns clockwise on the screen. Whatever is painted later lies in front.
   """
 
-  def __init__(self, rng: np.random.Generator, height: int, difficulty: float):
+  def __init__(self, rng: np.random.Generator, height: int, difficulty: Real):
     self.rng = rng
     self.difficulty = difficulty
     self.mirrored = bool(rng.random() < 0.5)
@@ -92,20 +93,20 @@ class _Scene:
     """Lets everything that follows happen backwards."""
     self._progress = 1 - self._progress
 
-  def ramp(self, start: float, stop: float) -> Float32[np.ndarray, "t"]:
+  def ramp(self, start: Real, stop: Real) -> Float32[np.ndarray, " t"]:
     """0 before `start`, 1 after `stop`, smooth between; times are fractions of the action."""
     part = np.clip((self._progress - start) / (stop - start), 0, 1)
     return part * part * (3 - 2 * part)
 
-  def steady(self, start: float, stop: float) -> Float32[np.ndarray, "t"]:
+  def steady(self, start: Real, stop: Real) -> Float32[np.ndarray, " t"]:
     """As `ramp`, at constant speed."""
     return np.clip((self._progress - start) / (stop - start), 0, 1)
 
-  def by(self, easy: float, hard: float) -> float:
+  def by(self, easy: Real, hard: Real) -> Real:
     """The value between `easy` and `hard` for this clip's difficulty."""
     return easy + (hard - easy) * self.difficulty
 
-  def about(self, value: float, spread: float = 0.12) -> float:
+  def about(self, value: Real, spread: Real = 0.12) -> Real:
     """A random value near `value`; `spread` is relative."""
     return value * self.rng.uniform(1 - spread, 1 + spread)
 
@@ -125,12 +126,12 @@ class _Scene:
     """Notes a named container and gives its colour, paler than that of an item."""
     return self._named(name, saturation=0.45, value=0.75)
 
-  def _named(self, name: str, **colour: float) -> _Colour:
+  def _named(self, name: str, **colour: Real) -> _Colour:
     hue = str(self.rng.choice(list(_HUES)))
     self.names.append(f"{'an' if hue[0] in 'aeiou' else 'a'} {hue} {name}")
     return self.colour(_HUES[hue], **colour)
 
-  def colour(self, hue: float, saturation: float = 0.85, value: float = 0.92) -> _Colour:
+  def colour(self, hue: Real, saturation: Real = 0.85, value: Real = 0.92) -> _Colour:
     hue = (hue + self.rng.uniform(-0.02, 0.02)) % 1
     value *= self.rng.uniform(0.85, 1)
     return np.array(colorsys.hsv_to_rgb(hue, saturation, value), np.float32) * 255
@@ -241,7 +242,7 @@ class _Scene:
 
   # What stands around the action.
 
-  def _track(self, value: _Track) -> Float32[np.ndarray, "t"]:
+  def _track(self, value: _Track) -> Float32[np.ndarray, " t"]:
     return np.broadcast_to(np.asarray(value, np.float32), (self._length,))
 
   def _skin_tone(self) -> _Colour:
@@ -296,8 +297,8 @@ class _Scene:
 
 def _signed_distance(
   shape: str,
-  u: Float32[np.ndarray, "t h w"],
-  v: Float32[np.ndarray, "t h w"],
+  u: Float32[np.ndarray, "t #h #w"],
+  v: Float32[np.ndarray, "t #h #w"],
   a: Float32[np.ndarray, "t 1 1"],
   b: Float32[np.ndarray, "t 1 1"],
 ) -> Float32[np.ndarray, "t h w"]:
@@ -626,7 +627,7 @@ def render(
   num_validation: int,
   num_test: int,
   height: int = 64,
-  difficulty: float = 0.5,
+  difficulty: Real = 0.5,
   seed: int = 0,
   num_workers: int = 2,
 ) -> None:
@@ -683,7 +684,7 @@ def render(
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def _check(height: int, difficulty: float) -> None:
+def _check(height: int, difficulty: Real) -> None:
   if height < 16 or height % 2:
     raise ValueError(f"height must be even and at least 16: {height}")
   if not 0 <= difficulty <= 1:

@@ -50,14 +50,14 @@ class TrainState(flax.struct.PyTreeNode):
     params: by subnetwork.
     batch_stats: BN running averages, by subnetwork.
     momentum: optimizer state of the stage's trainable subnetworks alone.
-    csm: category similarity matrix that selects masks.
+    csm: the `CategorySimilarity` whose matrix selects masks.
   """
 
   step: PyTree
-  params: dict[str, PyTree]
-  batch_stats: dict[str, PyTree]
-  momentum: optax.OptState
-  csm: CategorySimilarity
+  params: PyTree
+  batch_stats: PyTree
+  momentum: PyTree
+  csm: PyTree
 
 
 def begin(

@@ -9,8 +9,8 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,17 +27,12 @@ from u2s_jax.stages import Stage
 from u2s_jax.state import CategorySimilarity, TrainState
 
 Batches = Iterator[dict[str, np.ndarray]]
+WriteScalars = Callable[[int, dict[str, float]], None]  # of `clu.metric_writers`
 TRAIN_SPLIT, VALIDATION_SPLIT = "train", "validation"
 STAGES = ("universal", "specific", "joint")
 # Fields that change nothing that training computes: a run may go on with other values of them.
 FREE_FIELDS = ("eval", "log_every_steps", "checkpoint_every_steps", "data.num_threads",
                "data.prepare_workers")  # fmt: skip
-
-
-class MetricWriter(Protocol):
-  """The part of `clu.metric_writers.MetricWriter` that is used."""
-
-  def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +67,7 @@ class Run:
     config: as in `configs/sthv2.py`.
     workdir: the run's folder.
     data: see `Data`.
-    writer: receives scalars.
+    write_scalars: takes a step, counted through all stages, and scalars by name.
     config_name: for the summary.
 
   Raises:
@@ -84,12 +79,13 @@ class Run:
     config: ml_collections.ConfigDict,
     workdir: pathlib.Path,
     data: Data,
-    writer: MetricWriter,
+    write_scalars: WriteScalars,
     config_name: str,
   ):
     sharding.check_batch_size("batch_size", config.batch_size)
     sharding.check_batch_size("eval.batch_size", config.eval.batch_size)
-    self.config, self.workdir, self.data, self.writer = config, workdir, data, writer
+    self.config, self.workdir, self.data = config, workdir, data
+    self.write_scalars = write_scalars
     self.config_name = config_name
     self.mesh = sharding.data_mesh()
     model = config.model.to_dict()
@@ -116,12 +112,12 @@ class Run:
     """Steps of a stage: its epochs' examples over the batch size, at least one."""
     return max(1, round(stage.epochs * self.data.num_train / self.config.batch_size))
 
-  def begin(self, stage: Stage, previous: TrainState | None) -> Callable[[], TrainState]:
-    """A function that makes the stage's first state (or, under `eval_shape`, its shapes)."""
+  def begin(self, stage: Stage) -> Callable[[TrainState | None], TrainState]:
+    """A jit-able function that makes the stage's first state from the state before."""
     key = jax.random.fold_in(jax.random.key(self.config.seed), self.stages.index(stage))
     # Parameters do not depend on the size of the frames.
     shape = (1, self.config.data.num_frames, 32, 32, 3)
-    return lambda: state_lib.begin(self.model, stage, self.tx, key, shape, previous)
+    return lambda previous: state_lib.begin(self.model, stage, self.tx, key, shape, previous)
 
   def scores(self, stage: Stage, state: TrainState, views: str) -> dict[str, np.ndarray]:
     """Scores of the validation split."""
@@ -151,7 +147,7 @@ def train(
   config: ml_collections.ConfigDict,
   workdir: pathlib.Path,
   data: Data,
-  writer: MetricWriter,
+  write_scalars: WriteScalars,
   config_name: str,
 ) -> None:
   """Trains all stages and evaluates, from wherever `workdir` left off.
@@ -160,14 +156,14 @@ def train(
     config: as in `configs/sthv2.py`.
     workdir: checkpoints, scores, `config.json` and `summary.json` go there.
     data: see `Data`.
-    writer: receives scalars.
+    write_scalars: takes a step, counted through all stages, and scalars by name.
     config_name: for the summary.
 
   Raises:
     ValueError: a config that cannot work, or one that is not the one of the run in `workdir`.
     FloatingPointError: a loss or gradient is not finite; the last good checkpoint stays.
   """
-  run = Run(config, workdir, data, writer, config_name)
+  run = Run(config, workdir, data, write_scalars, config_name)
   check_config(config, workdir / "config.json")
   latest = run.checkpoints.latest()
   last = run.stages[-1]
@@ -184,8 +180,8 @@ def train(
       continue
     if index > done:
       similarity = None if stage.one_pass or index != 1 else category_similarity(run, state)
-      begin = jax.jit(run.begin(stage, state), out_shardings=sharding.replicated(run.mesh))
-      state, record = begin(), {"plateau": dataclasses.asdict(optimizer.Plateau())}
+      begin = jax.jit(run.begin(stage), out_shardings=sharding.replicated(run.mesh))
+      state, record = begin(state), {"plateau": dataclasses.asdict(optimizer.Plateau())}
       if similarity is not None:
         state = state.replace(csm=similarity)
       # At once: the CSM is computed once and never again.
@@ -203,14 +199,14 @@ def evaluate_latest(
   config: ml_collections.ConfigDict,
   workdir: pathlib.Path,
   data: Data,
-  writer: MetricWriter,
+  write_scalars: WriteScalars,
   config_name: str,
 ) -> None:
   """Evaluates the newest checkpoint of `workdir` with `config.eval`; trains nothing.
 
   Args and raises as `train`; ValueError also where there is no checkpoint.
   """
-  run = Run(config, workdir, data, writer, config_name)
+  run = Run(config, workdir, data, write_scalars, config_name)
   latest = run.checkpoints.latest()
   if not latest:
     raise ValueError(f"{workdir / 'checkpoints'}: no checkpoint to evaluate; train first")
@@ -224,7 +220,7 @@ def restore(run: Run, stage_name: str, step: int) -> tuple[TrainState, dict[str,
   """State and record of a checkpoint, replicated over the devices."""
   previous = None
   for stage in run.stages[: STAGES.index(stage_name) + 1]:
-    previous = jax.eval_shape(run.begin(stage, None))
+    previous = jax.eval_shape(run.begin(stage), previous)
   abstract = abstract_state(previous, sharding.replicated(run.mesh))
   return run.checkpoints.restore(stage_name, step, abstract)
 
@@ -269,14 +265,14 @@ def run_stage(run: Run, index: int, state: TrainState, plateau: optimizer.Platea
       means |= {"learning_rate": rate}
       if step > counted:
         means["clips_per_second"] = speed
-      run.writer.write_scalars(
+      run.write_scalars(
         offset + step, {f"{stage.name}/{name}": value for name, value in means.items()}
       )
       epoch = step * config.batch_size / num_train
       log(progress(stage, step, total, epoch, config.batch_size, means))
     if epoch_done:
       results = validate(run, stage, state)
-      run.writer.write_scalars(
+      run.write_scalars(
         offset + step, {f"{stage.name}/validation_{k}": v for k, v in results.items()}
       )
       if stage.decay == "plateau":
