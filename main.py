@@ -51,7 +51,9 @@ def main(argv: list[str]) -> None:
   if MODE.value == "eval" and not workdir.is_dir():
     raise FileNotFoundError(f"--workdir {workdir}: no such folder; train first")
   workdir.mkdir(parents=True, exist_ok=True)
+  train.check(config, workdir)
   fields = config.data.to_dict()
+  train.log(f"data set {config.data.name}: preparing what is not yet prepared")
   # One host prepares, the others then find it done.
   if jax.process_index() == 0:
     builder = catalog.prepare(config.data.name, fields, workdir)
@@ -85,23 +87,34 @@ def main(argv: list[str]) -> None:
   )
   writers = [metric_writers.SummaryWriter(str(workdir))] if jax.process_index() == 0 else []
   writer = metric_writers.AsyncMultiWriter(writers)
-  run = train.train if MODE.value == "train" else train.evaluate_latest
-  run(config, workdir, data, writer.write_scalars, flags.FLAGS["config"].config_filename)
+  begin = train.train if MODE.value == "train" else train.evaluate_latest
+  begin(config, workdir, data, writer.write_scalars, flags.FLAGS["config"].config_filename)
   writer.close()
 
 
-def run_main(argv: list[str]) -> None:
-  """`main`; an error that our own code raised on purpose is one line, any other has its traceback."""
+def parse_flags(argv: list[str]) -> list[str]:
+  """absl's parser; an unknown field of the config, or no such config, is one line."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (AttributeError, OSError) as error:
+    reason = error
+    while isinstance(reason, Exception):  # ml_collections wraps the message in exceptions
+      reason = reason.args[-1] if reason.args else type(reason).__name__
+    sys.exit(f"error: --config: {' '.join(str(reason).split())}")
+
+
+def run(argv: list[str]) -> None:
+  """`main`, with one line for an error that our own code raised on purpose."""
   try:
     main(argv)
   except (ValueError, OSError, FloatingPointError) as error:
     raised_in = pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    ours = pathlib.Path(__file__).resolve().parent
-    if not any(raised_in.is_relative_to(ours / package) for package in ("u2s_jax", "data")):
-      if raised_in != ours / "main.py":
-        raise
+    here = pathlib.Path(__file__).resolve()
+    ours = [here.parent / "u2s_jax", here.parent / "data"]
+    if raised_in != here and not any(raised_in.is_relative_to(folder) for folder in ours):
+      raise  # a bug, with its traceback
     sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-  app.run(run_main)
+  app.run(run, flags_parser=parse_flags)

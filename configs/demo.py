@@ -2,8 +2,8 @@
 
   python main.py --config=configs/demo.py --workdir=/tmp/u2s_demo
 
-Renders "tiny something" (28 classes in confusable families, VP9 files in Something-Something V2's own
-layout), prepares it, trains all three stages of a small network, evaluates, prints the table.
+Renders "tiny something" (28 classes in confusable families, VP9 files in Something-Something V2's
+own layout), prepares it, trains all three stages of a small network, evaluates, prints the table.
 """
 
 import ml_collections
@@ -28,10 +28,10 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.flip_label_map = ((17, 18),)  # pushing from left to right / from right to left
   config.data.num_threads = 2
   # Of the renderer: clips of each split, subtlety of the pairs in 0..1, seed.
-  config.data.num_train = 2240
+  config.data.num_train = 1400
   config.data.num_validation = 560
   config.data.num_test = 28
-  config.data.difficulty = 0.6
+  config.data.difficulty = 1.0
   config.data.render_seed = 0
 
   config.model = ml_collections.ConfigDict()
@@ -54,17 +54,17 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.universal = ml_collections.ConfigDict()
   config.universal.learning_rate = 0.05  # from random weights, not from Kinetics
-  config.universal.epochs = 12.0
+  config.universal.epochs = 24.0
   config.universal.decay = "epochs"
-  config.universal.decay_epochs = (8.0, 11.0)
+  config.universal.decay_epochs = (15.0, 21.0)
   config.universal.patience = 2
   config.specific = ml_collections.ConfigDict(config.universal.to_dict())
-  config.specific.epochs = 6.0
-  config.specific.decay_epochs = (4.0,)
+  config.specific.epochs = 10.0
+  config.specific.decay_epochs = (6.0, 9.0)
   config.joint = ml_collections.ConfigDict(config.universal.to_dict())
-  config.joint.learning_rate = 0.005
-  config.joint.epochs = 4.0
-  config.joint.decay_epochs = ()
+  config.joint.learning_rate = 0.002
+  config.joint.epochs = 5.0
+  config.joint.decay_epochs = (3.0,)
   config.regularizer_weight = 0.5
   config.control = False
 

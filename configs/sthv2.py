@@ -3,8 +3,8 @@
   python main.py --config=configs/sthv2.py --workdir=/path/to/run \
       --config.data.source_dir=/path/to/sthv2 --config.data.prepared_dir=/path/to/prepared
 
-`source_dir` holds `20bn-something-something-v2/<id>.webm` and `labels/*.json`. Preparing writes JPEG
-frames of short edge 240 as ArrayRecord.
+`source_dir` holds `20bn-something-something-v2/<id>.webm` and `labels/*.json`. Preparing writes
+JPEG frames of short edge 240 as ArrayRecord.
 
 Expected, from the paper (validation, 10 crops, top-1 / top-5 in percent): one-pass 56.52 / 82.95,
 U2S 58.47 / 84.03. Not run here: those weights start from Kinetics, which this project cannot ship.
@@ -29,10 +29,10 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.num_frames = 18  # frames of a clip (paper: 18)
   config.data.crop_size = 224  # pixels (paper: 224)
   config.data.flip = (
-    False  # mirror half of the training clips (paper: no, for the sake of directions)
+    False  # mirror half of the training clips (paper: no, some classes have a side)
   )
-  # Classes that mirror into each other (pulling, pushing, turning the camera left / right): labels of
-  # mirrored training clips and scores of 10-crop's mirrored views are swapped.
+  # Classes that mirror into each other (pulling, pushing, turning the camera left / right): labels
+  # of mirrored training clips and scores of 10-crop's mirrored views are swapped.
   config.data.flip_label_map = ((86, 87), (93, 94), (166, 167))
   config.data.num_threads = 0  # of the input pipeline; 0: as many as it finds useful
 
@@ -41,8 +41,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.width = 64  # channels of the stem
   config.model.strides = (1, 2, 2, 2)  # spatial, of groups 0-3
   config.model.stem_pool = True  # 3x3/2 max pool behind the stem
-  # Frames seen by the three convolutions and the projection of a bottleneck in groups 2 and 3. These
-  # give Table III's parameter column (DESIGN, section 2).
+  # Frames seen by the three convolutions and the projection of a bottleneck in groups 2 and 3.
+  # These give Table III's parameter column.
   config.model.temporal = ((3, 3, 3, 3), (3, 3, 3, 1))
   config.model.attention = "mask"  # 'mask' (paper), 'non_local' (Table III e), 'none' (Table III d)
   config.model.mask_activation = "sigmoid"  # 'sigmoid' or 'none', of the combined mask
@@ -70,8 +70,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.joint.epochs = 5.0  # the paper does not say
   config.joint.decay_epochs = ()
   config.regularizer_weight = 0.5  # lambda of Eq. 3 (paper: 0.5; 0 is Table II's first row)
-  # Stages 2 and 3 go on training the one-pass model instead, as long, at the same learning rates: the
-  # control that a comparison with U2S has to carry.
+  # Stages 2 and 3 go on training the one-pass model instead, as long, at the same learning rates:
+  # the control that a comparison with U2S has to carry.
   config.control = False
 
   config.csm = ml_collections.ConfigDict()

@@ -69,8 +69,8 @@ class SomethingSomething(tfds.core.GeneratorBasedBuilder):
           "id": tfds.features.Text(),
           "label": tfds.features.ClassLabel(names=self.builder_config.names),
           "num_frames": tfds.features.Scalar(tf.int32),
-          # One tensor of strings, not a Sequence of Images: TFDS then runs no code for single frames,
-          # and a reader decodes only those it uses.
+          # One tensor of strings, not a Sequence of Images: TFDS then runs no code for single
+          # frames, and a reader decodes only those it uses.
           "frames": tfds.features.Tensor(shape=(None,), dtype=tf.string),
         }
       ),

@@ -297,8 +297,8 @@ class _Scene:
 
 def _signed_distance(
   shape: str,
-  u: Float32[np.ndarray, "t #h #w"],
-  v: Float32[np.ndarray, "t #h #w"],
+  u: Float32[np.ndarray, " t #h #w"],
+  v: Float32[np.ndarray, " t #h #w"],
   a: Float32[np.ndarray, "t 1 1"],
   b: Float32[np.ndarray, "t 1 1"],
 ) -> Float32[np.ndarray, "t h w"]:

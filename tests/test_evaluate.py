@@ -82,10 +82,11 @@ def test_summary():
   csm = state.no_similarity(CLASSES).replace(
     matrix=jnp.array([[1.0, 1, 0], [1, 1, 0], [0, 0, 1]]), alpha=jnp.float32(0.75), n=jnp.int32(1)
   )
-  params = {name: {"w": jnp.zeros(size)} for name, size in [("trunk", 2), ("universal", 3), ("specific", 3), ("mask", 4)]}
-  current = state.TrainState(
-    step=jnp.int32(0), params=params, batch_stats={}, momentum=(), csm=csm
-  )
+  params = {
+    name: {"w": jnp.zeros(size)}
+    for name, size in [("trunk", 2), ("universal", 3), ("specific", 3), ("mask", 4)]
+  }
+  current = state.TrainState(step=jnp.int32(0), params=params, batch_stats={}, momentum=(), csm=csm)
   summary = evaluate.summarize(
     {"label": labels, "universal": bad},
     {"label": labels, "universal": bad, "bridge": good, "specific": good},

@@ -13,7 +13,9 @@ def test_sgd_is_pytorchs():
   params = jnp.array([1.0, -2.0])
   momentum = tx.init(params)
   expected, buffer = np.array([1.0, -2.0]), np.zeros(2)
-  for step, (gradient, rate) in enumerate([([1.0, 2.0], 0.5), ([-1.0, 0.5], 0.5), ([2.0, 0.0], 0.05)]):
+  for step, (gradient, rate) in enumerate(
+    [([1.0, 2.0], 0.5), ([-1.0, 0.5], 0.5), ([2.0, 0.0], 0.05)]
+  ):
     direction, momentum = tx.update(jnp.array(gradient), momentum, params)
     params = params - rate * direction
     # torch.optim.SGD: d = g + wd p; buf = d at first, then 0.9 buf + d; p -= lr buf.
@@ -28,7 +30,8 @@ def stage(**fields):
 
 
 @pytest.mark.parametrize(
-  ("epoch", "rate"), [(0.0, 1e-3), (6.99, 1e-3), (7.0, 1e-4), (11.9, 1e-4), (12.0, 1e-5), (15.0, 1e-5)]
+  ("epoch", "rate"),
+  [(0.0, 1e-3), (6.99, 1e-3), (7.0, 1e-4), (11.9, 1e-4), (12.0, 1e-5), (15.0, 1e-5)],
 )
 def test_decay_by_epochs(epoch, rate):
   falls = stage(decay_epochs=(7.0, 12.0))

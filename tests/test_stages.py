@@ -4,7 +4,9 @@ import pytest
 
 from u2s_jax import stages
 
-DURATIONS = {name: {"learning_rate": 1e-3, "epochs": 2.0} for name in ("universal", "specific", "joint")}
+DURATIONS = {
+  name: {"learning_rate": 1e-3, "epochs": 2.0} for name in ("universal", "specific", "joint")
+}
 
 
 def schedule(**settings):
@@ -54,5 +56,3 @@ def test_errors_name_the_field(field, value, message):
 def test_an_unknown_start_is_an_error():
   with pytest.raises(ValueError, match="specific_init: 'x' is not one of"):
     schedule(specific_init="x")
-
-

@@ -170,17 +170,13 @@ def test_views_are_averaged_and_mirrored_scores_booked_on_the_mirrored_class(tra
   def scores(videos, mirror_columns):
     step = steps.make_eval_step(MODEL, SCHEDULE[2], mirror_columns=mirror_columns, **PIXELS)
     entries = {**example, "video": videos, "id": np.zeros((8, 64), np.uint8)}
-    return jax.device_get(
-      compile_eval(step, mesh)(current, sharding.global_batch(entries, mesh))
-    )
+    return jax.device_get(compile_eval(step, mesh)(current, sharding.global_batch(entries, mesh)))
 
   plain, mirrored = example["video"], example["video"][:, :, :, ::-1]
   first, second = (scores(v[:, None], (None,)) for v in (plain, mirrored))
   both = scores(np.stack([plain, mirrored], 1), (None, columns))
   for name in ("universal", "bridge", "specific"):
-    np.testing.assert_allclose(
-      both[name], (first[name] + second[name][:, columns]) / 2, atol=1e-5
-    )
+    np.testing.assert_allclose(both[name], (first[name] + second[name][:, columns]) / 2, atol=1e-5)
     np.testing.assert_allclose(both[name].sum(-1), 1, rtol=1e-5)
 
 

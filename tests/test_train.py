@@ -1,4 +1,4 @@
-"""The loop over all stages, on batches made in memory: no TensorFlow, no files but the run's own."""
+"""The loop over all stages, on batches made in memory: no TensorFlow, no files of others."""
 
 import json
 import pathlib
@@ -215,7 +215,8 @@ def test_the_control_trains_the_one_pass_model_on(finished, tmp_path):
   assert set(summary["predictions"]) == {"universal"}
   # Stage 1 is the very same.
   theirs, ours = (
-    evaluate.read_scores(path / "scores/validation_one_pass.npz") for path in (finished[0], tmp_path)
+    evaluate.read_scores(path / "scores/validation_one_pass.npz")
+    for path in (finished[0], tmp_path)
   )
   np.testing.assert_array_equal(theirs["universal"], ours["universal"])
 

@@ -35,14 +35,17 @@ class Checkpoints:
   def latest(self) -> tuple[str, int] | None:
     """Stage and step of the newest complete checkpoint, None where there is none."""
     for stage in reversed(self._stages):
-      if (self._folder / stage).exists():
-        step = self._manager(stage).latest_step()
-        if step is not None:
-          return stage, step
+      step = self.last_step(stage)
+      if step is not None:
+        return stage, step
     return None
 
+  def last_step(self, stage: str) -> int | None:
+    """Step of a stage's newest complete checkpoint, None where there is none."""
+    return self._manager(stage).latest_step() if (self._folder / stage).exists() else None
+
   def save(self, stage: str, step: int, state: TrainState, record: dict[str, Any]) -> None:
-    """Begins to write; returns once the state may be changed. A step that is there already stays."""
+    """Begins to write; returns once the state may change. A step that is there already stays."""
     manager = self._manager(stage)
     if step in manager.all_steps():
       return

@@ -8,8 +8,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 def data_mesh() -> Mesh:
   """All devices of all processes along the axis `data`.
 
-  The axis type is Auto: `jax.make_mesh` defaults to Explicit, where operations across the batch raise
-  (DESIGN, section 6).
+  The axis type is Auto: `jax.make_mesh` defaults to Explicit, where operations across a sharded
+  batch (a sum by label, say) raise ShardingTypeError.
   """
   return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 

@@ -1,4 +1,4 @@
-"""The staged schedule (Section IV-B of the paper) as data: what each stage trains, and on which loss."""
+"""The staged schedule (Section IV-B of the paper) as data: what a stage trains, on which loss."""
 
 import dataclasses
 
@@ -18,8 +18,8 @@ class Stage:
     init: where subnetworks come from that the stage before did not have: 'random' or
       the name of the subnetwork whose weights they copy.
     learning_rate: at the stage's start.
-    decay: 'epochs' divides the learning rate by 10 at each of `decay_epochs`; 'plateau' does so when
-      the validation error has not fallen for `patience` epochs.
+    decay: 'epochs' divides the learning rate by 10 at each of `decay_epochs`; 'plateau' does so
+      when the validation error has not fallen for `patience` epochs.
     decay_epochs: epochs after which the learning rate falls.
     patience: epochs.
     epochs: passes over the training set.

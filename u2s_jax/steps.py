@@ -47,9 +47,9 @@ def make_train_step(
     pixel_std: see `normalize`.
 
   Returns:
-    A function to be jitted. Its metrics are scalars: `loss` (Eq. 3 with the stage's terms), `loss_*`
-    by prediction, `regularizer`, `accuracy_*` (fractions, of the batch, with the network in training
-    mode) and `grad_norm`.
+    A function to be jitted. Its metrics are scalars: `loss` (Eq. 3 with the stage's terms),
+    `loss_*` by prediction, `regularizer`, `accuracy_*` (fractions, of the batch, with the network
+    in training mode) and `grad_norm`.
   """
 
   def loss_fn(trained, state, batch):
@@ -148,9 +148,9 @@ def make_sparsity_step(
   """What Eq. 1 counts, by class, in inference mode, as a pure function to be jitted.
 
   Returns:
-    (state, batch with centre views (n, 1, t, h, w, 3)) -> zero responses by class and channel (m, c)
-    and responses of a channel by class (m,): integers, so that their sums over batches, devices and
-    hosts are exact. Their quotient is the class sparsity.
+    (state, batch with centre views (n, 1, t, h, w, 3)) -> zero responses by class and channel
+    (m, c) and responses of a channel by class (m,): integers, so that their sums over batches,
+    devices and hosts are exact. Their quotient is the class sparsity.
   """
 
   def step(state, batch):

@@ -29,6 +29,7 @@ from u2s_jax.state import CategorySimilarity, TrainState
 Batches = Iterator[dict[str, np.ndarray]]
 WriteScalars = Callable[[int, dict[str, float]], None]  # of `clu.metric_writers`
 TRAIN_SPLIT, VALIDATION_SPLIT = "train", "validation"
+ONE_PASS = f"{VALIDATION_SPLIT}_one_pass"  # name of the scores of the model after stage 1
 STAGES = ("universal", "specific", "joint")
 # Fields that change nothing that training computes: a run may go on with other values of them.
 FREE_FIELDS = ("eval", "log_every_steps", "checkpoint_every_steps", "data.num_threads",
@@ -82,22 +83,15 @@ class Run:
     write_scalars: WriteScalars,
     config_name: str,
   ):
-    sharding.check_batch_size("batch_size", config.batch_size)
-    sharding.check_batch_size("eval.batch_size", config.eval.batch_size)
     self.config, self.workdir, self.data = config, workdir, data
     self.write_scalars = write_scalars
     self.config_name = config_name
     self.mesh = sharding.data_mesh()
     model = config.model.to_dict()
     pixels = {"pixel_mean": model.pop("pixel_mean"), "pixel_std": model.pop("pixel_std")}
-    specific_init = model.pop("specific_init")
+    del model["specific_init"]  # of the schedule, not of the model
     self.pixels = {key: tuple(value) for key, value in pixels.items()}
-    self.stages = stages.schedule(
-      {name: config[name].to_dict() for name in STAGES},
-      attention=config.model.attention,
-      specific_init=specific_init,
-      control=config.control,
-    )
+    self.stages = schedule(config)
     num_classes = len(data.class_names)
     # What a checkpoint has to agree with, in words of JSON.
     described = json.loads(json.dumps({**model, "control": config.control}))
@@ -163,8 +157,11 @@ def train(
     ValueError: a config that cannot work, or one that is not the one of the run in `workdir`.
     FloatingPointError: a loss or gradient is not finite; the last good checkpoint stays.
   """
+  check(config, workdir)
+  sync("config_checked")
+  if jax.process_index() == 0:
+    evaluate.write_json(workdir / "config.json", jsonable(config))
   run = Run(config, workdir, data, write_scalars, config_name)
-  check_config(config, workdir / "config.json")
   latest = run.checkpoints.latest()
   last = run.stages[-1]
   if latest == (last.name, run.total_steps(last)) and (workdir / "summary.json").exists():
@@ -187,10 +184,8 @@ def train(
       # At once: the CSM is computed once and never again.
       run.checkpoints.save(stage.name, 0, state, record)
     state = run_stage(run, index, state, optimizer.Plateau(**record["plateau"]))
-    if index == 0 and not run.scores_path(f"{VALIDATION_SPLIT}_one_pass").exists():
-      log(f"evaluating the one-pass model, views: {config.eval.views}")
-      run.write_scores(f"{VALIDATION_SPLIT}_one_pass", run.scores(stage, state, config.eval.views))
-      sync("one_pass_scores")
+    if index == 0 and not run.scores_path(ONE_PASS).exists():
+      score_one_pass(run, state)
   finish(run, last, state)
   run.checkpoints.close()
 
@@ -202,15 +197,19 @@ def evaluate_latest(
   write_scalars: WriteScalars,
   config_name: str,
 ) -> None:
-  """Evaluates the newest checkpoint of `workdir` with `config.eval`; trains nothing.
+  """Evaluates the newest checkpoint and the one-pass model with `config.eval`; trains nothing.
 
   Args and raises as `train`; ValueError also where there is no checkpoint.
   """
+  check(config, workdir)
   run = Run(config, workdir, data, write_scalars, config_name)
   latest = run.checkpoints.latest()
   if not latest:
     raise ValueError(f"{workdir / 'checkpoints'}: no checkpoint to evaluate; train first")
-  check_config(config, workdir / "config.json")
+  if latest[0] != "universal":
+    # The table compares the two, so both are seen in the same views.
+    one_pass, _ = restore(run, "universal", run.checkpoints.last_step("universal"))
+    score_one_pass(run, one_pass)
   state, _ = restore(run, *latest)
   finish(run, run.stages[STAGES.index(latest[0])], state)
   run.checkpoints.close()
@@ -340,8 +339,8 @@ def validate(run: Run, stage: Stage, state: TrainState) -> dict[str, float]:
 def category_similarity(run: Run, state: TrainState) -> CategorySimilarity:
   """The CSM of the one-pass model (Section III-A): sparsity over the training set, N from top-N.
 
-  N is read off the validation scores: on the training set the accuracy is of no use, the network has
-  learned that by heart.
+  N is read off the validation scores: the paper does not say whose, and on the training set the
+  network's accuracy is that of what it has learned by heart.
   """
   log("category similarity matrix: one pass over the training set")
   step = steps.make_sparsity_step(run.model, **run.pixels)
@@ -364,7 +363,7 @@ def category_similarity(run: Run, state: TrainState) -> CategorySimilarity:
   missing = [name for name, count in zip(run.data.class_names, responses, strict=True) if not count]
   if missing:
     raise ValueError(f"split {TRAIN_SPLIT}: no example of class {missing[0]!r}; the CSM needs all")
-  scores = evaluate.read_scores(run.scores_path(f"{VALIDATION_SPLIT}_one_pass"))
+  scores = evaluate.read_scores(run.scores_path(ONE_PASS))
   curve = metrics.top_n_curve(scores["universal"], scores["label"])
   n = csm_lib.confusing_count(curve, run.config.csm.target_accuracy)
   sparsity = csm_lib.class_sparsity(zeros, responses)
@@ -386,43 +385,67 @@ def category_similarity(run: Run, state: TrainState) -> CategorySimilarity:
   return jax.device_put(result, replicated)
 
 
+def score_one_pass(run: Run, state: TrainState) -> None:
+  """Scores of the model after stage 1, in the configured views."""
+  log(f"evaluating the one-pass model, views: {run.config.eval.views}")
+  run.write_scores(ONE_PASS, run.scores(run.stages[0], state, run.config.eval.views))
+  sync("one_pass_scores")
+
+
 def finish(run: Run, stage: Stage, state: TrainState) -> None:
   """Final evaluation: scores, the table of fusions, `summary.json`."""
-  one_pass = f"{VALIDATION_SPLIT}_one_pass"
   log(f"evaluating, views: {run.config.eval.views}")
   final = run.scores(stage, state, run.config.eval.views)
   run.write_scores(VALIDATION_SPLIT, final)
   if stage.name == "universal":
-    run.write_scores(one_pass, final)
+    run.write_scores(ONE_PASS, final)
   sync("scores")
   if jax.process_index() == 0:
     summary = evaluate.summarize(
-      evaluate.read_scores(run.scores_path(one_pass)), final, state, run.config_name
+      evaluate.read_scores(run.scores_path(ONE_PASS)), final, state, run.config_name
     )
     evaluate.write_json(run.workdir / "summary.json", summary)
     log(fusion.table(summary["one_pass"], summary["predictions"]))
     log(f"written: {run.workdir / 'summary.json'}")
 
 
-def check_config(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
-  """Writes the config beside the run; a run goes on only with the config it began with.
+def schedule(config: ml_collections.ConfigDict) -> tuple[Stage, Stage, Stage]:
+  """The stages that a config asks for."""
+  return stages.schedule(
+    {name: config[name].to_dict() for name in STAGES},
+    attention=config.model.attention,
+    specific_init=config.model.specific_init,
+    control=config.control,
+  )
+
+
+def check(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+  """Finds what is wrong with a config before any data is prepared, which can take hours.
 
   Raises:
-    ValueError: another config lies there, with the first field that differs.
+    ValueError: a config that cannot work, or not the one that the run in `workdir` began with; the
+      first such field.
   """
-  here = json.loads(config.to_json_best_effort())
-  if path.exists():
-    before, now = flatten(json.loads(path.read_text())), flatten(here)
-    for field in sorted(before.keys() | now.keys()):
-      free = any(field == name or field.startswith(f"{name}.") for name in FREE_FIELDS)
-      if not free and before.get(field) != now.get(field):
-        raise ValueError(
-          f"{path}: this run began with {field} = {before.get(field)}, not {now.get(field)};"
-          " set it back or take another --workdir"
-        )
-  sync("config_read")
-  if jax.process_index() == 0:
-    evaluate.write_json(path, here)
+  sharding.check_batch_size("batch_size", config.batch_size)
+  sharding.check_batch_size("eval.batch_size", config.eval.batch_size)
+  schedule(config)
+  evaluate.mirror_columns(config.eval.views, 0, ())
+  path = workdir / "config.json"
+  if not path.exists():
+    return
+  before, now = flatten(json.loads(path.read_text())), flatten(jsonable(config))
+  for field in sorted(before.keys() | now.keys()):
+    free = any(field == name or field.startswith(f"{name}.") for name in FREE_FIELDS)
+    if not free and before.get(field) != now.get(field):
+      raise ValueError(
+        f"{path}: this run began with {field} = {before.get(field)}, not {now.get(field)};"
+        " set it back or take another --workdir"
+      )
+
+
+def jsonable(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """A config as JSON gives it back: tuples are lists."""
+  return json.loads(config.to_json_best_effort())
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -25,7 +25,7 @@ def test_select_without_confusing_classes_is_self_attention():
 
 
 def test_select_takes_columns():
-  # DESIGN: masks j with CSM[j, i] = 1; only an asymmetric matrix shows the difference.
+  # The masks j with CSM[j, i] = 1; only an asymmetric matrix shows the difference.
   csm = np.array([[1, 1], [0, 1]])
   np.testing.assert_array_equal(mask.select(csm, jnp.array([0, 1])), [[1, 0], [0.5, 0.5]])
 

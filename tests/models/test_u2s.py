@@ -18,7 +18,7 @@ def parameters(tree):
   return sum(leaf.size for leaf in jax.tree.leaves(tree)) / 2**20
 
 
-# DESIGN, section 2, Table III of the paper in units of 2**20 parameters.
+# Table III of the paper, whose parameter column is in units of 2**20.
 @pytest.mark.parametrize(
   ("attention", "total"), [("mask", 120.47), ("none", 120.13), ("non_local", 120.88)]
 )
@@ -43,7 +43,9 @@ def test_temporal_extents_are_free():
   usual = 25_557_032 - 2049 * 1000 + 2049 * 174
   behind = 64 + 256 + 512 + 1024 + 2048  # of the stem and the projections
   last = 3 * 256 + 4 * 512 + 6 * 1024 + 3 * 2048  # behind every third convolution
-  first = (64 + 2 * 256) + (256 + 3 * 512) + (512 + 5 * 1024) + (1024 + 2 * 2048)  # before the first
+  first = (
+    (64 + 2 * 256) + (256 + 3 * 512) + (512 + 5 * 1024) + (1024 + 2 * 2048)
+  )  # before the first
   assert parameters(params) * 2**20 == usual + 2 * (first + 2048 - behind - last)
 
 
@@ -89,7 +91,9 @@ def test_specific_prediction_by_hand(small, activation):
     mask = 1 / (1 + np.exp(-mask)) if activation == "sigmoid" else mask
     np.testing.assert_allclose(out["mask"][n], mask, atol=1e-6)
     pooled = (out["specific_features"][n] * mask).mean((0, 1, 2))
-    np.testing.assert_allclose(out["specific"][n], pooled @ head["kernel"] + head["bias"], atol=1e-5)
+    np.testing.assert_allclose(
+      out["specific"][n], pooled @ head["kernel"] + head["bias"], atol=1e-5
+    )
 
 
 def test_without_a_guide_the_universal_prediction_guides(small):
@@ -139,6 +143,4 @@ def test_without_a_mask_network_there_is_no_bridge(attention):
 @pytest.mark.parametrize("field", ["attention", "mask_activation"])
 def test_unknown_names_are_errors(field):
   with pytest.raises(ValueError, match=f"{field}: 'x' is not one of"):
-    U2S(CLASSES, **SMALL, **{field: "x"}).init(
-      jax.random.key(0), jnp.ones((1, 1, 32, 32, 3)), CSM
-    )
+    U2S(CLASSES, **SMALL, **{field: "x"}).init(jax.random.key(0), jnp.ones((1, 1, 32, 32, 3)), CSM)

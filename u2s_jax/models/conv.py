@@ -1,6 +1,6 @@
 """The one place that knows how a `kt x k x k` convolution over video is computed.
 
-XLA's gradient of a 3D convolution is far slower than that of a 2D one (DESIGN, section 6), so a
+XLA's gradient of a 3D convolution is far slower than that of a 2D one , so a
 convolution over `kt` frames runs as ONE 2D convolution over those frames concatenated in channels.
 Parameters keep the usual five-dimensional kernel, whatever computes with it.
 """
@@ -28,8 +28,8 @@ def conv3d(
     stride: spatial stride; time is never strided.
 
   Returns:
-    `h2 = ceil(h / stride)`, likewise `w2`. Padding is `k // 2` on both sides, as in PyTorch, so that
-    weights trained there keep their alignment under a stride.
+    `h2 = ceil(h / stride)`, likewise `w2`. Padding is `k // 2` on both sides, as in PyTorch, so
+    that weights trained there keep their alignment under a stride.
   """
   n, t, h, w, c = video.shape
   kt, kh, kw, _, d = kernel.shape

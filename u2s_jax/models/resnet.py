@@ -1,6 +1,6 @@
 """Pre-activation bottleneck ResNet over video: 2D groups 0-1 (trunk), 3D groups 2-3 (branch).
 
-Section III-A of the paper and DESIGN, section 2. A 2D group is a 3D one of temporal extent 1.
+Section III-A of the paper. A 2D group is a 3D one of temporal extent 1.
 """
 
 import functools
@@ -115,7 +115,7 @@ class Trunk(nn.Module):
 
 
 class Branch(nn.Module):
-  """Res3D of the paper's Fig. 2 with its classifier: the universal or the specific network's own part.
+  """Res3D of the paper's Fig. 2 with its classifier: what UN and CSN each have of their own.
 
   Attributes:
     num_classes: M.

@@ -20,8 +20,8 @@ ATTENTIONS = ("mask", "non_local", "none")
 class U2S(nn.Module):
   """Trunk, universal network, mask network and category-specific network.
 
-  The trunk runs once. Subnetworks are the top-level entries of the parameters: `trunk`, `universal`,
-  `specific`, and `mask` (or `non_local`).
+  The trunk runs once. Subnetworks are the top-level entries of the parameters: `trunk`,
+  `universal`, `specific`, and `mask` (or `non_local`).
 
   Attributes:
     num_classes: M.
@@ -32,7 +32,7 @@ class U2S(nn.Module):
     stem_pool: see `resnet.Trunk`.
     attention: what guides the specific network: 'mask' (the paper), 'non_local' (Table III e),
       'none' (Table III d).
-    mask_activation: 'sigmoid' or 'none', applied to the combined mask (DESIGN, section 2).
+    mask_activation: 'sigmoid' or 'none', applied to the combined mask .
     non_local_width: channels of the non-local embeddings.
     dtype: of the computation; parameters, BN statistics and logits are float32.
   """
@@ -76,8 +76,8 @@ class U2S(nn.Module):
 
     Args:
       video: normalised frames.
-      train: names of the subnetworks whose BN uses and updates batch statistics; the others run with
-        their running averages.
+      train: names of the subnetworks whose BN uses and updates batch statistics; the others run
+        with their running averages.
 
     Returns:
       `universal` logits (n, m) and `universal_features` (n, t, h, w, c), non-negative.

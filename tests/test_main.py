@@ -1,0 +1,255 @@
+"""`main.py` as a user starts it: real video files, processes that are killed, bad input."""
+
+import importlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+STAGES = ("universal", "specific", "joint")
+
+
+def command(workdir, *arguments, config="configs/tests.py"):
+  return [
+    sys.executable, "main.py", f"--config={config}", f"--workdir={workdir}", *arguments,
+  ]  # fmt: skip
+
+
+def environment(devices=1, **more):
+  flags = f"--xla_force_host_platform_device_count={devices}"
+  return os.environ | {"XLA_FLAGS": flags} | more
+
+
+def start(workdir, *arguments, env=None, **keywords):
+  return subprocess.run(
+    command(workdir, *arguments, **keywords),
+    cwd=ROOT,
+    env=env or environment(),
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+
+
+def parameters(workdir):
+  """All arrays of the last checkpoint, by path."""
+  folder = workdir / "checkpoints/joint"
+  step = max(int(path.name) for path in folder.iterdir())
+  tree = ocp.StandardCheckpointer().restore(folder / str(step) / "state")
+  flat = {}
+
+  def walk(node, path):
+    if isinstance(node, dict):
+      for key, value in node.items():
+        walk(value, (*path, key))
+    elif isinstance(node, (list, tuple)):
+      for key, value in enumerate(node):
+        walk(value, (*path, key))
+    elif node is not None:
+      flat[path] = np.asarray(node)
+
+  walk(tree, ())
+  return flat
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  """Overrides that point to videos rendered and prepared once."""
+  folder = tmp_path_factory.mktemp("data")
+  return (
+    f"--config.data.source_dir={folder}/source",
+    f"--config.data.prepared_dir={folder}/prepared",
+  )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data):
+  workdir = tmp_path_factory.mktemp("main") / "run"
+  result = start(workdir, *data)
+  assert result.returncode == 0, result.stderr
+  return workdir, result
+
+
+def test_a_run_from_videos_to_the_table(finished):
+  workdir, result = finished
+  assert "Top-1 (%)" in result.stdout and "One-pass" in result.stdout
+  for stage in STAGES:
+    assert f"stage {stage}:" in result.stdout
+  summary = json.loads((workdir / "summary.json").read_text())
+  assert summary["config"] == "configs/tests.py"
+  assert {path.name for path in workdir.iterdir()} >= {"checkpoints", "scores", "config.json"}
+  assert list(workdir.glob("events.out.tfevents*"))
+  scores = np.load(workdir / "scores/validation.npz")
+  assert len(scores["ids"]) == 28 and len(set(scores["ids"])) == 28
+
+
+def test_a_finished_run_says_so(finished, data):
+  result = start(finished[0], *data)
+  assert result.returncode == 0 and "this run is finished" in result.stdout
+
+
+def test_evaluation_alone(finished, data):
+  result = start(finished[0], *data, "--mode=eval", "--config.eval.views=10crop")
+  assert result.returncode == 0, result.stderr
+  assert "views: 10crop" in result.stdout
+
+
+def test_killed_in_every_stage_ends_with_the_same_bits(finished, data, tmp_path):
+  workdir = tmp_path / "run"
+  frequent = "--config.checkpoint_every_steps=1"
+  for stage in STAGES:
+    process = subprocess.Popen(
+      command(workdir, *data, frequent), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL
+    )
+    folder = workdir / "checkpoints" / stage
+    # Past the stage's first step; which file it is writing just then is left to chance.
+    until = time.monotonic() + 240
+    while not any(path.name.isdecimal() and int(path.name) > 0 for path in folder.glob("*")):
+      assert process.poll() is None and time.monotonic() < until
+      time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (workdir / "summary.json").exists()
+  result = start(workdir, *data, frequent)
+  assert result.returncode == 0, result.stderr
+  assert "going on at stage" in result.stdout
+  expected, got = parameters(finished[0]), parameters(workdir)
+  assert expected.keys() == got.keys() and len(got) > 100
+  for path, values in expected.items():
+    np.testing.assert_array_equal(got[path], values, err_msg=str(path))
+
+
+def test_two_processes_train_and_checkpoint_together(data, finished, tmp_path):
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  processes = [
+    subprocess.Popen(
+      command(tmp_path, *data, "--distributed"),
+      cwd=ROOT,
+      env=environment(
+        JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}", JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(i)
+      ),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for i in range(2)
+  ]
+  outputs = [process.communicate(timeout=300) for process in processes]
+  assert [process.returncode for process in processes] == [0, 0], outputs
+  assert "Top-1 (%)" in outputs[0][0] and "Top-1 (%)" not in outputs[1][0]
+  # One process with the same global batches comes to the same, but for rounding.
+  expected, got = (
+    np.load(path / "scores/validation_one_pass.npz") for path in (finished[0], tmp_path)
+  )
+  np.testing.assert_array_equal(got["ids"], expected["ids"])
+  np.testing.assert_allclose(got["universal"], expected["universal"], atol=1e-3)
+  assert parameters(tmp_path).keys() == parameters(finished[0]).keys()
+
+
+def labels_of(data):
+  return pathlib.Path(data[0].partition("=")[2]) / "labels"
+
+
+def prepare_bad(tmp_path, data, change):
+  """A copy of the videos, changed; arguments that take it as Something-Something V2."""
+  source = tmp_path / "source"
+  shutil.copytree(labels_of(data).parent, source)
+  change(source)
+  return (
+    "--config.data.name=something_something_v2",
+    f"--config.data.source_dir={source}",
+    f"--config.data.prepared_dir={tmp_path}/prepared",
+  )
+
+
+def unknown_class(source):
+  path = source / "labels/train.json"
+  entries = json.loads(path.read_text())
+  entries[3]["template"] = "Juggling [something]"
+  path.write_text(json.dumps(entries))
+
+
+def broken_video(source):
+  path = sorted((source / "20bn-something-something-v2").iterdir())[0]
+  path.write_bytes(b"no video at all")
+
+
+def error_of(result):
+  """The error's line, after checking that it is one line and no traceback."""
+  assert result.returncode != 0
+  assert "Traceback" not in result.stderr, result.stderr
+  lines = [line for line in result.stderr.splitlines() if "error: " in line]
+  assert len(lines) == 1, result.stderr
+  return lines[0]
+
+
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    (unknown_class, ("train.json", "Juggling something")),
+    (broken_video, (".webm", "does not decode")),
+    (lambda source: shutil.rmtree(source / "labels"), ("labels.json", "missing")),
+    (lambda source: [shutil.rmtree(source), source.mkdir()], ("source_dir", "is empty")),
+    (lambda source: shutil.rmtree(source), ("source_dir", "not a folder")),
+  ],
+)
+def test_bad_data_is_one_line(finished, data, tmp_path, change, words):
+  result = start(tmp_path / "run", *prepare_bad(tmp_path, data, change))
+  line = error_of(result)
+  assert all(word in line for word in words), line
+  assert not list((tmp_path / "run").glob("checkpoints"))
+
+
+def test_bad_arguments_are_one_line(finished, data, tmp_path):
+  workdir = finished[0]
+  before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+  cases = [
+    # What is wrong, and the words that name it.
+    ((tmp_path / "none", "--mode=eval", *data), {}, ("none", "no such folder")),
+    ((tmp_path / "eval", *data), {"config": "configs/sthv2.py"}, ("data.prepared_dir", "xyz")),
+    ((tmp_path / "dev", *data), {"env": environment(devices=3)}, ("batch_size", "3 devices")),
+    ((workdir, *data, "--config.seed=1"), {}, ("config.json", "seed = 0, not 1")),
+    ((workdir, *data, "--config.model.width=4"), {}, ("config.json", "model.width = 2, not 4")),
+    ((tmp_path / "new", *data, "--config.batchsize=4"), {}, ("batchsize", "batch_size")),
+  ]
+  del cases[1]
+  for arguments, keywords, words in cases:
+    line = error_of(start(*arguments, **keywords))
+    assert all(word in line for word in words), line
+  after = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+  assert {path: after[path] for path in before if "events" not in path.name} == {
+    path: time for path, time in before.items() if "events" not in path.name
+  }
+
+
+@pytest.mark.parametrize("name", ["demo", "sthv2", "tests"])
+def test_configs_have_the_same_fields(name):
+  configs = {n: importlib.import_module(f"configs.{n}").get_config() for n in (name, "sthv2")}
+  rendered = {"num_train", "num_validation", "num_test", "difficulty", "render_seed"}
+  for section in ("data", "model", "optimizer", *STAGES, "csm", "eval"):
+    fields, expected = (set(configs[n][section].keys()) for n in (name, "sthv2"))
+    assert fields - rendered == expected, section
+  assert configs[name].keys() == configs["sthv2"].keys()
+
+
+def test_the_papers_values():
+  config = importlib.import_module("configs.sthv2").get_config()
+  assert (config.batch_size, config.data.num_frames) == (20, 18)
+  assert (config.data.short_edge, config.data.crop_size) == (240, 224)
+  assert config.universal.learning_rate == config.specific.learning_rate == 1e-3
+  assert config.universal.decay_epochs == config.specific.decay_epochs == (7, 12)
+  assert config.joint.learning_rate == 1e-4 and config.regularizer_weight == 0.5
+  assert (config.optimizer.momentum, config.optimizer.weight_decay) == (0.9, 1e-4)
+  assert config.csm.target_accuracy == 0.85 and not config.data.flip
