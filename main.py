@@ -50,7 +50,10 @@ def main(argv: list[str]) -> None:
   config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
   if MODE.value == "eval" and not workdir.is_dir():
     raise FileNotFoundError(f"--workdir {workdir}: no such folder; train first")
-  workdir.mkdir(parents=True, exist_ok=True)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ValueError(f"--workdir {workdir}: {error.strerror}; name another folder") from error
   train.check(config, workdir)
   fields = config.data.to_dict()
   train.log(f"data set {config.data.name}: preparing what is not yet prepared")

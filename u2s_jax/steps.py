@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Integer, UInt8
 
@@ -49,7 +50,7 @@ def make_train_step(
   Returns:
     A function to be jitted. Its metrics are scalars: `loss` (Eq. 3 with the stage's terms),
     `loss_*` by prediction, `regularizer`, `accuracy_*` (fractions, of the batch, with the network
-    in training mode) and `grad_norm`.
+    in training mode), `grad_norm` and `parameter_norm`, of what is trained.
   """
 
   def loss_fn(trained, state, batch):
@@ -86,6 +87,7 @@ def make_train_step(
     direction, momentum = tx.update(grads, state.momentum, trained)
     trained = jax.tree.map(lambda p, d: p - learning_rate * d, trained, direction)
     metrics["grad_norm"] = optax.tree.norm(grads)
+    metrics["parameter_norm"] = optax.tree.norm(trained)  # not finite: never to be saved
     state = state.replace(
       step=state.step + 1,
       params={**state.params, **trained},
@@ -103,7 +105,7 @@ def make_eval_step(
   *,
   pixel_mean: tuple[float, ...],
   pixel_std: tuple[float, ...],
-  mirror_columns: tuple[Integer[Array, " m"] | None, ...],
+  mirror_columns: tuple[Integer[np.ndarray, " m"] | None, ...],
 ) -> Callable[[TrainState, UInt8[Array, "n v t h w 3"]], dict[str, Float[Array, "n m"]]]:
   """Scores of a batch, as a pure function to be jitted.
 
@@ -120,24 +122,30 @@ def make_eval_step(
   """
 
   def step(state, video):
-    n, v = video.shape[:2]
-    flat = normalize(video.reshape(n * v, *video.shape[2:]), pixel_mean, pixel_std)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    if stage.one_pass:
-      outputs = model.apply(variables, flat, method=U2S.one_pass)
-    else:
-      outputs = model.apply(variables, flat, state.csm.matrix)
-    scores = {}
-    for name in PREDICTIONS:
-      if name not in outputs:
-        continue
-      by_view = jax.nn.softmax(outputs[name]).reshape(n, v, -1)
-      views = [
-        by_view[:, i] if columns is None else by_view[:, i, columns]
-        for i, columns in enumerate(mirror_columns)
-      ]
-      scores[name] = jnp.mean(jnp.stack(views), axis=0)
-    return scores
+
+    def one_view(pixels):
+      clips = normalize(pixels, pixel_mean, pixel_std)
+      if stage.one_pass:
+        outputs = model.apply(variables, clips, method=U2S.one_pass)
+      else:
+        outputs = model.apply(variables, clips, state.csm.matrix)
+      return {name: jax.nn.softmax(outputs[name]) for name in PREDICTIONS if name in outputs}
+
+    # One view after the other: ten at once would take ten times the memory.
+    by_view = jax.lax.map(one_view, jnp.moveaxis(video, 1, 0))
+    return {
+      name: jnp.mean(
+        jnp.stack(
+          [
+            scores[i] if columns is None else scores[i][:, columns]
+            for i, columns in enumerate(mirror_columns)
+          ]
+        ),
+        axis=0,
+      )
+      for name, scores in by_view.items()
+    }
 
   return step
 

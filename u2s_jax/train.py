@@ -31,6 +31,8 @@ WriteScalars = Callable[[int, dict[str, float]], None]  # of `clu.metric_writers
 TRAIN_SPLIT, VALIDATION_SPLIT = "train", "validation"
 ONE_PASS = f"{VALIDATION_SPLIT}_one_pass"  # name of the scores of the model after stage 1
 STAGES = ("universal", "specific", "joint")
+DTYPES = ("float32", "bfloat16")
+PIXEL_FIELDS = ("pixel_mean", "pixel_std")
 # Fields that change nothing that training computes: a run may go on with other values of them.
 FREE_FIELDS = ("eval", "log_every_steps", "checkpoint_every_steps", "data.num_threads",
                "data.prepare_workers")  # fmt: skip
@@ -87,18 +89,15 @@ class Run:
     self.write_scalars = write_scalars
     self.config_name = config_name
     self.mesh = sharding.data_mesh()
-    model = config.model.to_dict()
-    pixels = {"pixel_mean": model.pop("pixel_mean"), "pixel_std": model.pop("pixel_std")}
-    del model["specific_init"]  # of the schedule, not of the model
-    self.pixels = {key: tuple(value) for key, value in pixels.items()}
+    self.pixels = {key: tuple(config.model[key]) for key in PIXEL_FIELDS}
     self.stages = schedule(config)
     num_classes = len(data.class_names)
     # What a checkpoint has to agree with, in words of JSON.
-    described = json.loads(json.dumps({**model, "control": config.control}))
+    described = json.loads(json.dumps({**model_fields(config), "control": config.control}))
     self.checkpoints = Checkpoints(
       workdir / "checkpoints", STAGES, {"num_classes": num_classes, **described}
     )
-    self.model = U2S(num_classes, **{**model, "dtype": jnp.dtype(model["dtype"])})
+    self.model = build_model(config, num_classes)
     self.tx = optimizer.sgd(config.optimizer.momentum, config.optimizer.weight_decay)
     self.views = {}  # compiled evaluation by (one-pass or not, views)
 
@@ -167,6 +166,10 @@ def train(
   if latest == (last.name, run.total_steps(last)) and (workdir / "summary.json").exists():
     log(f"{workdir}: this run is finished, see {workdir / 'summary.json'}; nothing to do")
     return
+  sync("summary_read")
+  if jax.process_index() == 0:
+    # One of an evaluation half-way must not pass for the end's.
+    (workdir / "summary.json").unlink(missing_ok=True)
   state, record, done = None, None, -1
   if latest:
     state, record = restore(run, *latest)
@@ -419,6 +422,20 @@ def schedule(config: ml_collections.ConfigDict) -> tuple[Stage, Stage, Stage]:
   )
 
 
+def model_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """The fields of the config's `model` section that are arguments of `U2S`."""
+  others = (*PIXEL_FIELDS, "specific_init")
+  return {key: value for key, value in config.model.to_dict().items() if key not in others}
+
+
+def build_model(config: ml_collections.ConfigDict, num_classes: int) -> U2S:
+  """The networks that a config asks for."""
+  fields = model_fields(config)
+  if fields["dtype"] not in DTYPES:
+    raise ValueError(f"model.dtype: {fields['dtype']!r} is not one of {', '.join(DTYPES)}")
+  return U2S(num_classes, **{**fields, "dtype": jnp.dtype(fields["dtype"])})
+
+
 def check(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   """Finds what is wrong with a config before any data is prepared, which can take hours.
 
@@ -429,6 +446,7 @@ def check(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   sharding.check_batch_size("batch_size", config.batch_size)
   sharding.check_batch_size("eval.batch_size", config.eval.batch_size)
   schedule(config)
+  build_model(config, num_classes=1)
   evaluate.mirror_columns(config.eval.views, 0, ())
   path = workdir / "config.json"
   if not path.exists():

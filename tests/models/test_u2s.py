@@ -142,5 +142,5 @@ def test_without_a_mask_network_there_is_no_bridge(attention):
 
 @pytest.mark.parametrize("field", ["attention", "mask_activation"])
 def test_unknown_names_are_errors(field):
-  with pytest.raises(ValueError, match=f"{field}: 'x' is not one of"):
-    U2S(CLASSES, **SMALL, **{field: "x"}).init(jax.random.key(0), jnp.ones((1, 1, 32, 32, 3)), CSM)
+  with pytest.raises(ValueError, match=f"model.{field}: 'x' is not one of"):
+    U2S(CLASSES, **SMALL, **{field: "x"})

@@ -51,13 +51,16 @@ class U2S(nn.Module):
   non_local_width: int = 96
   dtype: DTypeLike = jnp.float32
 
-  def setup(self):
+  def __post_init__(self):
     if self.attention not in ATTENTIONS:
-      raise ValueError(f"attention: {self.attention!r} is not one of {ATTENTIONS}")
+      raise ValueError(f"model.attention: {self.attention!r} is not one of {ATTENTIONS}")
     if self.mask_activation not in MASK_ACTIVATIONS:
       raise ValueError(
-        f"mask_activation: {self.mask_activation!r} is not one of {tuple(MASK_ACTIVATIONS)}"
+        f"model.mask_activation: {self.mask_activation!r} is not one of {tuple(MASK_ACTIVATIONS)}"
       )
+    super().__post_init__()
+
+  def setup(self):
     self.trunk = Trunk(self.blocks[:2], self.width, self.strides[:2], self.stem_pool, self.dtype)
     branch = functools.partial(
       Branch, self.num_classes, self.blocks[2:], self.width, self.temporal, self.strides[2:]
