@@ -1,6 +1,9 @@
 """Trains or evaluates U2S: `python main.py --config=configs/demo.py --workdir=/tmp/u2s_demo`."""
 
+import contextlib
 import functools
+import glob
+import importlib.util
 import os
 import pathlib
 import sys
@@ -13,11 +16,11 @@ import jax
 import tensorflow as tf
 from absl import app, flags, logging
 from clu import metric_writers
-from jax.experimental import multihost_utils
 from ml_collections import config_flags
+from orbax.checkpoint import multihost
 
 from data import catalog, pipeline
-from u2s_jax import train
+from u2s_jax import settings, train
 
 CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Experiment, see configs/; change fields by --config.<field>=<value>."
@@ -27,6 +30,8 @@ MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "'train' ends with 
 DISTRIBUTED = flags.DEFINE_bool(
   "distributed", False, "Join the other processes; found out by itself on Slurm and TPU pods."
 )
+PREPARE_HOURS = 48  # that the other hosts wait for the first one
+
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -35,10 +40,10 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"unknown argument {argv[1]!r}")
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it writes
-  several = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 or (
-    "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
-  )
-  if DISTRIBUTED.value or several:
+  slurm = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+  # JAX finds out by itself whether a TPU is one host's or a pod's.
+  tpu = importlib.util.find_spec("libtpu") and glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*")
+  if DISTRIBUTED.value or slurm or tpu:
     count, index = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
     # Where JAX does not find these out: with JAX_COORDINATOR_ADDRESS, which it reads itself.
     jax.distributed.initialize(
@@ -48,20 +53,24 @@ def main(argv: list[str]) -> None:
     tf.config.set_visible_devices([], kind)  # TensorFlow would take the devices' memory
 
   config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
+  if "://" in WORKDIR.value:
+    raise ValueError(f"--workdir {WORKDIR.value}: no address but a folder; mount the bucket")
   if MODE.value == "eval" and not workdir.is_dir():
     raise FileNotFoundError(f"--workdir {workdir}: no such folder; train first")
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise ValueError(f"--workdir {workdir}: {error.strerror}; name another folder") from error
-  train.check(config, workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
+  # Before the data: preparing can take hours, and is of no use to a finished run.
+  free = settings.FREE_FIELDS + (("eval",) if MODE.value == "eval" else ())
+  settings.check(config, workdir, free)
+  if MODE.value == "train" and train.is_finished(workdir):
+    train.log(f"{workdir}: this run is finished, see {workdir / 'summary.json'}; nothing to do")
+    return
   fields = config.data.to_dict()
   train.log(f"data set {config.data.name}: preparing what is not yet prepared")
-  # One host prepares, the others then find it done.
+  # One host prepares; the others wait, at a barrier that knows no time-out of a collective.
   if jax.process_index() == 0:
-    builder = catalog.prepare(config.data.name, fields, workdir)
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices("prepared")
+    catalog.prepare(config.data.name, fields, workdir)
+  wait = multihost.get_barrier_sync_fn()
+  wait(key="prepared", timeout_ms=PREPARE_HOURS * 3600 * 1000)
   builder = catalog.prepare(config.data.name, fields, workdir)
 
   hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
@@ -74,7 +83,7 @@ def main(argv: list[str]) -> None:
     batch_size=config.batch_size,
     seed=config.seed,
     flip=config.data.flip,
-    flip_label_map=config.data.flip_label_map,
+    flip_label_map=config.data.flip_label_map if config.data.flip else None,
     **size,
     **hosts,
     **threads,
@@ -88,11 +97,11 @@ def main(argv: list[str]) -> None:
     train_batches=lambda stage, step: batches(stage=stage, first_step=step),
     eval_batches=lambda split, name: views(split, views=name),
   )
-  writers = [metric_writers.SummaryWriter(str(workdir))] if jax.process_index() == 0 else []
-  writer = metric_writers.AsyncMultiWriter(writers)
+  writes = jax.process_index() == 0 and MODE.value == "train"
+  writers = [metric_writers.SummaryWriter(str(workdir))] if writes else []
   begin = train.train if MODE.value == "train" else train.evaluate_latest
-  begin(config, workdir, data, writer.write_scalars, flags.FLAGS["config"].config_filename)
-  writer.close()
+  with contextlib.closing(metric_writers.AsyncMultiWriter(writers)) as writer:
+    begin(config, workdir, data, writer.write_scalars, flags.FLAGS["config"].config_filename)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -110,7 +119,9 @@ def run(argv: list[str]) -> None:
   """`main`, with one line for an error that our own code raised on purpose."""
   try:
     main(argv)
-  except (ValueError, OSError, FloatingPointError) as error:
+  except OSError as error:
+    sys.exit(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}")
+  except (ValueError, FloatingPointError) as error:
     raised_in = pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename)
     here = pathlib.Path(__file__).resolve()
     ours = [here.parent / "u2s_jax", here.parent / "data"]

@@ -72,8 +72,10 @@ def test_mirror_columns():
   for mirrored in columns[5:]:
     np.testing.assert_array_equal(mirrored, [0, 3, 2, 1])
   assert evaluate.mirror_columns("center", 4, ((1, 3),)) == (None,)
-  with pytest.raises(ValueError, match="eval.views: '4crop' is not one of center, 3crop"):
-    evaluate.mirror_columns("4crop", 4, ())
+  # Without a mirrored view the map is of no use, and of no harm.
+  assert evaluate.mirror_columns("3crop", 4, ((86, 87),)) == (None,) * 3
+  with pytest.raises(ValueError, match=r"data.flip_label_map: \(86, 87\) is no pair of the 4"):
+    evaluate.mirror_columns("10crop", 4, ((86, 87),))
 
 
 def test_summary():

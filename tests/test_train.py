@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import tests as tests_config
-from u2s_jax import checkpoint, evaluate, train
+from u2s_jax import checkpoint, evaluate, settings, train
 
 CLASSES, TRAIN, VALIDATION = 3, 24, 12
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -121,16 +121,24 @@ def test_the_csm_is_in_the_checkpoint(finished):
   assert np.all(np.diff(csm.topn_accuracy) >= 0) and csm.topn_accuracy[-1] == 1
 
 
-@pytest.mark.parametrize("crash", ["universal/2", "universal/csm", "specific/1", "joint/2"])
+@pytest.mark.parametrize(
+  "crash",
+  ["universal/2", "universal/3", "universal/csm", "specific/0", "specific/1", "joint/3", "end"],
+)
 def test_a_crash_changes_no_bit(finished, tmp_path, monkeypatch, crash):
-  stage_name, point = crash.split("/")
+  stage_name, _, point = crash.partition("/")
   config = config_of(checkpoint_every_steps=1)
 
   class Crash(Exception):
     pass
 
-  if point == "csm":
-    monkeypatch.setattr(train, "category_similarity", lambda *args: (_ for _ in ()).throw(Crash()))
+  def crash_now(*args):
+    raise Crash
+
+  if crash == "end":  # between the last scores and the summary
+    monkeypatch.setattr(evaluate, "summarize", crash_now)
+  elif point == "csm":
+    monkeypatch.setattr(train, "category_similarity", crash_now)
   else:
     save = checkpoint.Checkpoints.save
 
@@ -147,8 +155,13 @@ def test_a_crash_changes_no_bit(finished, tmp_path, monkeypatch, crash):
 
   source = Source()
   train.train(config, tmp_path, source.data(), Writer(), "x")
-  if point != "csm":
+  if point in ("1", "2"):  # in the midst of a stage
     assert source.started[0] == (train.STAGES.index(stage_name), int(point))
+  for name in ("validation", "validation_one_pass"):
+    theirs, ours = (
+      evaluate.read_scores(path / f"scores/{name}.npz") for path in (finished[0], tmp_path)
+    )
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
   expected, got = final_state(config_of(), finished[0]), final_state(config, tmp_path)
   jax.tree.map(np.testing.assert_array_equal, got, expected)
 
@@ -171,7 +184,19 @@ def test_evaluation_alone_gives_the_same_scores(finished):
   after = evaluate.read_scores(workdir / "scores/validation.npz")
   for name, values in before.items():
     np.testing.assert_array_equal(values, after[name])
-  assert not source.started
+  assert not source.started and not (workdir / "eval").exists()
+
+
+def test_evaluation_half_way_touches_nothing(finished, tmp_path, monkeypatch):
+  monkeypatch.setattr(train, "category_similarity", lambda *args: 1 / 0)
+  with pytest.raises(ZeroDivisionError):
+    train.train(config_of(), tmp_path, Source().data(), Writer(), "x")
+  monkeypatch.undo()
+  one_pass = (tmp_path / "scores/validation_one_pass.npz").read_bytes()
+  train.evaluate_latest(config_of(), tmp_path, Source().data(), Writer(), "x")
+  assert (tmp_path / "eval/center_universal_3/summary.json").exists()
+  assert not (tmp_path / "summary.json").exists()
+  assert (tmp_path / "scores/validation_one_pass.npz").read_bytes() == one_pass
 
 
 def test_another_config_is_refused_with_the_field(finished):
@@ -191,6 +216,31 @@ def test_another_class_count_is_refused(finished):
     train.evaluate_latest(config_of(), workdir, other, Writer(), "x")
 
 
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
+    ("log_every_steps", 0, "log_every_steps: 0 is not at least 1"),
+    ("data.num_frames", 0, "data.num_frames: 0 is not at least 1"),
+    ("data.crop_size", 37, r"data.crop_size: 37 is not between 1 and data.short_edge \(36\)"),
+    ("csm.distance", "l1", "csm.distance: 'l1' is not one of"),
+    ("csm.target_accuracy", 85.0, "csm.target_accuracy: 85.0 is no fraction"),
+    ("model.dtype", "float17", "model.dtype: 'float17' is not one of float32, bfloat16"),
+    ("model.attention", "x", "model.attention: 'x' is not one of"),
+    ("eval.views", "4crop", "eval.views: '4crop' is not one of center, 3crop"),
+    ("eval.batch_size", 12, "eval.batch_size: 12 is not a positive multiple of the 8 devices"),
+  ],
+)
+def test_a_config_that_cannot_work_is_found_at_once(tmp_path, field, value, message):
+  with pytest.raises(ValueError, match=f"^{message}"):
+    settings.check(config_of(**{field: value}), tmp_path)
+
+
+def test_a_damaged_config_is_named(tmp_path):
+  (tmp_path / "config.json").write_text("{")
+  with pytest.raises(ValueError, match="config.json: damaged"):
+    settings.check(config_of(), tmp_path)
+
+
 def test_nothing_to_evaluate(tmp_path):
   with pytest.raises(ValueError, match="checkpoints: no checkpoint to evaluate; train first"):
     train.evaluate_latest(config_of(), tmp_path, Source().data(), Writer(), "x")
@@ -201,10 +251,11 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
   with pytest.raises(FloatingPointError, match="^stage specific, step [123]: .* is (nan|inf)") as e:
     train.train(config, tmp_path, Source().data(), Writer(), "x")
   assert "\n" not in str(e.value)
-  kept = sorted((tmp_path / "checkpoints/specific").iterdir())
-  assert kept and not (tmp_path / "checkpoints/joint").exists()
+  assert not (tmp_path / "checkpoints/joint").exists()
   state = final_state(config, tmp_path)
-  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+  # The very first step already went off, so stage 2's beginning is the last good one.
+  assert state.step == 0
 
 
 def test_the_control_trains_the_one_pass_model_on(finished, tmp_path):
@@ -221,14 +272,14 @@ def test_the_control_trains_the_one_pass_model_on(finished, tmp_path):
   np.testing.assert_array_equal(theirs["universal"], ours["universal"])
 
 
-def test_a_plateau_survives_a_restart(tmp_path):
-  config = config_of(**{"universal.decay": "plateau", "universal.patience": 1})
+def test_a_plateau_is_of_the_merged_prediction_and_survives_a_restart(tmp_path):
+  config = config_of(**{"specific.decay": "plateau", "specific.patience": 1})
   writer = Writer()
   train.train(config, tmp_path, Source().data(), writer, "x")
   run = train.Run(config, tmp_path, Source().data(), Writer(), "x")
-  _, record = train.restore(run, "universal", 3)
+  _, record = train.restore(run, "specific", 3)
   run.checkpoints.close()
-  error = 1 - writer.scalars[3]["universal/validation_universal"] / 100
+  error = 1 - writer.scalars[6]["specific/validation_merged"] / 100
   assert record["plateau"]["best"] == pytest.approx(error)
 
 
@@ -238,7 +289,7 @@ def test_without_mask_network(tmp_path):
   assert set(summary["predictions"]) == {"universal", "specific", "universal+specific"}
 
 
-@pytest.mark.parametrize("module", ["train", "evaluate", "checkpoint", "fusion"])
+@pytest.mark.parametrize("module", ["train", "settings", "fusion"])
 def test_no_tensorflow(module):
   code = f"import u2s_jax.{module}, sys; assert 'tensorflow' not in sys.modules"
   subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

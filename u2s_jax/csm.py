@@ -20,6 +20,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer, Num, Shaped
 
+DISTANCES = ("cosine", "euclidean")
+
 
 def channel_sparsity(features: Float[Array, "n t h w c"]) -> Float[Array, "n c"]:
   """Share of a channel's responses that are zero, Eq. 1: 1 - share of nonzero responses.

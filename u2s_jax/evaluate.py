@@ -35,13 +35,13 @@ def mirror_columns(
     flip_label_map: pairs of classes that mirror into each other.
 
   Raises:
-    ValueError: unknown views.
+    ValueError: a pair that names no class, where there is a mirrored view.
   """
-  if views not in MIRRORED:
-    raise ValueError(f"eval.views: {views!r} is not one of {', '.join(MIRRORED)}")
   columns = np.arange(num_classes)
-  for a, b in flip_label_map:
-    columns[[a, b]] = b, a
+  for pair in flip_label_map if any(MIRRORED[views]) else ():
+    if not all(0 <= label < num_classes for label in pair):
+      raise ValueError(f"data.flip_label_map: {pair} is no pair of the {num_classes} classes")
+    columns[list(pair)] = pair[::-1]
   return tuple(columns if mirrored else None for mirrored in MIRRORED[views])
 
 

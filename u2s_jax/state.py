@@ -4,7 +4,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, Bool, PyTree
 
 from u2s_jax.models.u2s import U2S
 from u2s_jax.stages import Stage
@@ -58,6 +58,13 @@ class TrainState(flax.struct.PyTreeNode):
   batch_stats: PyTree
   momentum: PyTree
   csm: PyTree
+
+
+@jax.jit
+def all_finite(state: TrainState) -> Bool[Array, ""]:
+  """Whether no parameter, BN statistic or momentum is infinite or NaN."""
+  leaves = jax.tree.leaves((state.params, state.batch_stats, state.momentum))
+  return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
 
 
 def begin(

@@ -3,8 +3,10 @@
 Order at a step that ends an epoch: update, evaluate, decide on the learning rate, save, next batch.
 """
 
+import contextlib
 import dataclasses
 import datetime
+import hashlib
 import json
 import math
 import pathlib
@@ -19,10 +21,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from u2s_jax import csm as csm_lib
-from u2s_jax import evaluate, fusion, metrics, optimizer, sharding, stages, steps
+from u2s_jax import evaluate, fusion, metrics, optimizer, settings, sharding, steps
 from u2s_jax import state as state_lib
 from u2s_jax.checkpoint import Checkpoints, abstract_state
-from u2s_jax.models.u2s import U2S
+from u2s_jax.settings import STAGES
 from u2s_jax.stages import Stage
 from u2s_jax.state import CategorySimilarity, TrainState
 
@@ -30,12 +32,6 @@ Batches = Iterator[dict[str, np.ndarray]]
 WriteScalars = Callable[[int, dict[str, float]], None]  # of `clu.metric_writers`
 TRAIN_SPLIT, VALIDATION_SPLIT = "train", "validation"
 ONE_PASS = f"{VALIDATION_SPLIT}_one_pass"  # name of the scores of the model after stage 1
-STAGES = ("universal", "specific", "joint")
-DTYPES = ("float32", "bfloat16")
-PIXEL_FIELDS = ("pixel_mean", "pixel_std")
-# Fields that change nothing that training computes: a run may go on with other values of them.
-FREE_FIELDS = ("eval", "log_every_steps", "checkpoint_every_steps", "data.num_threads",
-               "data.prepare_workers")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,15 +85,26 @@ class Run:
     self.write_scalars = write_scalars
     self.config_name = config_name
     self.mesh = sharding.data_mesh()
-    self.pixels = {key: tuple(config.model[key]) for key in PIXEL_FIELDS}
-    self.stages = schedule(config)
-    num_classes = len(data.class_names)
+    self.pixels = {key: tuple(config.model[key]) for key in settings.PIXEL_FIELDS}
+    self.stages = settings.schedule(config)
+    self.model = settings.build_model(config, len(data.class_names))
     # What a checkpoint has to agree with, in words of JSON.
-    described = json.loads(json.dumps({**model_fields(config), "control": config.control}))
+    described = {
+      "num_classes": len(data.class_names),
+      "class_names": hashlib.sha256("\n".join(data.class_names).encode()).hexdigest()[:12],
+      "num_train": data.num_train,
+      "control": config.control,
+      **settings.model_fields(config),
+    }
     self.checkpoints = Checkpoints(
-      workdir / "checkpoints", STAGES, {"num_classes": num_classes, **described}
+      workdir / "checkpoints", STAGES, json.loads(json.dumps(described))
     )
-    self.model = build_model(config, num_classes)
+    self.mirror_columns = {
+      views: evaluate.mirror_columns(
+        views, len(data.class_names), tuple(config.data.flip_label_map)
+      )
+      for views in ("center", config.eval.views)
+    }
     self.tx = optimizer.sgd(config.optimizer.momentum, config.optimizer.weight_decay)
     self.views = {}  # compiled evaluation by (one-pass or not, views)
 
@@ -119,21 +126,17 @@ class Run:
       step = steps.make_eval_step(
         self.model,
         stage,
-        mirror_columns=evaluate.mirror_columns(
-          views, self.model.num_classes, tuple(self.config.data.flip_label_map)
-        ),
+        mirror_columns=self.mirror_columns[views],
         **self.pixels,
       )
       self.views[key] = evaluate.compile_eval(step, self.mesh)
     batches = self.data.eval_batches(VALIDATION_SPLIT, views)
     return evaluate.score(self.views[key], state, batches, self.mesh)
 
-  def write_scores(self, name: str, scores: dict[str, np.ndarray]) -> None:
-    if jax.process_index() == 0:
-      evaluate.write_scores(self.scores_path(name), scores)
 
-  def scores_path(self, name: str) -> pathlib.Path:
-    return self.workdir / "scores" / f"{name}.npz"
+def is_finished(workdir: pathlib.Path) -> bool:
+  """Whether the run in `workdir` came to its end, by the first host's word."""
+  return bool(_first_host_says((workdir / "summary.json").exists()))
 
 
 def train(
@@ -156,41 +159,35 @@ def train(
     ValueError: a config that cannot work, or one that is not the one of the run in `workdir`.
     FloatingPointError: a loss or gradient is not finite; the last good checkpoint stays.
   """
-  check(config, workdir)
-  sync("config_checked")
-  if jax.process_index() == 0:
-    evaluate.write_json(workdir / "config.json", jsonable(config))
-  run = Run(config, workdir, data, write_scalars, config_name)
-  latest = run.checkpoints.latest()
-  last = run.stages[-1]
-  if latest == (last.name, run.total_steps(last)) and (workdir / "summary.json").exists():
+  settings.check(config, workdir)
+  if is_finished(workdir):
     log(f"{workdir}: this run is finished, see {workdir / 'summary.json'}; nothing to do")
     return
-  sync("summary_read")
-  if jax.process_index() == 0:
-    # One of an evaluation half-way must not pass for the end's.
-    (workdir / "summary.json").unlink(missing_ok=True)
-  state, record, done = None, None, -1
-  if latest:
-    state, record = restore(run, *latest)
-    done = STAGES.index(latest[0])
-    log(f"going on at stage {latest[0]}, step {latest[1]}, from {workdir / 'checkpoints'}")
-  for index, stage in enumerate(run.stages):
-    if index < done:
-      continue
-    if index > done:
-      similarity = None if stage.one_pass or index != 1 else category_similarity(run, state)
-      begin = jax.jit(run.begin(stage), out_shardings=sharding.replicated(run.mesh))
-      state, record = begin(state), {"plateau": dataclasses.asdict(optimizer.Plateau())}
-      if similarity is not None:
-        state = state.replace(csm=similarity)
-      # At once: the CSM is computed once and never again.
-      run.checkpoints.save(stage.name, 0, state, record)
-    state = run_stage(run, index, state, optimizer.Plateau(**record["plateau"]))
-    if index == 0 and not run.scores_path(ONE_PASS).exists():
-      score_one_pass(run, state)
-  finish(run, last, state)
-  run.checkpoints.close()
+  run = Run(config, workdir, data, write_scalars, config_name)
+  # Closing waits for a checkpoint that is just being written, whatever happens.
+  with contextlib.closing(run.checkpoints):
+    if jax.process_index() == 0:
+      evaluate.write_json(settings.path_of(workdir), settings.jsonable(config))
+    state, record, done = None, None, -1
+    latest = find_latest(run)
+    if latest:
+      state, record = restore(run, *latest)
+      done = STAGES.index(latest[0])
+      log(f"going on at stage {latest[0]}, step {latest[1]}, from {workdir / 'checkpoints'}")
+    for index in range(max(done, 0), len(run.stages)):
+      stage = run.stages[index]
+      if index > done:
+        state, record = begin_stage(run, stage, state)
+      state = run_stage(run, index, state, optimizer.Plateau(**record["plateau"]))
+      if index == 0:
+        # Whenever stage 1 ends in this process: stage 2 has no checkpoint yet.
+        log(f"evaluating the one-pass model, views: {config.eval.views}")
+        write_scores(workdir, ONE_PASS, run.scores(stage, state, config.eval.views))
+    log(f"evaluating, views: {config.eval.views}")
+    final = run.scores(run.stages[-1], state, config.eval.views)
+    if jax.process_index() == 0:
+      one_pass = evaluate.read_scores(workdir / "scores" / f"{ONE_PASS}.npz")
+      conclude(run, workdir, state, one_pass, final)
 
 
 def evaluate_latest(
@@ -202,20 +199,54 @@ def evaluate_latest(
 ) -> None:
   """Evaluates the newest checkpoint and the one-pass model with `config.eval`; trains nothing.
 
+  The scores and the summary of a finished run are written anew. Those of a run half-way, or in
+  other views than the run's own, go to `<workdir>/eval/<views>_<stage>_<step>`.
+
   Args and raises as `train`; ValueError also where there is no checkpoint.
   """
-  check(config, workdir)
+  settings.check(config, workdir, free=(*settings.FREE_FIELDS, "eval"))
   run = Run(config, workdir, data, write_scalars, config_name)
-  latest = run.checkpoints.latest()
-  if not latest:
-    raise ValueError(f"{workdir / 'checkpoints'}: no checkpoint to evaluate; train first")
-  if latest[0] != "universal":
-    # The table compares the two, so both are seen in the same views.
-    one_pass, _ = restore(run, "universal", run.checkpoints.last_step("universal"))
-    score_one_pass(run, one_pass)
-  state, _ = restore(run, *latest)
-  finish(run, run.stages[STAGES.index(latest[0])], state)
-  run.checkpoints.close()
+  with contextlib.closing(run.checkpoints):
+    latest = find_latest(run)
+    if not latest:
+      raise ValueError(f"{workdir / 'checkpoints'}: no checkpoint to evaluate; train first")
+    views, folder = config.eval.views, workdir
+    own_views = (settings.read(workdir) or config)["eval"]["views"]
+    if latest != (STAGES[-1], run.total_steps(run.stages[-1])) or views != own_views:
+      folder = workdir / "eval" / f"{views}_{latest[0]}_{latest[1]}"
+    state, _ = restore(run, *latest)
+    log(f"evaluating stage {latest[0]}, step {latest[1]}, views: {views}")
+    final = one_pass = run.scores(run.stages[STAGES.index(latest[0])], state, views)
+    if latest[0] != STAGES[0]:
+      log(f"evaluating the one-pass model, views: {views}")
+      before, _ = restore(run, STAGES[0], run.checkpoints.last_step(STAGES[0]))
+      one_pass = run.scores(run.stages[0], before, views)
+    if jax.process_index() == 0:
+      write_scores(folder, ONE_PASS, one_pass)
+      conclude(run, folder, state, one_pass, final)
+
+
+def find_latest(run: Run) -> tuple[str, int] | None:
+  """The newest checkpoint, by the first host's word: all have to go on from the same one."""
+  stage, step = run.checkpoints.latest() or (None, 0)
+  index, step = _first_host_says([-1 if stage is None else STAGES.index(stage), step])
+  return None if index < 0 else (STAGES[index], int(step))
+
+
+def begin_stage(
+  run: Run, stage: Stage, previous: TrainState | None
+) -> tuple[TrainState, dict[str, Any]]:
+  """A stage's first state and record, saved at once: the CSM is computed once and never again."""
+  similarity = None
+  if stage.name == "specific" and stage.regularized:
+    similarity = category_similarity(run, previous)
+  begin = jax.jit(run.begin(stage), out_shardings=sharding.replicated(run.mesh))
+  state = begin(previous)
+  if similarity is not None:
+    state = state.replace(csm=similarity)
+  record = {"plateau": dataclasses.asdict(optimizer.Plateau())}
+  run.checkpoints.save(stage.name, 0, state, record)
+  return state, record
 
 
 def restore(run: Run, stage_name: str, step: int) -> tuple[TrainState, dict[str, Any]]:
@@ -278,10 +309,13 @@ def run_stage(run: Run, index: int, state: TrainState, plateau: optimizer.Platea
         offset + step, {f"{stage.name}/validation_{k}": v for k, v in results.items()}
       )
       if stage.decay == "plateau":
-        plateau.update(1 - results[max(results, key=len)] / 100, stage.patience)
+        accuracy = results.get("merged", results["universal"]) / 100
+        plateau.update(1 - accuracy, stage.patience)
       # Evaluation is no part of the training speed.
       started, counted = time.monotonic(), step
     if save:
+      if not state_lib.all_finite(state):
+        raise FloatingPointError(diverged(stage, step, "a parameter or statistic is not finite"))
       record = {"plateau": dataclasses.asdict(plateau)}
       run.checkpoints.save(stage.name, step, state, record)
   run.checkpoints.wait()
@@ -298,11 +332,16 @@ def mean_metrics(stage: Stage, step: int, waiting: list[dict[str, jax.Array]]) -
   means = {name: float(np.mean([scalars[name] for scalars in fetched])) for name in fetched[0]}
   for name, value in means.items():
     if not math.isfinite(value):
-      raise FloatingPointError(
-        f"stage {stage.name}, step {step}: {name} is {value}; stopped, the last good checkpoint"
-        f" stays; lower {stage.name}.learning_rate"
-      )
+      raise FloatingPointError(diverged(stage, step, f"{name} is {value}"))
   return means
+
+
+def diverged(stage: Stage, step: int, what: str) -> str:
+  """The error's line for a run that cannot go on."""
+  return (
+    f"stage {stage.name}, step {step}: {what}; stopped, the last good checkpoint stays; take a"
+    f" lower {stage.name}.learning_rate in another --workdir"
+  )
 
 
 def progress(
@@ -327,8 +366,14 @@ def progress(
 
 
 def validate(run: Run, stage: Stage, state: TrainState) -> dict[str, float]:
-  """Top-1 in percent of every prediction and of their mean, on the centre view."""
+  """Top-1 in percent of every prediction and of their mean, on the centre view.
+
+  Raises:
+    FloatingPointError: a score is not finite.
+  """
   scores = run.scores(stage, state, "center")
+  if not all(np.isfinite(values).all() for values in evaluate.predictions(scores).values()):
+    raise FloatingPointError(diverged(stage, int(state.step), "validation scores are not finite"))
   results = {
     name: 100 * metrics.top_k_accuracy(values, scores["label"], 1)
     for name, values in evaluate.predictions(scores).items()
@@ -342,8 +387,8 @@ def validate(run: Run, stage: Stage, state: TrainState) -> dict[str, float]:
 def category_similarity(run: Run, state: TrainState) -> CategorySimilarity:
   """The CSM of the one-pass model (Section III-A): sparsity over the training set, N from top-N.
 
-  N is read off the validation scores: the paper does not say whose, and on the training set the
-  network's accuracy is that of what it has learned by heart.
+  N is read off the validation split, centre view: the paper does not say, and on the training set
+  the accuracy is that of what the network has learned by heart.
   """
   log("category similarity matrix: one pass over the training set")
   step = steps.make_sparsity_step(run.model, **run.pixels)
@@ -366,7 +411,7 @@ def category_similarity(run: Run, state: TrainState) -> CategorySimilarity:
   missing = [name for name, count in zip(run.data.class_names, responses, strict=True) if not count]
   if missing:
     raise ValueError(f"split {TRAIN_SPLIT}: no example of class {missing[0]!r}; the CSM needs all")
-  scores = evaluate.read_scores(run.scores_path(ONE_PASS))
+  scores = run.scores(run.stages[0], state, "center")
   curve = metrics.top_n_curve(scores["universal"], scores["label"])
   n = csm_lib.confusing_count(curve, run.config.csm.target_accuracy)
   sparsity = csm_lib.class_sparsity(zeros, responses)
@@ -388,93 +433,27 @@ def category_similarity(run: Run, state: TrainState) -> CategorySimilarity:
   return jax.device_put(result, replicated)
 
 
-def score_one_pass(run: Run, state: TrainState) -> None:
-  """Scores of the model after stage 1, in the configured views."""
-  log(f"evaluating the one-pass model, views: {run.config.eval.views}")
-  run.write_scores(ONE_PASS, run.scores(run.stages[0], state, run.config.eval.views))
-  sync("one_pass_scores")
-
-
-def finish(run: Run, stage: Stage, state: TrainState) -> None:
-  """Final evaluation: scores, the table of fusions, `summary.json`."""
-  log(f"evaluating, views: {run.config.eval.views}")
-  final = run.scores(stage, state, run.config.eval.views)
-  run.write_scores(VALIDATION_SPLIT, final)
-  if stage.name == "universal":
-    run.write_scores(ONE_PASS, final)
-  sync("scores")
+def write_scores(folder: pathlib.Path, name: str, scores: dict[str, np.ndarray]) -> None:
+  """Writes `<folder>/scores/<name>.npz`, on the first host."""
   if jax.process_index() == 0:
-    summary = evaluate.summarize(
-      evaluate.read_scores(run.scores_path(ONE_PASS)), final, state, run.config_name
-    )
-    evaluate.write_json(run.workdir / "summary.json", summary)
-    log(fusion.table(summary["one_pass"], summary["predictions"]))
-    log(f"written: {run.workdir / 'summary.json'}")
+    evaluate.write_scores(folder / "scores" / f"{name}.npz", scores)
 
 
-def schedule(config: ml_collections.ConfigDict) -> tuple[Stage, Stage, Stage]:
-  """The stages that a config asks for."""
-  return stages.schedule(
-    {name: config[name].to_dict() for name in STAGES},
-    attention=config.model.attention,
-    specific_init=config.model.specific_init,
-    control=config.control,
-  )
+def conclude(
+  run: Run,
+  folder: pathlib.Path,
+  state: TrainState,
+  one_pass: dict[str, np.ndarray],
+  final: dict[str, np.ndarray],
+) -> None:
+  """Writes scores and summary, prints the table of fusions; on the first host."""
+  write_scores(folder, VALIDATION_SPLIT, final)
+  summary = evaluate.summarize(one_pass, final, state, run.config_name)
+  log(fusion.table(summary["one_pass"], summary["predictions"]))
+  evaluate.write_json(folder / "summary.json", summary)
+  log(f"written: {folder / 'summary.json'}")
 
 
-def model_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """The fields of the config's `model` section that are arguments of `U2S`."""
-  others = (*PIXEL_FIELDS, "specific_init")
-  return {key: value for key, value in config.model.to_dict().items() if key not in others}
-
-
-def build_model(config: ml_collections.ConfigDict, num_classes: int) -> U2S:
-  """The networks that a config asks for."""
-  fields = model_fields(config)
-  if fields["dtype"] not in DTYPES:
-    raise ValueError(f"model.dtype: {fields['dtype']!r} is not one of {', '.join(DTYPES)}")
-  return U2S(num_classes, **{**fields, "dtype": jnp.dtype(fields["dtype"])})
-
-
-def check(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-  """Finds what is wrong with a config before any data is prepared, which can take hours.
-
-  Raises:
-    ValueError: a config that cannot work, or not the one that the run in `workdir` began with; the
-      first such field.
-  """
-  sharding.check_batch_size("batch_size", config.batch_size)
-  sharding.check_batch_size("eval.batch_size", config.eval.batch_size)
-  schedule(config)
-  build_model(config, num_classes=1)
-  evaluate.mirror_columns(config.eval.views, 0, ())
-  path = workdir / "config.json"
-  if not path.exists():
-    return
-  before, now = flatten(json.loads(path.read_text())), flatten(jsonable(config))
-  for field in sorted(before.keys() | now.keys()):
-    free = any(field == name or field.startswith(f"{name}.") for name in FREE_FIELDS)
-    if not free and before.get(field) != now.get(field):
-      raise ValueError(
-        f"{path}: this run began with {field} = {before.get(field)}, not {now.get(field)};"
-        " set it back or take another --workdir"
-      )
-
-
-def jsonable(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """A config as JSON gives it back: tuples are lists."""
-  return json.loads(config.to_json_best_effort())
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Nested dicts to one, keys joined by dots."""
-  flat = {}
-  for key, value in tree.items():
-    flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-  return flat
-
-
-def sync(name: str) -> None:
-  """Waits for all hosts: what the first one wrote is there for all."""
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(name)
+def _first_host_says(values: Any) -> np.ndarray:
+  """What the first host sees, on all hosts: their views of a shared folder may differ."""
+  return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(values)))

@@ -1,6 +1,6 @@
 """The one place that knows how a `kt x k x k` convolution over video is computed.
 
-XLA's gradient of a 3D convolution is far slower than that of a 2D one , so a
+XLA's gradient of a 3D convolution is far slower than that of a 2D one (`benchmarks/conv.py`), so a
 convolution over `kt` frames runs as ONE 2D convolution over those frames concatenated in channels.
 Parameters keep the usual five-dimensional kernel, whatever computes with it.
 """

@@ -32,7 +32,7 @@ class U2S(nn.Module):
     stem_pool: see `resnet.Trunk`.
     attention: what guides the specific network: 'mask' (the paper), 'non_local' (Table III e),
       'none' (Table III d).
-    mask_activation: 'sigmoid' or 'none', applied to the combined mask .
+    mask_activation: 'sigmoid' or 'none', applied to the combined mask.
     non_local_width: channels of the non-local embeddings.
     dtype: of the computation; parameters, BN statistics and logits are float32.
   """
