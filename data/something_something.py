@@ -33,6 +33,7 @@ from absl import logging
 from data import decode
 
 VIDEO_FOLDER = "20bn-something-something-v2"
+MAX_ID_BYTES = 64  # scores are gathered from all hosts with ids of this size
 
 
 @dataclasses.dataclass(eq=False)
@@ -139,6 +140,9 @@ def prepare(
   for name, path in files.items():
     digest.update(f"{name} {path.stat().st_size} ".encode())
     digest.update(path.read_bytes())
+  rendered = source / "settings.json"  # of `tiny_something`: other pixels, the same label files
+  if rendered.is_file():
+    digest.update(rendered.read_bytes())
   config = SomethingSomethingConfig(
     name=f"short{short_edge}_q{jpeg_quality}_{digest.hexdigest()[:12]}",
     description=f"{len(names)} classes, frames of short edge {short_edge}, JPEG {jpeg_quality}",
@@ -228,7 +232,9 @@ def _read_splits(
     raise FileNotFoundError(f"{folder}: the folder of the videos is missing from source_dir")
   present = set(os.listdir(folder))  # One listing: 220,000 single look-ups take minutes on NFS.
 
-  def label(template: str, path: pathlib.Path, clip_id: str) -> int:
+  def label(template: Any, path: pathlib.Path, clip_id: str) -> int:
+    if not isinstance(template, str):
+      raise ValueError(f"{path}: the template of entry {clip_id} is {template!r}, not a text")
     name = template.replace("[", "").replace("]", "")
     if name not in index:
       raise ValueError(
@@ -254,6 +260,8 @@ def _read_splits(
       if not isinstance(entry, dict) or "id" not in entry:
         raise ValueError(f'{path}: entry {position} has no "id"')
       clip_id = str(entry["id"])
+      if len(clip_id.encode()) > MAX_ID_BYTES:
+        raise ValueError(f"{path}: the id {clip_id} is longer than {MAX_ID_BYTES} bytes")
       if clip_id in clips:
         raise ValueError(f"{path}: the id {clip_id} occurs twice: delete one of the entries")
       if "template" in entry:
@@ -273,6 +281,12 @@ def _read_splits(
       splits[split] = list(clips.values())
     elif split != "test":
       raise ValueError(f"{path}: the file has no entries")
+    unseen = set(range(len(names))) - {number for _, number, _ in clips.values()}
+    if split == "train" and unseen:
+      raise ValueError(
+        f"{path}: no entry is of the class {names[min(unseen)]!r}: add clips of it, or take it out"
+        f" of {files['labels']}"
+      )
   return splits
 
 

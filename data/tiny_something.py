@@ -812,7 +812,7 @@ def _run_workers(
       output, errors = worker.communicate()
       if worker.returncode:
         lines = errors.strip().splitlines() or ["no message"]
-        raise RuntimeError(f"a rendering worker failed ({worker.returncode}): {lines[-1]}")
+        raise OSError(f"{folder}: a rendering worker failed ({worker.returncode}): {lines[-1]}")
       names.update(json.loads(output))
   finally:
     for worker in workers:

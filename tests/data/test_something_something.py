@@ -115,11 +115,14 @@ def test_a_second_call_reuses_and_other_settings_do_not(source, capfd):
     path.rename(path.with_suffix(".webm"))
   folders = {first.data_dir, _prepare(source, short_edge=24).data_dir}
   folders.add(_prepare(source, jpeg_quality=50).data_dir)
-  _write(source / "labels/train.json", [_entry(0), _entry(1)])
+  _write(source / "labels/train.json", [_entry(clip_id) for clip_id in range(4)])
+  _write(source / "labels/validation.json", [_entry(4)])
   changed = _prepare(source)
   folders.add(changed.data_dir)
   assert len(folders) == 4
-  assert changed.info.splits["train"].num_examples == 2
+  assert changed.info.splits["train"].num_examples == 4
+  (source / "settings.json").write_text("{}")  # a renderer's: other pixels under the same labels
+  assert _prepare(source).data_dir not in folders
   assert not capfd.readouterr().out
 
 
@@ -161,13 +164,19 @@ def test_bad_label_files(source):
   _fails(source, ValueError, "train.json", 'entry 0 has no "template"')
   _write(train, [_entry(0), {"template": "x"}])
   _fails(source, ValueError, "train.json", 'entry 1 has no "id"')
+  _write(train, [{"id": "0", "template": None}])
+  _fails(source, ValueError, "train.json", "template of entry 0 is None")
+  _write(train, [{"id": "x" * 65, "template": "a"}])
+  _fails(source, ValueError, "train.json", "longer than 64 bytes")
+  _write(train, [_entry(0)])
+  _fails(source, ValueError, "train.json", "no entry is of the class", "labels.json")
   _write(train, [])
   _fails(source, ValueError, "train.json", "no entries")
   _write(train, {})
   _fails(source, ValueError, "train.json", "a JSON list is expected")
   train.write_text('[{"id": ')
   _fails(source, ValueError, "train.json", "not a valid JSON file")
-  _write(train, [_entry(0)])
+  _write(train, [_entry(clip_id) for clip_id in range(3)])
   (source / "labels/test-answers.csv").write_text("5;Eating something\n")
   _fails(source, ValueError, "test-answers.csv", "'Eating something'", "entry 5")
   _write(source / "labels/labels.json", {"a": "0", "b": "2"})
