@@ -106,7 +106,7 @@ class Run:
       for views in ("center", config.eval.views)
     }
     self.tx = optimizer.sgd(config.optimizer.momentum, config.optimizer.weight_decay)
-    self.views = {}  # compiled evaluation by (one-pass or not, views)
+    self.compiled = {}  # evaluation by (one-pass or not, views)
 
   def total_steps(self, stage: Stage) -> int:
     """Steps of a stage: its epochs' examples over the batch size, at least one."""
@@ -122,16 +122,16 @@ class Run:
   def scores(self, stage: Stage, state: TrainState, views: str) -> dict[str, np.ndarray]:
     """Scores of the validation split."""
     key = (stage.one_pass, views)
-    if key not in self.views:
+    if key not in self.compiled:
       step = steps.make_eval_step(
         self.model,
         stage,
         mirror_columns=self.mirror_columns[views],
         **self.pixels,
       )
-      self.views[key] = evaluate.compile_eval(step, self.mesh)
+      self.compiled[key] = evaluate.compile_eval(step, self.mesh)
     batches = self.data.eval_batches(VALIDATION_SPLIT, views)
-    return evaluate.score(self.views[key], state, batches, self.mesh)
+    return evaluate.score(self.compiled[key], state, batches, self.mesh)
 
 
 def is_finished(workdir: pathlib.Path) -> bool:
