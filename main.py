@@ -120,7 +120,8 @@ def run(argv: list[str]) -> None:
   try:
     main(argv)
   except OSError as error:
-    sys.exit(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}")
+    named = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    sys.exit(f"error: {' '.join(named.split())}")
   except (ValueError, FloatingPointError) as error:
     raised_in = pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename)
     here = pathlib.Path(__file__).resolve()

@@ -246,6 +246,7 @@ def test_bad_arguments_are_one_line(finished, data, tmp_path):
     # What is wrong, and the words that name it.
     ((tmp_path / "none", "--mode=eval", *data), {}, ("none", "no such folder")),
     ((file, *data), {}, ("file", "File exists")),
+    ((tmp_path / "new", *data), {"config": "configs/none.py"}, ("configs/none.py", "No such file")),
     ((tmp_path / "dev", *data), {"env": environment(devices=3)}, ("batch_size", "3 devices")),
     ((workdir, *data, "--config.seed=1"), {}, ("config.json", "seed = 0, not 1")),
     ((workdir, *data, "--config.model.width=4"), {}, ("config.json", "model.width = 2, not 4")),

@@ -78,7 +78,7 @@ def schedule(
   stages = []
   for name, fields in what.items():
     init = specific_init if name == "specific" and not control else "random"
-    regularized = attention == "mask" and "bridge" in fields["losses"]
+    regularized = "bridge" in fields["losses"]  # both are the mask network's
     stages.append(Stage(name, regularized=regularized, init=init, **fields, **durations[name]))
     if stages[-1].decay not in ("epochs", "plateau"):
       raise ValueError(f"{name}.decay: {stages[-1].decay!r} is not 'epochs' or 'plateau'")

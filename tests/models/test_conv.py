@@ -6,18 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.conv import native
 from u2s_jax.models.conv import Conv, conv3d, max_pool
-
-
-def reference(video, kernel, stride):
-  """XLA's own 3D convolution."""
-  return jax.lax.conv_general_dilated(
-    video,
-    kernel,
-    (1, stride, stride),
-    [(k // 2, k // 2) for k in kernel.shape[:3]],
-    dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
-  )
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -27,7 +17,7 @@ def test_is_the_3d_convolution_and_so_are_its_gradients(shape, extent, stride):
   keys = jax.random.split(jax.random.key(0), 3)
   video = jax.random.normal(keys[0], shape)
   kernel = jax.random.normal(keys[1], (*extent, 3, 4))
-  expected, expected_vjp = jax.vjp(lambda v, k: reference(v, k, stride), video, kernel)
+  expected, expected_vjp = jax.vjp(lambda v, k: native(v, k, stride), video, kernel)
   out, vjp = jax.vjp(lambda v, k: conv3d(v, k, stride), video, kernel)
   np.testing.assert_allclose(out, expected, atol=1e-4)
   cotangent = jax.random.normal(keys[2], out.shape)
