@@ -38,8 +38,8 @@ def conv3d(
     video = jnp.concatenate([padded[:, k : k + t] for k in range(kt)], axis=-1)
   kernel = kernel.transpose(1, 2, 0, 3, 4).reshape(kh, kw, kt * c, d)
   if kh == kw == 1:
-    # A plain matrix product, whose gradients are matrix products too: on the CPU several times
-    # faster than a 1x1 convolution and its gradients.
+    # A plain matrix product, whose gradients are matrix products too: on the CPU four times faster
+    # than a 1x1 convolution forward, up to twice backward.
     return jnp.einsum("nthwc,cd->nthwd", video[:, :, ::stride, ::stride], kernel[0, 0])
   out = jax.lax.conv_general_dilated(
     video.reshape(n * t, h, w, kt * c),
