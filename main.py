@@ -59,19 +59,20 @@ def main(argv: list[str]) -> None:
     raise FileNotFoundError(f"--workdir {workdir}: no such folder; train first")
   workdir.mkdir(parents=True, exist_ok=True)
   # Before the data: preparing can take hours, and is of no use to a finished run.
-  free = settings.FREE_FIELDS + (("eval",) if MODE.value == "eval" else ())
-  settings.check(config, workdir, free)
-  if MODE.value == "train" and train.is_finished(workdir):
-    train.log(f"{workdir}: this run is finished, see {workdir / 'summary.json'}; nothing to do")
+  trains = MODE.value == "train"
+  settings.check(config, workdir, settings.FREE_FIELDS if trains else settings.FREE_IN_EVALUATION)
+  if trains and train.is_finished(workdir):
     return
-  fields = config.data.to_dict()
   train.log(f"data set {config.data.name}: preparing what is not yet prepared")
   # One host prepares; the others wait, at a barrier that knows no time-out of a collective.
-  if jax.process_index() == 0:
-    catalog.prepare(config.data.name, fields, workdir)
+  prepare = functools.partial(catalog.prepare, config.data.name, config.data.to_dict(), workdir)
+  first = jax.process_index() == 0
+  if first:
+    builder = prepare()
   wait = multihost.get_barrier_sync_fn()
   wait(key="prepared", timeout_ms=PREPARE_HOURS * 3600 * 1000)
-  builder = catalog.prepare(config.data.name, fields, workdir)
+  if not first:
+    builder = prepare()
 
   hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
   size = {"num_frames": config.data.num_frames, "crop_size": config.data.crop_size}
@@ -97,9 +98,8 @@ def main(argv: list[str]) -> None:
     train_batches=lambda stage, step: batches(stage=stage, first_step=step),
     eval_batches=lambda split, name: views(split, views=name),
   )
-  writes = jax.process_index() == 0 and MODE.value == "train"
-  writers = [metric_writers.SummaryWriter(str(workdir))] if writes else []
-  begin = train.train if MODE.value == "train" else train.evaluate_latest
+  writers = [metric_writers.SummaryWriter(str(workdir))] if first and trains else []
+  begin = train.train if trains else train.evaluate_latest
   with contextlib.closing(metric_writers.AsyncMultiWriter(writers)) as writer:
     begin(config, workdir, data, writer.write_scalars, flags.FLAGS["config"].config_filename)
 

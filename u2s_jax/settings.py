@@ -23,6 +23,8 @@ FREE_FIELDS = (
   "data.prepare_workers",
   "data.num_threads",
 )
+# An evaluation trains nothing, so how it looks at the run is free as well.
+FREE_IN_EVALUATION = (*FREE_FIELDS, "eval")
 
 
 def schedule(config: ml_collections.ConfigDict) -> tuple[Stage, Stage, Stage]:

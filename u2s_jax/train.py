@@ -135,8 +135,12 @@ class Run:
 
 
 def is_finished(workdir: pathlib.Path) -> bool:
-  """Whether the run in `workdir` came to its end, by the first host's word."""
-  return bool(_first_host_says((workdir / "summary.json").exists()))
+  """Whether the run in `workdir` came to its end, by the first host's word; if so, says it."""
+  path = workdir / "summary.json"
+  finished = bool(_first_host_says(path.exists()))
+  if finished:
+    log(f"{workdir}: this run is finished, see {path}; nothing to do")
+  return finished
 
 
 def train(
@@ -161,7 +165,6 @@ def train(
   """
   settings.check(config, workdir)
   if is_finished(workdir):
-    log(f"{workdir}: this run is finished, see {workdir / 'summary.json'}; nothing to do")
     return
   run = Run(config, workdir, data, write_scalars, config_name)
   # Closing waits for a checkpoint that is just being written, whatever happens.
@@ -204,7 +207,7 @@ def evaluate_latest(
 
   Args and raises as `train`; ValueError also where there is no checkpoint.
   """
-  settings.check(config, workdir, free=(*settings.FREE_FIELDS, "eval"))
+  settings.check(config, workdir, settings.FREE_IN_EVALUATION)
   run = Run(config, workdir, data, write_scalars, config_name)
   with contextlib.closing(run.checkpoints):
     latest = find_latest(run)
