@@ -1,5 +1,9 @@
 """Trains or evaluates U2S: `python main.py --config=configs/demo.py --workdir=/tmp/u2s_demo`."""
 
+import data  # noqa: F401 - first: it sets what TensorFlow reads at its import
+
+# isort: split
+
 import contextlib
 import functools
 import glob
@@ -9,9 +13,6 @@ import pathlib
 import sys
 import traceback
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read at the import of TensorFlow
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # of no use here, and it announces itself
-
 import jax
 import tensorflow as tf
 from absl import app, flags, logging
@@ -19,7 +20,7 @@ from clu import metric_writers
 from ml_collections import config_flags
 from orbax.checkpoint import multihost
 
-from data import catalog, pipeline
+from data import pipeline, rendered, store
 from u2s_jax import settings, train
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -30,7 +31,7 @@ MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "'train' ends with 
 DISTRIBUTED = flags.DEFINE_bool(
   "distributed", False, "Join the other processes; found out by itself on Slurm and TPU pods."
 )
-PREPARE_HOURS = 48  # that the other hosts wait for the first one
+PREPARE_HOURS = 1  # that the other hosts wait while the first one renders
 
 flags.mark_flags_as_required(["config", "workdir"])
 
@@ -58,24 +59,33 @@ def main(argv: list[str]) -> None:
   if MODE.value == "eval" and not workdir.is_dir():
     raise FileNotFoundError(f"--workdir {workdir}: no such folder; train first")
   workdir.mkdir(parents=True, exist_ok=True)
-  # Before the data: preparing can take hours, and is of no use to a finished run.
   trains = MODE.value == "train"
   settings.check(config, workdir, settings.FREE_FIELDS if trains else settings.FREE_IN_EVALUATION)
   if trains and train.is_finished(workdir):
     return
-  train.log(f"data set {config.data.name}: preparing what is not yet prepared")
-  # One host prepares; the others wait, at a barrier that knows no time-out of a collective.
-  prepare = functools.partial(catalog.prepare, config.data.name, config.data.to_dict(), workdir)
+  # One host renders; the others wait, at a barrier that knows no time-out of a collective.
   first = jax.process_index() == 0
-  if first:
-    builder = prepare()
+  folder = pathlib.Path(config.data.dir or workdir / "prepared")
+  if "render" in config.data and first:
+    train.log(f"data set {folder}: rendering and preparing what is not yet there")
+    rendered.prepare(config.data.render.to_dict(), workdir, folder, config.data.short_edge)
+  elif "render" not in config.data and not config.data.dir:
+    raise ValueError(
+      "data.dir: not set; write a data set by `python -m data.prepare` and pass its folder,"
+      " --config.data.dir=<--out of that>"
+    )
   wait = multihost.get_barrier_sync_fn()
   wait(key="prepared", timeout_ms=PREPARE_HOURS * 3600 * 1000)
-  if not first:
-    builder = prepare()
+  builder = store.open_dataset(folder)
+  if builder.info.metadata["modality"] != config.data.modality:
+    raise ValueError(
+      f"data.modality: {config.data.modality!r}, but {folder} holds"
+      f" {builder.info.metadata['modality']!r}"
+    )
 
   hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-  size = {"num_frames": config.data.num_frames, "crop_size": config.data.crop_size}
+  fields = ("num_frames", "flow_pairs", "short_edge", "crop_size")
+  size = {field: config.data[field] for field in fields}
   threads = {"num_threads": config.data.num_threads or None}
   batches = functools.partial(
     pipeline.train_batches,
@@ -83,6 +93,8 @@ def main(argv: list[str]) -> None:
     "train",
     batch_size=config.batch_size,
     seed=config.seed,
+    multi_scale=config.data.multi_scale,
+    color_jitter=config.data.color_jitter,
     flip=config.data.flip,
     flip_label_map=config.data.flip_label_map if config.data.flip else None,
     **size,
@@ -92,8 +104,9 @@ def main(argv: list[str]) -> None:
   views = functools.partial(
     pipeline.eval_batches, builder, batch_size=config.eval.batch_size, **size, **hosts, **threads
   )
-  data = train.Data(
+  source = train.Data(
     class_names=tuple(builder.info.features["label"].names),
+    channels=settings.input_channels(config),
     num_train=pipeline.num_examples(builder, "train"),
     train_batches=lambda stage, step: batches(stage=stage, first_step=step),
     eval_batches=lambda split, name: views(split, views=name),
@@ -101,7 +114,7 @@ def main(argv: list[str]) -> None:
   writers = [metric_writers.SummaryWriter(str(workdir))] if first and trains else []
   begin = train.train if trains else train.evaluate_latest
   with contextlib.closing(metric_writers.AsyncMultiWriter(writers)) as writer:
-    begin(config, workdir, data, writer.write_scalars, flags.FLAGS["config"].config_filename)
+    begin(config, workdir, source, writer.write_scalars, flags.FLAGS["config"].config_filename)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

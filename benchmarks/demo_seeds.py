@@ -26,8 +26,8 @@ def run(workdir: pathlib.Path, seed: int, control: bool) -> dict:
     f"--workdir={folder}",
     f"--config.seed={seed}",
     f"--config.control={control}",
-    f"--config.data.source_dir={workdir}/videos",
-    f"--config.data.prepared_dir={workdir}/prepared",
+    f"--config.data.render.dir={workdir}/videos",
+    f"--config.data.dir={workdir}/prepared",
   ]
   with open(folder.with_suffix(".log"), "a") as log:
     subprocess.run(command, cwd=ROOT, check=True, stdout=log, stderr=log)

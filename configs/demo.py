@@ -14,25 +14,29 @@ def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.batch_size = 32
+  config.init_from = ""
 
   config.data = ml_collections.ConfigDict()
-  config.data.name = "tiny_something"
-  config.data.source_dir = ""  # where the videos are rendered; empty: <workdir>/tiny_something
-  config.data.prepared_dir = ""
-  config.data.short_edge = 64
-  config.data.jpeg_quality = 95
-  config.data.prepare_workers = 2
+  config.data.dir = ""  # empty: <workdir>/prepared
+  config.data.modality = "rgb"
   config.data.num_frames = 8
+  config.data.flow_pairs = 5
+  config.data.short_edge = 64
   config.data.crop_size = 56
+  config.data.multi_scale = ()
+  config.data.color_jitter = (0.0, 0.0, 0.0, 0.0)
   config.data.flip = False
   config.data.flip_label_map = ((17, 18),)  # pushing from left to right / from right to left
   config.data.num_threads = 2
-  # Of the renderer: clips of each split, subtlety of the pairs in 0..1, seed.
-  config.data.num_train = 1400
-  config.data.num_validation = 560
-  config.data.num_test = 28
-  config.data.difficulty = 1.0
-  config.data.render_seed = 0
+  # The data set is rendered and prepared first.
+  config.data.render = ml_collections.ConfigDict()
+  config.data.render.dir = ""  # of the videos; empty: <workdir>/tiny_something
+  config.data.render.num_train = 1400  # clips
+  config.data.render.num_validation = 560
+  config.data.render.num_test = 28
+  config.data.render.difficulty = 1.0  # 0..1, the larger the subtler the pairs
+  config.data.render.seed = 0
+  config.data.render.workers = 2  # processes that render and decode
 
   config.model = ml_collections.ConfigDict()
   config.model.blocks = (1, 1, 1, 1)
@@ -73,6 +77,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.csm.distance = "cosine"
 
   config.eval = ml_collections.ConfigDict()
+  config.eval.split = "validation"
   config.eval.views = "3crop"
   config.eval.batch_size = 32
 

@@ -1,1 +1,7 @@
 """Reading videos: the only package that imports TensorFlow; it imports nothing from `u2s_jax`."""
+
+import os
+
+# TensorFlow reads these at its import.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # of no use here, and it announces itself

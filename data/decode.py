@@ -1,80 +1,245 @@
-"""Decodes one video into JPEG frames, in a process of its own.
+"""Decodes one video or image into JPEG frames, in a process of its own.
 
-`something_something.prepare` starts this file as a program, several times over. A program of its
-own rather than `multiprocessing`: spawned workers import the parent's main module once more, and
-with it TensorFlow and JAX; and a worker that is killed shows as a closed pipe, not as a hang. So
-this file imports nothing but PyAV (which needs Pillow for `to_image`).
+`prepare` starts `python -m data.decode`, several times over. A program of its own rather than
+`multiprocessing`: spawned workers import the parent's main module once more, and with it TensorFlow
+and JAX; and a worker that is killed shows as a closed pipe, not as a hang. So this file imports no
+more than PyAV, NumPy and Pillow, and OpenCV where flow is asked for.
 """
 
 import io
+import json
+import numbers
+import os
 import pickle
 import sys
+from collections.abc import Callable, Iterator
 
 import av
+import numpy as np
+from av.stream import Disposition
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+# A record must stay below 2 GB, and several of them are in memory at a time.
+MAX_CLIP_BYTES = 256 * 2**20
 
 
-def decode_video(path: str, short_edge: int, jpeg_quality: int) -> list[bytes]:
-  """Decodes every frame of a video and encodes it as JPEG.
+def video_frames(
+  file: str | io.BytesIO, short_edge: int, pixel_format: str
+) -> Iterator[UInt8[np.ndarray, "h w *c"]]:
+  """Decodes every coded frame of a video once: none is doubled or dropped to even out its rate.
 
   Args:
-    path: the video file, of any format that FFmpeg reads.
+    file: path or open file, of any format that FFmpeg reads, whatever its extension.
     short_edge: pixels; every frame is resized to it, the long edge keeps the aspect and is even.
+    pixel_format: 'rgb24' or 'gray'.
+
+  Yields:
+    The frames in order, all of one size, turned as the file's display matrix asks for.
+
+  Raises:
+    ValueError: the file does not decode, is cut short, or has no frame; one line, the reason alone.
+  """
+  end, count, size = 0.0, 0, None
+  # One for the whole video: PyAV's own sets up a scaler for every frame, and that took 0.21 of
+  # 0.36 ms a frame at 64 pixels.
+  reformatter = av.video.reformatter.VideoReformatter()
+  try:
+    with av.open(file) as container:
+      # A cover picture in a sound file is a video stream too.
+      streams = [
+        stream
+        for stream in container.streams.video
+        if not stream.disposition & Disposition.attached_pic
+      ]
+      if not streams:
+        raise ValueError("it has no video stream")
+      stream = streams[0]
+      stream.codec_context.thread_count = 1  # There is a process for every core already.
+      declared = _seconds(stream.duration, stream.time_base) or _seconds(
+        container.duration, 1 / av.time_base
+      )
+      start = _seconds(stream.start_time, stream.time_base) or 0.0
+      for frame in container.decode(stream):
+        if frame.is_corrupt:
+          raise ValueError(f"frame {count} is corrupt")
+        size = size or _even_size(frame.width, frame.height, short_edge)
+        end = (frame.time or 0.0) - start + (_seconds(frame.duration, frame.time_base) or 0.0)
+        count += 1
+        turns = round(frame.rotation / 90)
+        # 'AREA' averages the pixels that fall together; bicubic would alias when shrinking.
+        frame = reformatter.reformat(frame, *size, pixel_format, interpolation="AREA")
+        yield np.ascontiguousarray(np.rot90(frame.to_ndarray(), turns))
+  except av.error.EOFError:
+    pass  # FFmpeg's word for a file that ends before its first frame.
+  except av.error.FFmpegError as error:
+    # Some FFmpeg errors are ValueErrors too, so this clause must not come after one for those.
+    raise ValueError(f"it does not decode ({error.strerror})") from error
+  if not count:
+    raise ValueError("it has no frames")
+  # FFmpeg takes the end of a half-downloaded file for the end of the video. Declared durations are
+  # not exact, those of single frames least of all, so only a large difference counts.
+  if declared and (count > 1 or declared > 1) and end < declared / 2:
+    raise ValueError(f"it ends after {end:.1f} of {declared:.1f} seconds")
+
+
+def _seconds(duration: int | None, unit: numbers.Real) -> float | None:
+  return None if duration is None else float(duration * unit)
+
+
+def _even_size(width: int, height: int, short_edge: int) -> tuple[int, int]:
+  """Width and height after resizing."""
+  long_edge = max(width, height) * short_edge / min(width, height)
+  long_edge = max(2 * round(long_edge / 2), short_edge)
+  return (short_edge, long_edge) if width < height else (long_edge, short_edge)
+
+
+def image_frame(file: str | io.BytesIO, short_edge: int, jpeg_quality: int) -> bytes:
+  """Makes a JPEG of an image.
+
+  Args:
+    file: path or open file, of any format that Pillow reads, whatever its extension.
+    short_edge: pixels; the image is resized to it, the long edge keeps the aspect.
     jpeg_quality: 1 to 100.
 
   Returns:
-    The frames in order, all of one size, as JPEG files with three channels.
+    An RGB JPEG, turned as EXIF asks for; the first frame of several; transparent parts on white. An
+    RGB JPEG of that size that needs no turning is kept as it is.
 
   Raises:
-    ValueError: the file does not decode, is cut short, or has no frame; one line, names the file.
+    ValueError: the file is no image, or damaged, or of a kind whose range of values is not known;
+      one line, the reason alone.
   """
-  hint = "replace the file or delete its entry from the label file"
-  frames, end, declared = [], 0.0, None
-  # One for the whole video: `frame.to_image(width=...)` sets up a scaler for every frame, and that
-  # took 0.21 of 0.36 ms a frame at 64 pixels.
-  reformatter = av.video.reformatter.VideoReformatter()
   try:
-    with av.open(path) as container:
-      if not container.streams.video:
-        raise ValueError(f"{path}: the file has no video stream: {hint}")
-      stream = container.streams.video[0]
-      stream.codec_context.thread_count = 1  # There is a process for every core already.
-      declared = container.duration and container.duration / av.time_base
-      size = None
-      for frame in container.decode(stream):
-        if frame.is_corrupt:
-          raise ValueError(f"{path}: frame {len(frames)} is corrupt: {hint}")
-        if size is None:
-          long_edge = max(frame.width, frame.height) * short_edge / min(frame.width, frame.height)
-          long_edge = max(2 * round(long_edge / 2), short_edge)
-          size = (short_edge, long_edge) if frame.width < frame.height else (long_edge, short_edge)
-        end = frame.time or 0.0
-        jpeg = io.BytesIO()
-        # 'AREA' averages the pixels that fall together; bicubic would alias when shrinking.
-        frame = reformatter.reformat(frame, size[0], size[1], "rgb24", interpolation="AREA")
-        frame.to_image().save(jpeg, "JPEG", quality=jpeg_quality)
-        frames.append(jpeg.getvalue())
-  except av.error.FFmpegError as error:
-    # Some FFmpeg errors are ValueErrors too, so this clause must not come after one for those.
-    raise ValueError(f"{path}: the video does not decode ({error.strerror}): {hint}") from error
-  if not frames:
-    raise ValueError(f"{path}: the video has no frames: {hint}")
-  # FFmpeg takes the end of a half-downloaded file for the end of the video. Declared durations are
-  # not exact, so only a large difference counts.
-  if declared and declared > 1 and end < declared / 2:
-    raise ValueError(f"{path}: the file ends after {end:.1f} of {declared:.1f} seconds: {hint}")
-  return frames
+    with Image.open(file) as opened:
+      opened.load()
+      image = ImageOps.exif_transpose(opened)
+      if (
+        opened.format == "JPEG"
+        and opened.mode == "RGB"
+        and image.size == opened.size
+        and opened.getexif().get(0x0112, 1) == 1  # Orientation: upright
+        and min(image.size) == short_edge
+      ):
+        return _content(file)
+  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    # Pillow names the file in some messages; the caller does in all.
+    reason = "cannot identify it" if isinstance(error, Image.UnidentifiedImageError) else error
+    raise ValueError(f"it does not decode ({reason})") from error
+  if image.mode in ("I", "F"):
+    raise ValueError(f"its pixels have 32 bits (mode {image.mode}): save it with 8")
+  if image.mode.startswith("I;16"):
+    image = image.point(lambda value: value * (1 / 256)).convert("L")
+  if image.has_transparency_data:
+    image = image.convert("RGBA")
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+  image = image.convert("RGB")
+  scale = short_edge / min(image.size)
+  size = tuple(max(short_edge, round(scale * edge)) for edge in image.size)
+  if size != image.size:
+    image = image.resize(size, Image.Resampling.BILINEAR)  # averages over pixels when shrinking
+  return _jpeg(image, jpeg_quality)
+
+
+def _content(file: str | io.BytesIO) -> bytes:
+  if isinstance(file, str):
+    with open(file, "rb") as opened:
+      return opened.read()
+  file.seek(0)
+  return file.read()
+
+
+def _jpeg(image: Image.Image, quality: int) -> bytes:
+  file = io.BytesIO()
+  image.save(file, "JPEG", quality=quality)
+  return file.getvalue()
+
+
+def rgb_clip(file: str | io.BytesIO, short_edge: int, jpeg_quality: int) -> list[bytes]:
+  """All frames of a video as JPEG; raises as `video_frames`."""
+  frames = video_frames(file, short_edge, "rgb24")
+  return _limited(_jpeg(Image.fromarray(frame), jpeg_quality) for frame in frames)
+
+
+def flow_clip(
+  file: str | io.BytesIO, short_edge: int, jpeg_quality: int, algorithm: str
+) -> list[bytes]:
+  """Optical flow of a video: two grey JPEGs, x and y, for each pair of neighbouring frames.
+
+  Grey, because a colour JPEG would halve the resolution of what it takes for chroma.
+
+  Args:
+    file: see `video_frames`.
+    short_edge: see `video_frames`.
+    jpeg_quality: 1 to 100.
+    algorithm: one of `flow.ALGORITHMS`.
+
+  Raises:
+    ValueError: as `video_frames`, or the video has one frame only.
+  """
+  import cv2
+
+  from data import flow
+
+  cv2.setNumThreads(1)  # There is a process for every core already.
+  maker = flow.make(algorithm)
+
+  def components() -> Iterator[bytes]:
+    before = None
+    for frame in video_frames(file, short_edge, "gray"):
+      if before is not None:
+        codes = flow.quantize(flow.compute(maker, before, frame))
+        yield _jpeg(Image.fromarray(np.ascontiguousarray(codes[..., 0])), jpeg_quality)
+        yield _jpeg(Image.fromarray(np.ascontiguousarray(codes[..., 1])), jpeg_quality)
+      before = frame
+
+  found = _limited(components())
+  if not found:
+    raise ValueError("it has one frame only, so no flow")
+  return found
+
+
+def _limited(jpegs: Iterator[bytes]) -> list[bytes]:
+  found, size = [], 0
+  for jpeg in jpegs:
+    found.append(jpeg)
+    size += len(jpeg)
+    if size > MAX_CLIP_BYTES:
+      raise ValueError(
+        f"its first {len(found)} JPEG frames exceed {MAX_CLIP_BYTES >> 20} MiB: cut it into clips"
+      )
+  return found
+
+
+def _decoder(settings: dict) -> Callable[[str | io.BytesIO], list[bytes]]:
+  """What to do with each file."""
+  sizes = settings["short_edge"], settings["jpeg_quality"]
+  if settings["images"]:
+    return lambda file: [image_frame(file, *sizes)]
+  if settings["flow"]:
+    return lambda file: flow_clip(file, *sizes, settings["flow"])
+  return lambda file: rgb_clip(file, *sizes)
 
 
 def main() -> None:
-  """Reads paths from stdin, one a line; answers each with a pickle of its frames or its error."""
-  short_edge, jpeg_quality = int(sys.argv[1]), int(sys.argv[2])
-  for line in sys.stdin:
+  """Reads pickled (path, content or None) from stdin; answers each with frames or the reason."""
+  decode = _decoder(json.loads(sys.argv[1]))
+  while True:
     try:
-      answer = decode_video(line.rstrip("\n"), short_edge, jpeg_quality)
+      path, content = pickle.load(sys.stdin.buffer)
+    except EOFError:
+      return
+    try:
+      answer = decode(path if content is None else io.BytesIO(content))
     except ValueError as error:
-      answer = str(error)
-    pickle.dump(answer, sys.stdout.buffer)
-    sys.stdout.buffer.flush()
+      answer = " ".join(str(error).split())
+    except OSError as error:
+      answer = f"it cannot be read ({error.strerror or error})"
+    try:
+      pickle.dump(answer, sys.stdout.buffer)
+      sys.stdout.buffer.flush()
+    except BrokenPipeError:  # Who asked is gone.
+      os._exit(1)  # Not `return`: Python would try to flush once more.
 
 
 if __name__ == "__main__":

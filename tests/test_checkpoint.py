@@ -9,7 +9,7 @@ from u2s_jax.checkpoint import Checkpoints, abstract_state
 from u2s_jax.state import TrainState, no_similarity
 
 STAGES = ("universal", "specific", "joint")
-MODEL = {"num_classes": 3, "blocks": [1, 1, 1, 1]}
+MODEL = {"num_classes": 3, "class_names": ["a", "b", "c"], "blocks": [1, 1, 1, 1]}
 
 
 def state_of(value):
@@ -63,6 +63,7 @@ def test_a_step_saved_twice_stays_as_it_was(tmp_path):
   ("other", "message"),
   [
     ({"num_classes": 4}, "num_classes is 3 there and 4 here"),
+    ({"class_names": ["a", "x", "y"]}, r"class_names\[1\] is 'b' there and 'x' here"),
     ({"blocks": [2, 1, 1, 1]}, r"blocks is \[1, 1, 1, 1\] there and \[2, 1, 1, 1\] here"),
   ],
 )

@@ -368,3 +368,16 @@ def test_mean_similarity_of_equal_classes_is_zero(size):
 def test_host_functions_compute_in_float64():
   similarity = csm.similarity_matrix(jnp.eye(3, dtype=jnp.float32))
   assert similarity.dtype == csm.mean_similarity(similarity).dtype == np.float64
+
+
+def test_most_similar_by_hand():
+  similarity = np.array(
+    [[1.0, 0.5, 0.9, 0.2], [0.5, 1.0, 0.7, 0.9], [0.9, 0.7, 1.0, 0.1], [0.2, 0.9, 0.1, 1.0]]
+  )
+  first = [(0, 2, 0.9), (1, 3, 0.9), (1, 2, 0.7)]  # of equal ones the lower classes first
+  assert csm.most_similar(similarity, 3) == first
+  everything = [*first, (0, 1, 0.5), (0, 3, 0.2), (2, 3, 0.1)]
+  assert csm.most_similar(jnp.asarray(similarity), 9) == [
+    (i, j, pytest.approx(value)) for i, j, value in everything
+  ]
+  assert csm.most_similar(np.ones((1, 1)), 5) == []

@@ -1,5 +1,6 @@
 """Evaluation: every example once, scores on disk, the summary from them."""
 
+import csv
 import json
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from u2s_jax import evaluate, sharding, state
 
 CLASSES = 3
+CLASS_NAMES = ("Pouring éclairs", "Pushing X", "Bending Y")
 
 
 STATE = state.TrainState(step=0.5, params={}, batch_stats={}, momentum=(), csm=())
@@ -39,7 +41,7 @@ def batches():
 def scores():
   mesh = sharding.data_mesh()
   run = evaluate.compile_eval(fake_step, mesh)
-  return evaluate.score(run, STATE, batches(), mesh)
+  return evaluate.score(run, STATE, batches(), mesh, CLASS_NAMES)
 
 
 def test_every_example_counts_once_in_order(scores):
@@ -51,7 +53,8 @@ def test_every_example_counts_once_in_order(scores):
 def test_scores_survive_the_file(scores, tmp_path):
   evaluate.write_scores(tmp_path / "scores/validation.npz", scores)
   with np.load(tmp_path / "scores/validation.npz") as file:
-    assert set(file) == {"ids", "labels", "universal"}
+    assert set(file) == {"ids", "labels", "class_names", "universal"}
+    assert tuple(file["class_names"]) == CLASS_NAMES
   again = evaluate.read_scores(tmp_path / "scores/validation.npz")
   assert again.keys() == scores.keys()
   for key, values in scores.items():
@@ -61,9 +64,9 @@ def test_scores_survive_the_file(scores, tmp_path):
 
 def test_too_long_an_id_is_an_error():
   mesh = sharding.data_mesh()
-  long = [{**batch, "id": np.array([b"x" * 65] * 8, object)} for batch in batches()]
-  with pytest.raises(ValueError, match="^id x{65}: longer than 64 bytes$"):
-    evaluate.score(evaluate.compile_eval(fake_step, mesh), STATE, long, mesh)
+  long = [{**batch, "id": np.array([b"x" * 257] * 8, object)} for batch in batches()]
+  with pytest.raises(ValueError, match="^id x{257}: longer than 256 bytes$"):
+    evaluate.score(evaluate.compile_eval(fake_step, mesh), STATE, long, mesh, CLASS_NAMES)
 
 
 def test_mirror_columns():
@@ -103,6 +106,88 @@ def test_summary():
   assert summary["parameters"] == {"one_pass": 5, "u2s": 12}
   assert summary["config"] == "configs/x.py"
   json.dumps(summary)
+
+
+# Eight clips; class 2 has none. One-pass: both of class 0 and 3 of 6 of class 1 are right; at the
+# end 1 of class 0 (the other goes to class 3) and 4 of class 1 (one to class 0, one to class 3).
+LABELS = np.array([0, 0, 1, 1, 1, 1, 1, 1])
+BEFORE = {"label": LABELS, "universal": np.eye(4)[[0, 0, 1, 1, 1, 0, 0, 2]]}
+AFTER = {
+  "label": LABELS,
+  "universal": 0.4 * np.eye(4)[[0, 0, 1, 1, 1, 0, 0, 2]],
+  "specific": np.eye(4)[[0, 3, 1, 1, 1, 1, 0, 3]],
+}
+FOUR = ("a", "b", "c", "d")
+PAIRS = np.array([[1, 1, 0, 0], [1, 1, 0, 1], [0, 0, 1, 0], [0, 1, 0, 1]], np.float32)
+
+
+def test_per_class_by_hand():
+  first, second, third, fourth = evaluate.per_class(BEFORE, AFTER, FOUR, PAIRS)
+  assert first == {
+    "class": "a",
+    "clips": 2,
+    "one_pass": 100,
+    "universal": 100,
+    "specific": 50,
+    "merged": 50,
+    "gain": -50,
+    "confused_with": "d (1)",
+    "csm": "b",
+  }
+  assert (second["clips"], second["one_pass"], second["csm"]) == (6, 50, "a | d")
+  assert second["merged"] == pytest.approx(400 / 6)
+  assert second["gain"] == pytest.approx(100 / 6)
+  assert second["confused_with"] == "a (1)"  # of equally frequent ones the first
+  for row, csm in ((third, ""), (fourth, "b")):
+    assert row["clips"] == 0 and row["merged"] is row["gain"] is row["one_pass"] is None
+    assert row["confused_with"] == "" and row["csm"] == csm
+
+
+def test_per_class_survives_the_file(tmp_path):
+  names = ('a, "b"', "é", "c", "d")
+  rows = evaluate.per_class(BEFORE, AFTER, names, PAIRS)
+  evaluate.write_per_class(tmp_path / "per_class.csv", rows)
+  with open(tmp_path / "per_class.csv", newline="", encoding="utf-8") as file:
+    first, second, third, _ = csv.DictReader(file)
+  assert first["class"] == 'a, "b"' and first["csm"] == "é"
+  assert (second["clips"], second["merged"], second["gain"]) == ("6", "66.67", "16.67")
+  assert (third["clips"], third["merged"], third["gain"]) == ("0", "", "")
+  assert [path.name for path in tmp_path.iterdir()] == ["per_class.csv"]
+
+
+def test_a_table_of_few_classes_shows_them_all():
+  long = "Pretending to put something onto something else"
+  rows = evaluate.per_class(BEFORE, AFTER, (long, "b", "c", "d"), PAIRS)
+  header, _, first, second, third, _ = evaluate.per_class_table(rows).splitlines()
+  assert header.split("  ")[0] == "Class" and header.rstrip().endswith("Most confused with")
+  cut = "Pretending to put something onto some..."
+  assert len(cut) == 40
+  assert first.split() == [*cut.split(), "2", "100.00", "50.00", "-50.00", "d", "(1)"]
+  assert second.split() == ["b", "6", "50.00", "66.67", "+16.67", *cut.split(), "(1)"]
+  assert third.split() == ["c", "0", "-", "-", "-"]
+
+
+def test_a_table_of_many_classes_shows_the_largest_gains_and_losses():
+  # Class k gains k - 15 points, but class 15 none, and class 40 has no clip.
+  rows = [
+    {
+      "class": f"c{k}",
+      "clips": 5 * (k < 40),
+      "one_pass": 50.0,
+      "merged": 35.0 + k,
+      "gain": k - 15.0 if k < 40 else None,
+      "confused_with": "",
+    }
+    for k in range(41)
+  ]
+  shown = [line.split()[0] for line in evaluate.per_class_table(rows).splitlines()[2:]]
+  assert shown == [f"c{k}" for k in (*range(39, 29, -1), *range(9, -1, -1))]
+  for row in rows:
+    row["gain"] = row["gain"] and max(row["gain"], 0.0)
+  rows[3]["gain"] = -1.0
+  shown = [line.split()[0] for line in evaluate.per_class_table(rows).splitlines()[2:]]
+  assert shown == [*(f"c{k}" for k in range(39, 29, -1)), "c3"]
+  assert len(evaluate.per_class_table(rows[:30]).splitlines()) == 32
 
 
 def test_json_appears_complete_or_not_at_all(tmp_path):

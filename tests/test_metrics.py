@@ -48,6 +48,17 @@ def test_mean_class_differs_from_top1_for_unequal_classes():
   assert metrics.mean_class_accuracy(scores, labels) == 0.5
 
 
+@pytest.mark.parametrize("convert", [np.asarray, jnp.asarray])
+def test_per_class_by_hand(convert):
+  accuracy, videos = metrics.per_class_accuracy(convert(SCORES), convert(LABELS))
+  np.testing.assert_array_equal(accuracy, [1, 0, 0.5])
+  np.testing.assert_array_equal(videos, [1, 1, 2])
+  accuracy, videos = metrics.per_class_accuracy(SCORES[:2], LABELS[:2])
+  np.testing.assert_array_equal(accuracy, [1, 0, math.nan])
+  np.testing.assert_array_equal(videos, [1, 1, 0])
+  assert accuracy.dtype == np.float64
+
+
 def test_top_n_curve_by_hand():
   np.testing.assert_array_equal(metrics.top_n_curve(SCORES, LABELS), [0.5, 0.75, 1])
 
@@ -100,6 +111,7 @@ def test_summarize_a_single_class():
 FUNCTIONS = [
   lambda scores, labels: metrics.top_k_accuracy(scores, labels, 1),
   metrics.mean_class_accuracy,
+  metrics.per_class_accuracy,
   metrics.top_n_curve,
   metrics.summarize,
 ]

@@ -186,6 +186,13 @@ def test_normalize_by_hand():
   np.testing.assert_allclose(out[0, 0], [2.5, -1.0, -1.0], rtol=1e-5)
 
 
+def test_normalize_ten_channels_by_one_mean():
+  pixels = jnp.arange(0, 250, 25, jnp.uint8).reshape(1, 1, 1, 10)  # of optical flow
+  out = steps.normalize(pixels, (0.5,), (0.25,))
+  assert out.shape == (1, 1, 1, 10)
+  np.testing.assert_allclose(out[0, 0, 0, :3], [-2, 4 * 25 / 255 - 2, 4 * 50 / 255 - 2], rtol=1e-5)
+
+
 def test_later_stages_cost_little_more():
   # The trunk runs once, and frozen networks only forward: at 18 x 224 x 224 with ResNet-50.
   flops = step_cost.stage_flops()

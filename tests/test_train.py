@@ -1,7 +1,9 @@
 """The loop over all stages, on batches made in memory: no TensorFlow, no files of others."""
 
+import csv
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -10,9 +12,10 @@ import numpy as np
 import pytest
 
 from configs import tests as tests_config
-from u2s_jax import checkpoint, evaluate, settings, train
+from u2s_jax import checkpoint, evaluate, pretrained, settings, train
 
 CLASSES, TRAIN, VALIDATION = 3, 24, 12
+CLASS_NAMES = tuple(f"class {i}" for i in range(CLASSES))
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -27,12 +30,20 @@ def config_of(**fields):
   return config
 
 
-def clips(split, numbers):
+def flow_config(**fields):
+  """Optical flow, and the one-pass model alone: its programs compile fast."""
+  flow = {"data.modality": "flow", "model.pixel_mean": (0.5,), "model.pixel_std": (0.2,)}
+  return config_of(control=True, **flow, **fields)
+
+
+def clips(split, numbers, channels=3):
   """Clips of class `number % CLASSES`, whose colour tells the class, with noise."""
   labels = np.asarray(numbers, np.int32) % CLASSES
   video = np.stack(
     [
-      np.random.default_rng((split == "train", int(n))).integers(0, 100, (2, 32, 32, 3), np.uint8)
+      np.random.default_rng((split == "train", int(n))).integers(
+        0, 100, (2, 32, 32, channels), np.uint8
+      )
       for n in numbers
     ]
   )
@@ -41,10 +52,15 @@ def clips(split, numbers):
 
 
 class Source:
-  """Batches of one host; counts what was asked for."""
+  """Batches of one host; counts what was asked for.
 
-  def __init__(self, poison=None):
-    self.poison = poison  # (stage index, step) from which on frames are useless
+  Args:
+    channels: of the frames.
+    unknown: clips of the split `test` that come without a label.
+  """
+
+  def __init__(self, channels=3, unknown=()):
+    self.channels, self.unknown = channels, unknown
     self.started = []
 
   def train_batches(self, stage, first_step):
@@ -52,7 +68,7 @@ class Source:
     step = first_step
     while True:
       numbers = np.random.default_rng((stage, step)).integers(0, TRAIN, 8)
-      yield clips("train", numbers) | {"mask": np.ones(8, bool)}
+      yield clips("train", numbers, self.channels) | {"mask": np.ones(8, bool)}
       step += 1
 
   def eval_batches(self, split, views):
@@ -60,17 +76,20 @@ class Source:
     count = TRAIN if split == "train" else VALIDATION
     for start in range(0, count, 8):
       numbers = np.minimum(np.arange(start, start + 8), count - 1)
-      batch = clips(split, numbers)
+      batch = clips(split, numbers, self.channels)
       batch["video"] = batch["video"][:, None]
+      if split == "test":
+        batch["label"][np.isin(numbers, self.unknown)] = -1
       yield batch | {
         "mask": np.arange(start, start + 8) < count,
         "id": np.array([str(n).encode() for n in numbers], object),
       }
 
-  def data(self):
-    return train.Data(
-      tuple(f"class {i}" for i in range(CLASSES)), TRAIN, self.train_batches, self.eval_batches
-    )
+  def data(self, class_names=CLASS_NAMES):
+    return train.Data(class_names, TRAIN, self.channels, self.train_batches, self.eval_batches)
+
+
+LINES = []  # that the finished run printed
 
 
 class Writer:
@@ -88,10 +107,19 @@ def final_state(config, workdir):
   return jax.device_get(state)
 
 
+def state_at(config, workdir, data, stage, step):
+  run = train.Run(config, workdir, data, Writer(), "x")
+  state, _ = train.restore(run, stage, step)
+  run.checkpoints.close()
+  return jax.device_get(state)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
   workdir, writer = tmp_path_factory.mktemp("run"), Writer()
-  train.train(config_of(), workdir, Source().data(), writer, "configs/tests.py")
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(train, "log", LINES.append)
+    train.train(config_of(), workdir, Source().data(), writer, "configs/tests.py")
   return workdir, writer
 
 
@@ -105,6 +133,8 @@ def test_a_run_leaves_scores_summary_and_checkpoints(finished):
   assert sorted(map(int, scores["id"])) == list(range(VALIDATION))
   one_pass = evaluate.read_scores(workdir / "scores/validation_one_pass.npz")
   assert set(evaluate.predictions(one_pass)) == {"universal"}
+  for read in (scores, one_pass):
+    assert tuple(read["class_names"]) == CLASS_NAMES
   for stage in ("universal", "specific", "joint"):
     assert (workdir / "checkpoints" / stage / "3").is_dir()
   assert set(writer.scalars) >= {3, 6, 9}  # three steps a stage, counted through
@@ -119,6 +149,36 @@ def test_the_csm_is_in_the_checkpoint(finished):
   np.testing.assert_array_equal(np.diag(csm.matrix), 1)
   np.testing.assert_array_equal(csm.matrix, csm.matrix.T)
   assert np.all(np.diff(csm.topn_accuracy) >= 0) and csm.topn_accuracy[-1] == 1
+
+
+def test_accuracies_are_told_class_by_class(finished):
+  workdir, _ = finished
+  with open(workdir / "per_class.csv", newline="") as file:
+    rows = list(csv.DictReader(file))
+  assert [row["class"] for row in rows] == list(CLASS_NAMES)
+  assert [row["clips"] for row in rows] == ["4"] * CLASSES
+  summary = json.loads((workdir / "summary.json").read_text())
+  merged = np.mean([float(row["merged"]) for row in rows])
+  assert merged == pytest.approx(
+    summary["predictions"]["universal+bridge+specific"]["top1"], abs=0.01
+  )
+  csm = final_state(config_of(), workdir).csm.matrix
+  for i, row in enumerate(rows):
+    assert row["csm"] == " | ".join(CLASS_NAMES[j] for j in range(3) if j != i and csm[j, i])
+  assert str(workdir / "per_class.csv") in LINES[-2]
+  assert all(name in LINES[-3] for name in CLASS_NAMES)
+
+
+def test_the_most_similar_classes_are_named(finished):
+  similarity = final_state(config_of(), finished[0]).csm.similarity
+  start = next(i for i, line in enumerate(LINES) if "most similar" in line)
+  found = [line.split("  ")[-2:] for line in LINES[start + 1 : start + 4]]
+  values = [similarity[int(pair[6]), int(pair[-1])] for _, pair in found]
+  assert {pair for _, pair in found} == {
+    f"class {i} / class {j}" for i, j in [(0, 1), (0, 2), (1, 2)]
+  }
+  assert [value for value, _ in found] == [f"{value:.4f}" for value in values]
+  assert values == sorted(values, reverse=True)
 
 
 @pytest.mark.parametrize(
@@ -199,6 +259,27 @@ def test_evaluation_half_way_touches_nothing(finished, tmp_path, monkeypatch):
   assert (tmp_path / "scores/validation_one_pass.npz").read_bytes() == one_pass
 
 
+@pytest.mark.parametrize("unknown", [(), (5, 7)])
+def test_another_split_is_evaluated_beside_the_run(finished, monkeypatch, unknown):
+  workdir, lines = finished[0], []
+  before = {path: path.stat().st_mtime_ns for path in workdir.glob("*.*")}
+  monkeypatch.setattr(train, "log", lines.append)
+  config = config_of(**{"eval.split": "test"})
+  train.evaluate_latest(config, workdir, Source(unknown=unknown).data(), Writer(), "x")
+  folder = workdir / "eval/test_center_joint_3"
+  scores = evaluate.read_scores(folder / "scores/test.npz")
+  one_pass = evaluate.read_scores(folder / "scores/test_one_pass.npz")
+  assert (one_pass["label"] == -1).sum() == (scores["label"] == -1).sum() == len(unknown)
+  # The very frames of validation in this test, so the very scores.
+  validation = evaluate.read_scores(workdir / "scores/validation.npz")
+  np.testing.assert_array_equal(scores["specific"], validation["specific"])
+  names = {"summary.json", "per_class.csv"} if not unknown else set()
+  assert {path.name for path in folder.glob("*.*")} == names
+  assert ("2 of 12 clips have no label: scores only" in lines) == bool(unknown)
+  assert {path: path.stat().st_mtime_ns for path in workdir.glob("*.*")} == before
+  shutil.rmtree(workdir / "eval")
+
+
 def test_another_config_is_refused_with_the_field(finished):
   workdir, _ = finished
   config = config_of(**{"joint.learning_rate": 0.5})
@@ -208,12 +289,20 @@ def test_another_config_is_refused_with_the_field(finished):
   train.train(config_of(log_every_steps=1), workdir, Source().data(), Writer(), "x")
 
 
-def test_another_class_count_is_refused(finished):
-  workdir, _ = finished
-  data = Source().data()
-  other = train.Data((*data.class_names, "one more"), TRAIN, data.train_batches, data.eval_batches)
-  with pytest.raises(ValueError, match="another model's: num_classes is 3 there and 4 here"):
-    train.evaluate_latest(config_of(), workdir, other, Writer(), "x")
+@pytest.mark.parametrize(
+  ("data", "message"),
+  [
+    (Source().data((*CLASS_NAMES, "one more")), "num_classes is 3 there and 4 here"),
+    (
+      Source().data(("class 0", "class 2", "class 1")),
+      r"class_names\[1\] is 'class 1' there and 'class 2' here",
+    ),
+    (Source(channels=10).data(), "channels is 3 there and 10 here"),
+  ],
+)
+def test_other_data_is_refused(finished, data, message):
+  with pytest.raises(ValueError, match=f"another model's: {message}; set"):
+    train.evaluate_latest(config_of(), finished[0], data, Writer(), "x")
 
 
 @pytest.mark.parametrize(
@@ -222,6 +311,17 @@ def test_another_class_count_is_refused(finished):
     ("log_every_steps", 0, "log_every_steps: 0 is not at least 1"),
     ("data.num_frames", 0, "data.num_frames: 0 is not at least 1"),
     ("data.crop_size", 37, r"data.crop_size: 37 is not between 1 and data.short_edge \(36\)"),
+    ("data.modality", "audio", "data.modality: 'audio' is not one of rgb, flow"),
+    ("data.flow_pairs", 0, "data.flow_pairs: 0 is not at least 1"),
+    ("data.multi_scale", (1.0, 1.5), "data.multi_scale: 1.5 is no share of the short edge in"),
+    ("data.multi_scale", (0.0,), "data.multi_scale: 0.0 is no share of the short edge in"),
+    ("data.color_jitter", (0.1, 0.1), r"data.color_jitter: \(0.1, 0.1\) is not four numbers >= 0"),
+    ("data.color_jitter", (0, 0, 0, -0.1), r"data.color_jitter: .* is not four numbers >= 0"),
+    ("model.pixel_mean", (0.1, 0.2), "model.pixel_mean: 2 values for the 3 channels of rgb; give"),
+    ("model.pixel_std", (0.5,), "model.pixel_std: 1 values, but model.pixel_mean has 3"),
+    ("eval.split", "tset", "eval.split: 'tset' is not one of train, validation, test"),
+    ("eval.split", "test", "eval.split: 'test' is for --mode=eval only"),
+    ("init_from", "/no/run", "init_from: /no/run: no such folder; name another --workdir"),
     ("csm.distance", "l1", "csm.distance: 'l1' is not one of"),
     ("csm.target_accuracy", 85.0, "csm.target_accuracy: 85.0 is no fraction"),
     ("model.dtype", "float17", "model.dtype: 'float17' is not one of float32, bfloat16"),
@@ -233,6 +333,32 @@ def test_another_class_count_is_refused(finished):
 def test_a_config_that_cannot_work_is_found_at_once(tmp_path, field, value, message):
   with pytest.raises(ValueError, match=f"^{message}"):
     settings.check(config_of(**{field: value}), tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({}, None),
+    ({"model.pixel_mean": (0.5,) * 10, "model.pixel_std": (0.2,) * 10}, None),
+    (
+      {"data.flow_pairs": 3, "model.pixel_mean": (0.5,) * 10},
+      "model.pixel_mean: 10 values for the 6",
+    ),
+    ({"model.pixel_std": (0.2,) * 3}, "model.pixel_std: 3 values for the 10 channels of flow"),
+    ({"data.color_jitter": (0.0, 0.0, 0.1, 0.0)}, "data.color_jitter: .* flow has no colours"),
+  ],
+)
+def test_fields_of_optical_flow(tmp_path, fields, message):
+  config = flow_config()
+  with config.ignore_type():
+    config.update_from_flattened_dict(fields)
+  if message is None:
+    settings.check(config, tmp_path)
+  else:
+    with pytest.raises(ValueError, match=f"^{message}"):
+      settings.check(config, tmp_path)
+  assert settings.input_channels(config) == 2 * config.data.flow_pairs
+  assert settings.input_channels(config_of()) == 3
 
 
 def test_a_damaged_config_is_named(tmp_path):
@@ -287,6 +413,102 @@ def test_without_mask_network(tmp_path):
   train.train(config_of(**{"model.attention": "none"}), tmp_path, Source().data(), Writer(), "x")
   summary = json.loads((tmp_path / "summary.json").read_text())
   assert set(summary["predictions"]) == {"universal", "specific", "universal+specific"}
+
+
+@pytest.fixture(scope="module")
+def flow_run(finished, tmp_path_factory):
+  """A flow run from the finished RGB run, that crashed after a step: workdir, config, lines."""
+  workdir, lines = tmp_path_factory.mktemp("flow"), []
+  config = flow_config(init_from=str(finished[0]), checkpoint_every_steps=1)
+  save = checkpoint.Checkpoints.save
+
+  def save_then_crash(self, stage, step, *args):
+    save(self, stage, step, *args)
+    if step == 1:
+      self.wait()
+      raise KeyboardInterrupt
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(train, "log", lines.append)
+    patch.setattr(checkpoint.Checkpoints, "save", save_then_crash)
+    with pytest.raises(KeyboardInterrupt):
+      train.train(config, workdir, Source(channels=10).data(), Writer(), "x")
+  return workdir, config, lines
+
+
+def test_a_flow_run_starts_from_an_rgb_run(finished, flow_run):
+  workdir, config, lines = flow_run
+  rgb = final_state(config_of(), finished[0])
+  flow = state_at(config, workdir, Source(channels=10).data(), "universal", 0)
+  stem = rgb.params["trunk"]["stem"].pop("kernel")
+  averaged = flow.params["trunk"]["stem"].pop("kernel")
+  assert averaged.shape == (1, 7, 7, 10, 2) and flow.step == 0
+  for channel in range(10):
+    np.testing.assert_allclose(averaged[..., channel, :], stem.mean(3), rtol=1e-5, atol=1e-7)
+  for collection in ("params", "batch_stats"):
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      getattr(flow, collection),
+      {name: getattr(rgb, collection)[name] for name in ("trunk", "universal")},
+    )
+  assert f"starting from the one-pass model of {finished[0] / 'checkpoints/joint/3'}" in lines
+  assert "  first convolution: mean over 3 input channels, for each of 10" in lines
+  assert not any("classifier" in line for line in lines)
+
+
+def test_a_flow_run_goes_on_without_the_rgb_run(flow_run, monkeypatch):
+  workdir, config, _ = flow_run
+  monkeypatch.setattr(pretrained, "from_run", lambda *args, **kwargs: 1 / 0)
+  source = Source(channels=10)
+  train.train(config, workdir, source.data(), Writer(), "x")
+  assert source.started[0] == (0, 1) and (workdir / "summary.json").exists()
+
+
+def start_from(folder, workdir, data, lines, **fields):
+  """What `from_run` makes of a first state that is 7 throughout: its programs need no compiling."""
+  run = train.Run(config_of(**fields), workdir, data, Writer(), "x")
+  state = jax.eval_shape(run.begin(run.stages[0]), None)
+  sevens = jax.tree.map(lambda x: np.full(x.shape, 7, x.dtype), (state.params, state.batch_stats))
+  return pretrained.from_run(
+    folder, *sevens, stages=train.STAGES, class_names=data.class_names, log=lines.append
+  )
+
+
+@pytest.mark.parametrize("names", [(*CLASS_NAMES, "one more"), ("class 0", "class 2", "class 1")])
+def test_the_classifier_of_other_classes_is_fresh(finished, tmp_path, names):
+  lines = []
+  params, batch_stats = start_from(finished[0], tmp_path, Source().data(names), lines)
+  for leaf, shape in (("kernel", (64, len(names))), ("bias", (len(names),))):
+    np.testing.assert_array_equal(params["universal"]["head"][leaf], np.full(shape, 7))
+  rgb = final_state(config_of(), finished[0])
+  for network in ("trunk", "universal"):
+    for tree in (params, rgb.params):
+      tree[network].pop("head", None)
+    jax.tree.map(np.testing.assert_array_equal, params[network], rgb.params[network])
+    jax.tree.map(np.testing.assert_array_equal, batch_stats[network], rgb.batch_stats[network])
+  assert lines[1:] == ["  classifier: freshly initialised, the classes are others"]
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    (
+      {"model.temporal": ((1, 3, 3, 3), (3, 3, 3, 1))},
+      r"params/universal/group2/block0/conv1/kernel has shape \(3, 1, 1, 16, 8\) there and "
+      r"\(1, 1, 1, 16, 8\) here; set config.model as that run's",
+    ),
+    ({"model.blocks": (2, 1, 1, 1)}, "batch_stats/trunk/group0/block1/.* has shape None there and"),
+  ],
+)
+def test_a_run_of_another_network_is_no_start(finished, tmp_path, fields, message):
+  with pytest.raises(ValueError, match=f"^init_from: .*joint/3: {message}") as error:
+    start_from(finished[0], tmp_path, Source().data(), [], **fields)
+  assert "\n" not in str(error.value)
+
+
+def test_a_run_without_a_checkpoint_is_no_start(tmp_path):
+  with pytest.raises(ValueError, match="^init_from: no checkpoint in .*/checkpoints; name the --w"):
+    start_from(tmp_path, tmp_path / "run", Source().data(), [])
 
 
 @pytest.mark.parametrize("module", ["train", "settings", "fusion"])

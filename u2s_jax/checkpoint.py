@@ -8,8 +8,10 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
+from u2s_jax import sharding
 from u2s_jax.state import TrainState
 
 
@@ -75,6 +77,10 @@ class Checkpoints:
     for field, value in self._model.items():
       there = record["model"].get(field)
       if there != value:
+        if field == "class_names" and there:  # too many to show them all
+          pairs = zip(there, value, strict=True)
+          first = next(i for i, (theirs, ours) in enumerate(pairs) if theirs != ours)
+          field, there, value = f"{field}[{first}]", repr(there[first]), repr(value[first])
         raise ValueError(
           f"checkpoint {self._folder / stage / str(step)} is another model's: {field} is {there}"
           f" there and {value} here; set it back or take another --workdir"
@@ -102,6 +108,42 @@ class Checkpoints:
     return self._managers[stage]
 
 
-def abstract_state(state: TrainState, sharding: jax.sharding.Sharding) -> TrainState:
-  """Shapes and types of a state (or of its `eval_shape`), to be restored with `sharding`."""
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
+def read_subnetworks(
+  folder: pathlib.Path, stages: tuple[str, ...], names: tuple[str, ...]
+) -> tuple[pathlib.Path, dict[str, Any], dict[str, Any]] | None:
+  """Reads parts of the newest complete checkpoint of another run, and writes nothing.
+
+  Args:
+    folder: the other run's checkpoints.
+    stages: names of the stages in the order of training.
+    names: of the subnetworks.
+
+  Returns:
+    The checkpoint's folder, its `params` and `batch_stats` of those subnetworks as NumPy arrays,
+    and the description of the model that wrote it; None where there is no checkpoint. The first
+    host's word: another run may still be training.
+  """
+  newest = -1, 0
+  for i, stage in enumerate(stages):
+    steps = ocp.utils.checkpoint_steps(folder / stage) if (folder / stage).is_dir() else ()
+    newest = (i, max(steps)) if steps else newest
+  index, step = sharding.first_host_says(newest)
+  if index < 0:
+    return None
+  path = (folder / stages[index] / str(step)).absolute()
+  record = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path / "record")
+  handler = ocp.PyTreeCheckpointHandler()
+  tree = handler.metadata(path / "state").tree
+  wanted = {key: {name: tree[key][name] for name in names} for key in ("params", "batch_stats")}
+  # As NumPy arrays, whatever devices they were on.
+  as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+  weights = ocp.Checkpointer(handler).restore(
+    path / "state",
+    ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True),
+  )
+  return path, weights, record["model"]
+
+
+def abstract_state(state: TrainState, placement: jax.sharding.Sharding) -> TrainState:
+  """Shapes and types of a state (or of its `eval_shape`), to be restored with `placement`."""
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement), state)

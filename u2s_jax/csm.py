@@ -207,6 +207,22 @@ def binarize(similarity: Float[ArrayLike, "m m"], alpha: Real) -> Float[np.ndarr
   return csm
 
 
+def most_similar(similarity: Float[ArrayLike, "m m"], count: int) -> list[tuple[int, int, float]]:
+  """The pairs of classes with the highest similarity.
+
+  Args:
+    similarity: Symmetric `(M, M)`; the diagonal is left out.
+    count: Pairs to return; all M (M - 1) / 2 where there are fewer.
+
+  Returns:
+    `(i, j, similarity)` with i < j, the highest first; of equal ones the lower classes first.
+  """
+  values = np.asarray(similarity)
+  first, second = np.triu_indices(len(values), k=1)
+  order = np.argsort(-values[first, second], kind="stable")[:count]
+  return [(int(first[k]), int(second[k]), float(values[first[k], second[k]])) for k in order]
+
+
 def mean_similarity(similarity: Float[ArrayLike, "m m"]) -> Float[np.ndarray, " m"]:
   """Similarity of each class with all others, Eq. 7: Norm(sum_j S - I), Norm being min-max.
 

@@ -1,21 +1,24 @@
 """Scores of a split on disk, and what is said of a run from them alone."""
 
+import csv
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Integer
+from jaxtyping import Integer, Num
 
 from u2s_jax import fusion, metrics, sharding
 from u2s_jax.state import TrainState
 from u2s_jax.steps import PREDICTIONS
 
-ID_BYTES = 64  # ids travel through the devices so that all hosts learn them in one order
+ID_BYTES = 256  # ids travel through the devices so that all hosts learn them in one order
+MAX_TABLE, EXTREMES = 30, 10  # classes that a table shows; beyond that, at each end of the gains
+NAME_WIDTH = 40  # of class names in a table
 MIRRORED = {
   "center": (False,),
   "3crop": (False,) * 3,
@@ -55,21 +58,27 @@ def compile_eval(step: Callable[..., dict[str, jax.Array]], mesh: Mesh) -> Calla
 
 
 def score(
-  run: Callable, state: TrainState, batches: Iterable[dict[str, np.ndarray]], mesh: Mesh
+  run: Callable,
+  state: TrainState,
+  batches: Iterable[dict[str, np.ndarray]],
+  mesh: Mesh,
+  class_names: Sequence[str],
 ) -> dict[str, np.ndarray]:
   """Scores of all real examples.
 
   Args:
     run: from `compile_eval`.
     state: the networks.
-    batches: of this host; `video` (b, v, t, h, w, 3) uint8, `label`, `mask`, `id`.
+    batches: of this host; `video` (b, v, t, h, w, c) uint8, `label`, `mask`, `id`.
     mesh: all devices.
+    class_names: in the order of the labels; whatever is made of the scores takes them from there.
 
   Returns:
-    `id` (n,) str, `label` (n,) int32 and for each prediction softmax scores (n, m) float32.
+    `id` (n,) str, `label` (n,) int32, -1 where unknown, `class_names` (m,) str and for each
+    prediction softmax scores (n, m) float32.
 
   Raises:
-    ValueError: an id of more than 64 bytes.
+    ValueError: an id of more than 256 bytes.
   """
   parts = []
   for batch in batches:
@@ -83,6 +92,7 @@ def score(
   scores = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
   codes = np.ascontiguousarray(scores["id"])
   scores["id"] = np.char.decode(codes.view(f"S{ID_BYTES}")[:, 0], "utf-8")
+  scores["class_names"] = np.array(class_names, str)
   return scores
 
 
@@ -98,11 +108,17 @@ def merged(scores: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def write_scores(path: pathlib.Path, scores: dict[str, np.ndarray]) -> None:
-  """Writes `ids`, `labels` and the predictions; the file appears complete or not at all."""
+  """Writes `ids`, `labels`, `class_names`, predictions; the file appears complete or not at all."""
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_suffix(".partial")
   with open(partial, "wb") as file:
-    np.savez(file, ids=scores["id"], labels=scores["label"], **predictions(scores))
+    np.savez(
+      file,
+      ids=scores["id"],
+      labels=scores["label"],
+      class_names=scores["class_names"],
+      **predictions(scores),
+    )
   os.replace(partial, path)
 
 
@@ -145,6 +161,90 @@ def summarize(
     },
     "config": config,
   }
+
+
+def per_class(
+  one_pass: dict[str, np.ndarray],
+  final: dict[str, np.ndarray],
+  class_names: Sequence[str],
+  csm: Num[np.ndarray, "m m"],
+) -> list[dict[str, Any]]:
+  """How well each class is recognised, a row for each.
+
+  Args:
+    one_pass: scores of the model after stage 1.
+    final: scores of the model at the end, of the same clips.
+    class_names: in the order of the labels.
+    csm: the 1s of column i are what class i is confused with.
+
+  Returns:
+    For each class `class` (its name), `clips`, top-1 in percent of `one_pass`, of each prediction
+    and of `merged`, their difference `gain`, `confused_with` ('name (clips)' of the class that
+    the merged prediction most often takes it for) and `csm` (names of its confusing classes,
+    joined by ' | '). Accuracies are None for a class without a clip.
+  """
+  labels, merged_scores = final["label"], merged(final)
+  columns = {"one_pass": one_pass["universal"], **predictions(final), "merged": merged_scores}
+  accuracies = {
+    name: metrics.per_class_accuracy(scores, labels)[0] for name, scores in columns.items()
+  }
+  confusion = np.zeros((len(class_names), len(class_names)), int)
+  np.add.at(confusion, (labels, merged_scores.argmax(1)), 1)
+  rows = []
+  for i, name in enumerate(class_names):
+    clips = int(confusion[i].sum())
+    row = {"class": str(name), "clips": clips}
+    row |= {key: 100 * float(values[i]) if clips else None for key, values in accuracies.items()}
+    row["gain"] = row["merged"] - row["one_pass"] if clips else None
+    wrong = np.where(np.arange(len(class_names)) == i, 0, confusion[i])
+    other = wrong.argmax()
+    row["confused_with"] = f"{class_names[other]} ({wrong[other]})" if wrong[other] else ""
+    row["csm"] = " | ".join(str(class_names[j]) for j in np.flatnonzero(csm[:, i]) if j != i)
+    rows.append(row)
+  return rows
+
+
+def write_per_class(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
+  """Writes what `per_class` returned as CSV; the file appears complete or not at all."""
+  partial = path.with_suffix(".partial")
+  with open(partial, "w", newline="", encoding="utf-8") as file:
+    writer = csv.DictWriter(file, rows[0])
+    writer.writeheader()
+    for row in rows:
+      writer.writerow(
+        {key: f"{value:.2f}" if isinstance(value, float) else value for key, value in row.items()}
+      )
+  os.replace(partial, path)
+
+
+def per_class_table(rows: list[dict[str, Any]]) -> str:
+  """What `per_class` returned as text for a terminal.
+
+  Up to 30 classes are all there; of more the 10 that gain most and the 10 that lose most, from the
+  largest gain to the largest loss.
+  """
+  if len(rows) > MAX_TABLE:
+    moved = sorted((row for row in rows if row["gain"]), key=lambda row: -row["gain"])
+    gains = [row for row in moved if row["gain"] > 0]
+    rows = gains[:EXTREMES] + moved[len(gains) :][-EXTREMES:]
+  header = ["Class", "Clips", "One-pass (%)", "Merged (%)", "Gain", "Most confused with"]
+  cells = []
+  for row in rows:
+    other, _, count = row["confused_with"].rpartition(" ")
+    cells.append(
+      [
+        _cut(row["class"]),
+        str(row["clips"]),
+        *(f"{row[key]:.2f}" if row["clips"] else "-" for key in ("one_pass", "merged")),
+        f"{row['gain']:+.2f}" if row["clips"] else "-",
+        f"{_cut(other)} {count}".strip(),
+      ]
+    )
+  return fusion.aligned(header, cells, [str.ljust] + [str.rjust] * 4 + [str.ljust])
+
+
+def _cut(name):
+  return name if len(name) <= NAME_WIDTH else name[: NAME_WIDTH - 3] + "..."
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -1,6 +1,6 @@
 """Merging predictions by their scores, and Table I of the paper, in NumPy on the host."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -96,9 +96,26 @@ def table(one_pass: Mapping[str, float] | None, fused: Mapping[str, Mapping[str,
   for names in FUSIONS:
     if (key := "+".join(names)) in fused:
       rows.append(["x" if name in names else "" for name in predictions] + _figures(fused[key]))
+  return aligned(header, rows, [str.center] * len(predictions) + [str.rjust] * 3)
+
+
+def aligned(
+  header: Sequence[str],
+  rows: Sequence[Sequence[str]],
+  align: Sequence[Callable[[str, int], str]],
+) -> str:
+  """A table as text for a terminal.
+
+  Args:
+    header: Names of the columns.
+    rows: A cell for each column.
+    align: `str.ljust`, `str.center` or `str.rjust` for each column.
+
+  Returns:
+    Lines of equal width: header, rule, rows; without a newline at the end.
+  """
   widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
   rule = ["-" * width for width in widths]
-  align = [str.center] * len(predictions) + [str.rjust] * 3
   return "\n".join(
     "  ".join(put(cell, width) for put, cell, width in zip(align, row, widths, strict=True))
     for row in [header, rule, *rows]

@@ -49,10 +49,29 @@ def mean_class_accuracy(scores: Float[ArrayLike, "n m"], labels: Integer[ArrayLi
   Raises:
     ValueError: As at the top of this module.
   """
+  return float(np.nanmean(per_class_accuracy(scores, labels)[0]))
+
+
+def per_class_accuracy(
+  scores: Float[ArrayLike, "n m"], labels: Integer[ArrayLike, " n"]
+) -> tuple[Float[np.ndarray, " m"], Integer[np.ndarray, " m"]]:
+  """Each class's top-1 accuracy.
+
+  Args:
+    scores: `(N, M)`.
+    labels: `(N,)` in [0, M).
+
+  Returns:
+    `(M,)` float64 fractions in [0, 1], NaN for a class without a video, and `(M,)` videos.
+
+  Raises:
+    ValueError: As at the top of this module.
+  """
   hits = _ranks(scores, labels) == 0
-  videos = np.bincount(labels)
-  present = videos > 0
-  return float(np.mean(np.bincount(labels, weights=hits)[present] / videos[present]))
+  num_classes = np.shape(scores)[1]
+  videos = np.bincount(labels, minlength=num_classes)
+  correct = np.bincount(labels, weights=hits, minlength=num_classes)
+  return correct / np.where(videos, videos, np.nan), videos
 
 
 def top_n_curve(

@@ -13,15 +13,17 @@ from u2s_jax.stages import Stage
 
 STAGES = ("universal", "specific", "joint")
 DTYPES = ("float32", "bfloat16")
+MODALITIES = ("rgb", "flow")
+SPLITS = ("train", "validation", "test")
 PIXEL_FIELDS = ("pixel_mean", "pixel_std")
 # Fields that change nothing that training computes: a run may go on with other values of them.
 FREE_FIELDS = (
   "log_every_steps",
   "checkpoint_every_steps",
-  "data.source_dir",
-  "data.prepared_dir",
-  "data.prepare_workers",
+  "data.dir",
   "data.num_threads",
+  "data.render.dir",
+  "data.render.workers",
 )
 # An evaluation trains nothing, so how it looks at the run is free as well.
 FREE_IN_EVALUATION = (*FREE_FIELDS, "eval")
@@ -51,6 +53,11 @@ def build_model(config: ml_collections.ConfigDict, num_classes: int) -> U2S:
   return U2S(num_classes, **{**fields, "dtype": jnp.dtype(fields["dtype"])})
 
 
+def input_channels(config: ml_collections.ConfigDict) -> int:
+  """Channels of the frames that a config asks for: x and y of each pair of optical flow."""
+  return 2 * config.data.flow_pairs if config.data.modality == "flow" else 3
+
+
 def check(
   config: ml_collections.ConfigDict, workdir: pathlib.Path, free: tuple[str, ...] = FREE_FIELDS
 ) -> None:
@@ -76,6 +83,7 @@ def check(
       f"data.crop_size: {config.data.crop_size} is not between 1 and data.short_edge"
       f" ({config.data.short_edge})"
     )
+  _check_pixels(config)
   if config.csm.distance not in csm.DISTANCES:
     raise ValueError(f"csm.distance: {config.csm.distance!r} is not one of {csm.DISTANCES}")
   if not 0 < config.csm.target_accuracy <= 1:
@@ -86,8 +94,17 @@ def check(
     raise ValueError(
       f"eval.views: {config.eval.views!r} is not one of {', '.join(evaluate.MIRRORED)}"
     )
+  if config.eval.split not in SPLITS:
+    raise ValueError(f"eval.split: {config.eval.split!r} is not one of {', '.join(SPLITS)}")
+  if config.eval.split != "validation" and "eval" not in free:
+    raise ValueError(
+      f"eval.split: {config.eval.split!r} is for --mode=eval only; training needs 'validation'"
+    )
   began = read(workdir)
   if began is None:
+    # Only a run's very beginning reads it.
+    if config.init_from and not pathlib.Path(config.init_from).is_dir():
+      raise ValueError(f"init_from: {config.init_from}: no such folder; name another --workdir")
     return
   before, now = _flatten(began), _flatten(jsonable(config))
   for field in sorted(before.keys() | now.keys()):
@@ -97,6 +114,39 @@ def check(
         f"{path_of(workdir)}: this run began with {field} = {before.get(field)}, not"
         f" {now.get(field)}; set it back or take another --workdir"
       )
+
+
+def _check_pixels(config):
+  """Raises ValueError for fields that do not fit the modality or make no pixels."""
+  data = config.data
+  if data.modality not in MODALITIES:
+    raise ValueError(f"data.modality: {data.modality!r} is not one of {', '.join(MODALITIES)}")
+  if data.flow_pairs < 1:
+    raise ValueError(f"data.flow_pairs: {data.flow_pairs} is not at least 1")
+  channels = input_channels(config)
+  for field in PIXEL_FIELDS:
+    if len(config.model[field]) not in (1, channels):
+      raise ValueError(
+        f"model.{field}: {len(config.model[field])} values for the {channels} channels of"
+        f" {data.modality}; give {channels}, or 1 for all"
+      )
+  if len(config.model.pixel_mean) != len(config.model.pixel_std):
+    raise ValueError(
+      f"model.pixel_std: {len(config.model.pixel_std)} values, but model.pixel_mean has"
+      f" {len(config.model.pixel_mean)}; give as many"
+    )
+  wrong = [scale for scale in data.multi_scale if not 0 < scale <= 1]
+  if wrong:
+    raise ValueError(f"data.multi_scale: {wrong[0]} is no share of the short edge in (0, 1]")
+  if len(data.color_jitter) != 4 or min(data.color_jitter) < 0:
+    raise ValueError(
+      f"data.color_jitter: {tuple(data.color_jitter)} is not four numbers >= 0: brightness,"
+      " contrast, saturation, hue"
+    )
+  if data.modality == "flow" and any(data.color_jitter):
+    raise ValueError(
+      f"data.color_jitter: {tuple(data.color_jitter)}, but flow has no colours; set it to 0s"
+    )
 
 
 def path_of(workdir: pathlib.Path) -> pathlib.Path:

@@ -1,7 +1,10 @@
 """One mesh axis, `data`: batches are split over it, everything else is replicated."""
 
+from typing import Any
+
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
@@ -32,6 +35,11 @@ def check_batch_size(field: str, batch_size: int) -> None:
       f"{field}: {batch_size} is not a positive multiple of the {devices} devices;"
       f" the nearest is {max(devices, round(batch_size / devices) * devices)}"
     )
+
+
+def first_host_says(values: Any) -> np.ndarray:
+  """What the first host sees, on all hosts: their views of a shared folder may differ."""
+  return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(values)))
 
 
 def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

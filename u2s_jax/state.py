@@ -82,7 +82,7 @@ def begin(
     stage: decides which subnetworks exist and which of them have optimizer state.
     tx: the optimizer.
     key: of the random initialisation.
-    video_shape: (n, t, h, w, 3) of a batch; parameters do not depend on n, t, h, w.
+    video_shape: (n, t, h, w, c) of a batch; parameters do not depend on n, t, h, w.
     previous: the state before; its subnetworks are kept as they are.
 
   Returns:

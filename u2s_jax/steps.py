@@ -20,9 +20,9 @@ PREDICTIONS = ("universal", "bridge", "specific")
 
 
 def normalize(
-  video: UInt8[Array, "*b h w 3"], mean: tuple[float, ...], std: tuple[float, ...]
-) -> Float[Array, "*b h w 3"]:
-  """Pixels in 0..255 to (pixel / 255 - mean) / std, channel by channel, in float32."""
+  video: UInt8[Array, "*b h w c"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[Array, "*b h w c"]:
+  """Pixels in 0..255 to (pixel / 255 - mean) / std in float32; one mean for all channels, or c."""
   return (video.astype(jnp.float32) / 255.0 - jnp.asarray(mean)) / jnp.asarray(std)
 
 
@@ -106,7 +106,7 @@ def make_eval_step(
   pixel_mean: tuple[float, ...],
   pixel_std: tuple[float, ...],
   mirror_columns: tuple[Integer[np.ndarray, " m"] | None, ...],
-) -> Callable[[TrainState, UInt8[Array, "n v t h w 3"]], dict[str, Float[Array, "n m"]]]:
+) -> Callable[[TrainState, UInt8[Array, "n v t h w c"]], dict[str, Float[Array, "n m"]]]:
   """Scores of a batch, as a pure function to be jitted.
 
   Args:
@@ -156,7 +156,7 @@ def make_sparsity_step(
   """What Eq. 1 counts, by class, in inference mode, as a pure function to be jitted.
 
   Returns:
-    (state, batch with centre views (n, 1, t, h, w, 3)) -> zero responses by class and channel
+    (state, batch with centre views (n, 1, t, h, w, c)) -> zero responses by class and channel
     (m, c) and responses of a channel by class (m,): integers, so that their sums over batches,
     devices and hosts are exact. Their quotient is the class sparsity.
   """

@@ -6,7 +6,6 @@ Order at a step that ends an epoch: update, evaluate, decide on the learning rat
 import contextlib
 import dataclasses
 import datetime
-import hashlib
 import json
 import math
 import pathlib
@@ -18,10 +17,9 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from jax.experimental import multihost_utils
 
 from u2s_jax import csm as csm_lib
-from u2s_jax import evaluate, fusion, metrics, optimizer, settings, sharding, steps
+from u2s_jax import evaluate, fusion, metrics, optimizer, pretrained, settings, sharding, steps
 from u2s_jax import state as state_lib
 from u2s_jax.checkpoint import Checkpoints, abstract_state
 from u2s_jax.settings import STAGES
@@ -31,7 +29,7 @@ from u2s_jax.state import CategorySimilarity, TrainState
 Batches = Iterator[dict[str, np.ndarray]]
 WriteScalars = Callable[[int, dict[str, float]], None]  # of `clu.metric_writers`
 TRAIN_SPLIT, VALIDATION_SPLIT = "train", "validation"
-ONE_PASS = f"{VALIDATION_SPLIT}_one_pass"  # name of the scores of the model after stage 1
+NUM_SIMILAR = 5  # most similar pairs of classes to show
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +39,16 @@ class Data:
   Attributes:
     class_names: in the order of the labels.
     num_train: training examples.
+    channels: of a frame: 3 for RGB, 2 for each pair of optical flow.
     train_batches: (stage index, first step) -> this host's endless training batches from that step
-      on, always the same: `video` (b, t, h, w, 3) uint8, `label`, `mask`.
+      on, always the same: `video` (b, t, h, w, c) uint8, `label`, `mask`.
     eval_batches: (split, views) -> this host's batches of one pass over a split: `video`
-      (b, v, t, h, w, 3) uint8, `label`, `mask`, `id`.
+      (b, v, t, h, w, c) uint8, `label` (-1 where unknown), `mask`, `id`.
   """
 
   class_names: tuple[str, ...]
   num_train: int
+  channels: int
   train_batches: Callable[[int, int], Batches]
   eval_batches: Callable[[str, str], Batches]
 
@@ -91,8 +91,9 @@ class Run:
     # What a checkpoint has to agree with, in words of JSON.
     described = {
       "num_classes": len(data.class_names),
-      "class_names": hashlib.sha256("\n".join(data.class_names).encode()).hexdigest()[:12],
+      "class_names": data.class_names,
       "num_train": data.num_train,
+      "channels": data.channels,
       "control": config.control,
       **settings.model_fields(config),
     }
@@ -116,11 +117,13 @@ class Run:
     """A jit-able function that makes the stage's first state from the state before."""
     key = jax.random.fold_in(jax.random.key(self.config.seed), self.stages.index(stage))
     # Parameters do not depend on the size of the frames.
-    shape = (1, self.config.data.num_frames, 32, 32, 3)
+    shape = (1, self.config.data.num_frames, 32, 32, self.data.channels)
     return lambda previous: state_lib.begin(self.model, stage, self.tx, key, shape, previous)
 
-  def scores(self, stage: Stage, state: TrainState, views: str) -> dict[str, np.ndarray]:
-    """Scores of the validation split."""
+  def scores(
+    self, stage: Stage, state: TrainState, views: str, split: str = VALIDATION_SPLIT
+  ) -> dict[str, np.ndarray]:
+    """Scores of a split, as of `evaluate.score`."""
     key = (stage.one_pass, views)
     if key not in self.compiled:
       step = steps.make_eval_step(
@@ -130,14 +133,14 @@ class Run:
         **self.pixels,
       )
       self.compiled[key] = evaluate.compile_eval(step, self.mesh)
-    batches = self.data.eval_batches(VALIDATION_SPLIT, views)
-    return evaluate.score(self.compiled[key], state, batches, self.mesh)
+    batches = self.data.eval_batches(split, views)
+    return evaluate.score(self.compiled[key], state, batches, self.mesh, self.data.class_names)
 
 
 def is_finished(workdir: pathlib.Path) -> bool:
   """Whether the run in `workdir` came to its end, by the first host's word; if so, says it."""
   path = workdir / "summary.json"
-  finished = bool(_first_host_says(path.exists()))
+  finished = bool(sharding.first_host_says(path.exists()))
   if finished:
     log(f"{workdir}: this run is finished, see {path}; nothing to do")
   return finished
@@ -185,12 +188,14 @@ def train(
       if index == 0:
         # Whenever stage 1 ends in this process: stage 2 has no checkpoint yet.
         log(f"evaluating the one-pass model, views: {config.eval.views}")
-        write_scores(workdir, ONE_PASS, run.scores(stage, state, config.eval.views))
+        write_scores(
+          workdir, one_pass_of(VALIDATION_SPLIT), run.scores(stage, state, config.eval.views)
+        )
     log(f"evaluating, views: {config.eval.views}")
     final = run.scores(run.stages[-1], state, config.eval.views)
     if jax.process_index() == 0:
-      one_pass = evaluate.read_scores(workdir / "scores" / f"{ONE_PASS}.npz")
-      conclude(run, workdir, state, one_pass, final)
+      one_pass = evaluate.read_scores(scores_path(workdir, one_pass_of(VALIDATION_SPLIT)))
+      conclude(run, workdir, state, one_pass, final, VALIDATION_SPLIT)
 
 
 def evaluate_latest(
@@ -203,7 +208,8 @@ def evaluate_latest(
   """Evaluates the newest checkpoint and the one-pass model with `config.eval`; trains nothing.
 
   The scores and the summary of a finished run are written anew. Those of a run half-way, or in
-  other views than the run's own, go to `<workdir>/eval/<views>_<stage>_<step>`.
+  other views than the run's own, go to `<workdir>/eval/<views>_<stage>_<step>`, and those of
+  another split than validation to `<workdir>/eval/<split>_<views>_<stage>_<step>`.
 
   Args and raises as `train`; ValueError also where there is no checkpoint.
   """
@@ -213,38 +219,55 @@ def evaluate_latest(
     latest = find_latest(run)
     if not latest:
       raise ValueError(f"{workdir / 'checkpoints'}: no checkpoint to evaluate; train first")
-    views, folder = config.eval.views, workdir
+    split, views, folder = config.eval.split, config.eval.views, workdir
     own_views = (settings.read(workdir) or config)["eval"]["views"]
-    if latest != (STAGES[-1], run.total_steps(run.stages[-1])) or views != own_views:
-      folder = workdir / "eval" / f"{views}_{latest[0]}_{latest[1]}"
+    name = f"{views}_{latest[0]}_{latest[1]}"
+    if split != VALIDATION_SPLIT:
+      folder = workdir / "eval" / f"{split}_{name}"
+    elif latest != (STAGES[-1], run.total_steps(run.stages[-1])) or views != own_views:
+      folder = workdir / "eval" / name
     state, _ = restore(run, *latest)
-    log(f"evaluating stage {latest[0]}, step {latest[1]}, views: {views}")
-    final = one_pass = run.scores(run.stages[STAGES.index(latest[0])], state, views)
+    log(f"evaluating stage {latest[0]}, step {latest[1]}, split: {split}, views: {views}")
+    final = one_pass = run.scores(run.stages[STAGES.index(latest[0])], state, views, split)
     if latest[0] != STAGES[0]:
       log(f"evaluating the one-pass model, views: {views}")
       before, _ = restore(run, STAGES[0], run.checkpoints.last_step(STAGES[0]))
-      one_pass = run.scores(run.stages[0], before, views)
+      one_pass = run.scores(run.stages[0], before, views, split)
     if jax.process_index() == 0:
-      write_scores(folder, ONE_PASS, one_pass)
-      conclude(run, folder, state, one_pass, final)
+      write_scores(folder, one_pass_of(split), one_pass)
+      conclude(run, folder, state, one_pass, final, split)
 
 
 def find_latest(run: Run) -> tuple[str, int] | None:
   """The newest checkpoint, by the first host's word: all have to go on from the same one."""
   stage, step = run.checkpoints.latest() or (None, 0)
-  index, step = _first_host_says([-1 if stage is None else STAGES.index(stage), step])
+  index, step = sharding.first_host_says([-1 if stage is None else STAGES.index(stage), step])
   return None if index < 0 else (STAGES[index], int(step))
 
 
 def begin_stage(
   run: Run, stage: Stage, previous: TrainState | None
 ) -> tuple[TrainState, dict[str, Any]]:
-  """A stage's first state and record, saved at once: the CSM is computed once and never again."""
+  """A stage's first state and record, saved at once.
+
+  So the CSM is computed, and `init_from` read, once and never again.
+  """
   similarity = None
   if stage.name == "specific" and stage.regularized:
     similarity = category_similarity(run, previous)
   begin = jax.jit(run.begin(stage), out_shardings=sharding.replicated(run.mesh))
   state = begin(previous)
+  if previous is None and run.config.init_from:
+    params, batch_stats = pretrained.from_run(
+      pathlib.Path(run.config.init_from),
+      state.params,
+      state.batch_stats,
+      stages=STAGES,
+      class_names=run.data.class_names,
+      log=log,
+    )
+    weights = {"params": params, "batch_stats": batch_stats}
+    state = state.replace(**jax.device_put(weights, sharding.replicated(run.mesh)))
   if similarity is not None:
     state = state.replace(csm=similarity)
   record = {"plateau": dataclasses.asdict(optimizer.Plateau())}
@@ -424,8 +447,11 @@ def category_similarity(run: Run, state: TrainState) -> CategorySimilarity:
   average = (matrix.sum() - len(matrix)) / len(matrix)
   log(
     f"  N = {n} (top-{n} accuracy {100 * curve[n - 1]:.1f} %), alpha = {alpha:.4f},"
-    f" {average:.2f} confusing classes a class"
+    f" {average:.2f} confusing classes a class; most similar:"
   )
+  names = run.data.class_names
+  for i, j, value in csm_lib.most_similar(similarity, NUM_SIMILAR):
+    log(f"    {value:.4f}  {names[i]} / {names[j]}")
   result = CategorySimilarity(
     matrix=matrix,
     similarity=similarity.astype(np.float32),
@@ -436,10 +462,20 @@ def category_similarity(run: Run, state: TrainState) -> CategorySimilarity:
   return jax.device_put(result, replicated)
 
 
+def one_pass_of(split: str) -> str:
+  """Name of a split's scores by the model after stage 1."""
+  return f"{split}_one_pass"
+
+
+def scores_path(folder: pathlib.Path, name: str) -> pathlib.Path:
+  """Where scores lie in a run's folder, or in one of its evaluations'."""
+  return folder / "scores" / f"{name}.npz"
+
+
 def write_scores(folder: pathlib.Path, name: str, scores: dict[str, np.ndarray]) -> None:
-  """Writes `<folder>/scores/<name>.npz`, on the first host."""
+  """Writes scores to their `scores_path`, on the first host."""
   if jax.process_index() == 0:
-    evaluate.write_scores(folder / "scores" / f"{name}.npz", scores)
+    evaluate.write_scores(scores_path(folder, name), scores)
 
 
 def conclude(
@@ -448,15 +484,21 @@ def conclude(
   state: TrainState,
   one_pass: dict[str, np.ndarray],
   final: dict[str, np.ndarray],
+  split: str,
 ) -> None:
-  """Writes scores and summary, prints the table of fusions; on the first host."""
-  write_scores(folder, VALIDATION_SPLIT, final)
+  """Writes scores and, where all labels are known, accuracies; prints them; on the first host."""
+  write_scores(folder, split, final)
+  unknown = int(np.sum(final["label"] < 0))
+  if unknown:
+    log(f"{unknown} of {len(final['label'])} clips have no label: scores only")
+    log(f"written: {scores_path(folder, split)}")
+    return
   summary = evaluate.summarize(one_pass, final, state, run.config_name)
   log(fusion.table(summary["one_pass"], summary["predictions"]))
+  matrix = jax.device_get(state.csm.matrix)
+  rows = evaluate.per_class(one_pass, final, run.data.class_names, matrix)
+  log(f"\n{evaluate.per_class_table(rows)}")
+  evaluate.write_per_class(folder / "per_class.csv", rows)
+  log(f"top-1 of all {len(rows)} classes: {folder / 'per_class.csv'}")
   evaluate.write_json(folder / "summary.json", summary)
   log(f"written: {folder / 'summary.json'}")
-
-
-def _first_host_says(values: Any) -> np.ndarray:
-  """What the first host sees, on all hosts: their views of a shared folder may differ."""
-  return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(values)))

@@ -1,50 +1,86 @@
-"""The input pipeline, on videos whose pixels tell their frame number and position.
+"""The input pipeline, on clips whose pixels tell their frame number and position.
 
-Red is 3 times the column, green 3 times the row, blue 16 times the frame number.
+RGB: red is 3 times the column, green 3 times the row, blue 16 times the frame number. Flow: see
+`_flow_pair`.
 """
 
 import itertools
-import json
 
-import av
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from data import pipeline, something_something
+from data import pipeline, store
 
 HEIGHT, WIDTH, CROP, FRAMES = 32, 64, 24, 4
 NUM_TRAIN, NUM_VALIDATION = 11, 5
 NAMES = ["Left to right", "Right to left", "Doing something", "Showing something"]
+# By number of pairs, the pairs of each of FRAMES stacks of 5 from the middle of the segments.
+STACKS = {
+  14: [[1, 2, 3, 4, 5], [3, 4, 5, 6, 7], [6, 7, 8, 9, 10], [8, 9, 10, 11, 12]],
+  9: [[0, 1, 2, 3, 4], [1, 2, 3, 4, 5], [3, 4, 5, 6, 7], [4, 5, 6, 7, 8]],
+  5: [[0, 1, 2, 3, 4]] * 4,
+  3: [[0, 1, 2, 2, 2]] * 4,
+  1: [[0, 0, 0, 0, 0]] * 4,
+}
+PAIRS = [14, 9, 5, 3, 1]  # of clip i: PAIRS[i % 5]
+# Everything random at once.
+AUGMENT = {"short_edge": 30, "multi_scale": (1, 0.875, 0.75), "flip": True}
+
+
+def _jpeg(image):
+  return tf.io.encode_jpeg(image, quality=100, chroma_downsampling=False).numpy()
+
+
+def _rgb_frame(k):
+  image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+  image[..., 0], image[..., 1] = 3 * np.arange(WIDTH), 3 * np.arange(HEIGHT)[:, None]
+  image[..., 2] = 16 * k
+  return image
+
+
+def _flow_pair(k):
+  """x and y: 20 + 10 k, and a stair of columns."""
+  stair = 20 + 10 * k + 2 * (np.arange(WIDTH) // 16) + np.zeros((HEIGHT, 1), int)
+  return np.stack([stair, stair + 60])
+
+
+def _dataset(folder, modality, clips):
+  """Clips are lists of frames; their ids count from 0, the first NUM_TRAIN are for training."""
+  records = [
+    {"id": str(i), "label": i % 4, "num_frames": len(frames), "frames": frames}
+    for i, frames in enumerate(clips)
+  ]
+  parts = {"train": [records[:6], records[6:NUM_TRAIN]], "validation": [records[NUM_TRAIN:]]}
+  shards = {
+    split: [
+      store.write_shard(folder, split, shard, len(part), examples, NAMES)
+      for shard, examples in enumerate(part)
+    ]
+    for split, part in parts.items()
+  }
+  store.finish(folder, NAMES, shards, {"modality": modality, "short_edge": HEIGHT}, "a test")
+  return store.open_dataset(folder)
 
 
 @pytest.fixture(scope="module")
 def builder(tmp_path_factory):
-  root = tmp_path_factory.mktemp("data")
-  folder = root / "source" / something_something.VIDEO_FOLDER
-  folder.mkdir(parents=True)
-  (root / "source/labels").mkdir()
-  base = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-  base[..., 0], base[..., 1] = 3 * np.arange(WIDTH), 3 * np.arange(HEIGHT)[:, None]
-  for clip_id in range(NUM_TRAIN + NUM_VALIDATION):
-    with av.open(str(folder / f"{clip_id}.webm"), "w") as container:
-      stream = container.add_stream("libvpx-vp9", rate=12)
-      stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv444p"
-      stream.options = {"lossless": "1", "deadline": "realtime", "cpu-used": "8"}
-      for k in range(_num_frames(clip_id)):
-        base[..., 2] = 16 * k
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(base, format="rgb24")))
-      container.mux(stream.encode(None))
-  entries = [{"id": str(i), "template": NAMES[i % 4]} for i in range(NUM_TRAIN + NUM_VALIDATION)]
-  files = {
-    "labels": {name: str(i) for i, name in enumerate(NAMES)},
-    "train": entries[:NUM_TRAIN],
-    "validation": entries[NUM_TRAIN:],
-  }
-  for name, value in files.items():
-    (root / f"source/labels/{name}.json").write_text(json.dumps(value))
-  return something_something.prepare(
-    root / "source", root / "prepared", short_edge=HEIGHT, jpeg_quality=100, num_workers=2
-  )
+  frames = [_jpeg(_rgb_frame(k)) for k in range(14)]
+  clips = [frames[: _num_frames(i)] for i in range(NUM_TRAIN + NUM_VALIDATION)]
+  return _dataset(tmp_path_factory.mktemp("rgb"), "rgb", clips)
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory):
+  frames = [_jpeg(x[..., None].astype(np.uint8)) for k in range(14) for x in _flow_pair(k)]
+  clips = [frames[: 2 * PAIRS[i % 5]] for i in range(NUM_TRAIN + NUM_VALIDATION)]
+  return _dataset(tmp_path_factory.mktemp("flow"), "flow", clips)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+  clips = [[_jpeg(_rgb_frame(i % 14))] for i in range(NUM_TRAIN + NUM_VALIDATION)]
+  return _dataset(tmp_path_factory.mktemp("images"), "rgb", clips)
 
 
 def _num_frames(clip_id):
@@ -75,6 +111,10 @@ def _frame_numbers(video):
 def _columns(video):
   """The column in the source of each column of each frame."""
   return video[..., 0].astype(float).mean(-2) / 3
+
+
+def _rows(video):
+  return video[..., 1].astype(float).mean(-1) / 3
 
 
 def _assert_same(one, other):
@@ -111,23 +151,28 @@ def test_a_split_of_one_clip(builder):
   assert len(set(_ids(batches))) == 1
 
 
-def test_resume_is_bitwise_the_uninterrupted_stream(builder):
-  whole = list(_train(builder, num_steps=7, flip=True))
-  resumed = list(itertools.islice(_train(builder, first_step=4, flip=True, num_threads=2), 3))
-  for one, other in zip(whole[4:], resumed, strict=True):
+@pytest.mark.parametrize("modality", ["builder", "flow"])
+def test_resume_is_bitwise_the_uninterrupted_stream(modality, request):
+  dataset = request.getfixturevalue(modality)
+  settings = dict(AUGMENT, color_jitter=(0.2,) * 4) if modality == "builder" else AUGMENT
+  whole = list(_train(dataset, num_steps=7, **settings))
+  resumed = _train(dataset, first_step=4, num_threads=2, **settings)  # In the middle of epoch 1.
+  for one, other in zip(whole[4:], itertools.islice(resumed, 3), strict=True):
     _assert_same(one, other)
 
 
-def test_processes_share_the_global_batch(builder):
-  whole = list(_train(builder, num_steps=4))
-  parts = [list(_train(builder, num_steps=4, process_index=i, process_count=2)) for i in range(2)]
-  for batch, left, right in zip(whole, *parts, strict=True):
-    assert left["video"].shape[0] == 2
-    _assert_same(batch, {name: np.concatenate([left[name], right[name]]) for name in batch})
-  whole = _eval(builder)
-  parts = [_eval(builder, process_index=i, process_count=2) for i in range(2)]
-  for batch, left, right in zip(whole, *parts, strict=True):
-    _assert_same(batch, {name: np.concatenate([left[name], right[name]]) for name in batch})
+@pytest.mark.parametrize("modality", ["builder", "flow"])
+def test_processes_share_the_global_batch(modality, request):
+  dataset = request.getfixturevalue(modality)
+  for stream in (
+    lambda **share: _train(dataset, num_steps=4, **AUGMENT, **share),
+    lambda **share: _eval(dataset, short_edge=30, **share),
+  ):
+    whole = list(stream())
+    parts = [list(stream(process_index=i, process_count=2)) for i in range(2)]
+    for batch, left, right in zip(whole, *parts, strict=True):
+      assert left["video"].shape[0] == 2
+      _assert_same(batch, {name: np.concatenate([left[name], right[name]]) for name in batch})
 
 
 def test_frames_come_one_from_each_segment(builder):
@@ -147,7 +192,7 @@ def test_one_crop_for_the_whole_clip_anywhere_in_the_frame(builder):
   corners = []
   for batch in _train(builder, num_steps=30):
     columns = _columns(batch["video"])
-    rows = batch["video"][..., 1].astype(float).mean(-1) / 3
+    rows = _rows(batch["video"])
     for position in (columns, rows):
       np.testing.assert_allclose(position - position[:, :1], 0, atol=1)
       centred = position - position.mean(-1, keepdims=True)
@@ -205,10 +250,151 @@ def test_ten_crops_are_five_and_their_mirror_images(builder):
   np.testing.assert_allclose(left, [0, room, 0, room, room / 2], atol=1)
 
 
-def test_bad_arguments_are_named(builder):
-  def fails(*parts, evaluate=False, **settings):
+def test_unchanged_frames_are_the_stored_pixels(builder):
+  stored = [tf.io.decode_jpeg(_jpeg(_rgb_frame(k))).numpy() for k in range(14)]
+  for batch in _train(builder, num_steps=5):
+    for video in batch["video"]:
+      left, top = np.round(video[0, 0, 0, :2] / 3).astype(int)
+      found = [
+        (y, x)
+        for y, x in itertools.product((top - 1, top, top + 1), (left - 1, left, left + 1))
+        if 0 <= y <= HEIGHT - CROP and 0 <= x <= WIDTH - CROP
+        if all(
+          np.array_equal(frame, stored[k][y : y + CROP, x : x + CROP])
+          for k, frame in zip(_frame_numbers(video), video, strict=True)
+        )
+      ]
+      assert len(found) == 1
+  for one, other in zip(_eval(builder), _eval(builder, short_edge=HEIGHT), strict=True):
+    _assert_same(one, other)
+    for k, frame in zip(_frame_numbers(one["video"][0, 0]), one["video"][0, 0], strict=True):
+      np.testing.assert_array_equal(frame, stored[k][4:28, 20:44])
+
+
+@pytest.mark.parametrize("short_edge, crop", [(16, 12), (24, 20), (48, 40)])
+def test_frames_are_resized_to_another_short_edge(builder, short_edge, crop):
+  step = HEIGHT / short_edge  # of source columns, from one column to the next
+  inside = slice(3, -3)  # of the ramp, away from the ends that a resized window repeats
+  for batch in _train(builder, short_edge=short_edge, crop_size=crop, num_steps=3):
+    assert batch["video"].shape == (4, FRAMES, crop, crop, 3)
+    for position in (_columns(batch["video"]), _rows(batch["video"])):
+      position = position - position.mean(-1, keepdims=True)
+      expected = position * 0 + step * (np.arange(crop) - (crop - 1) / 2)
+      np.testing.assert_allclose(position[..., inside], expected[..., inside], atol=0.75)
+  batch = _eval(builder, short_edge=short_edge, crop_size=crop, views="3crop")[0]
+  assert batch["video"].shape == (4, 3, FRAMES, crop, crop, 3)
+  for view, share in enumerate((0, 0.5, 1)):
+    first = share * (WIDTH / step - crop)
+    expected = (first + np.arange(crop) + 0.5) * step - 0.5
+    columns = _columns(batch["video"][:, view])
+    np.testing.assert_allclose(
+      columns[..., inside], columns[..., inside] * 0 + expected[inside], atol=0.75
+    )
+
+
+def test_multi_scale_crops(builder):
+  seen, left, right = set(), [], []
+  for batch in _train(builder, num_steps=60, multi_scale=(1, 0.75, 0.5)):
+    for video in batch["video"]:
+      columns, rows = _columns(video), _rows(video)
+      np.testing.assert_allclose(columns, columns[:1] + np.zeros((FRAMES, 1)), atol=0.5)
+      height, width = ((p[0, -4] - p[0, 3]) / (CROP - 7) * CROP for p in (rows, columns))
+      size = (round(height / 8) * 8, round(width / 8) * 8)
+      np.testing.assert_allclose((height, width), size, atol=1)
+      seen.add(size)
+      middle = columns[0, 3:-3].mean()
+      left.append(middle - (size[1] - 1) / 2)
+      right.append(WIDTH - 1 - (middle + (size[1] - 1) / 2))
+  neighbours = {(32, 32), (32, 24), (24, 32), (24, 24), (24, 16), (16, 24), (16, 16)}
+  assert seen == neighbours
+  assert -1 < min(left) < 1 and -1 < min(right) < 1  # Anywhere, but never outside.
+
+
+def test_colour_jitter_is_one_change_for_the_whole_clip(builder):
+  plain = _train(builder, num_steps=6)
+  factors = []
+  for before, after in zip(
+    plain, _train(builder, num_steps=6, color_jitter=(0.4, 0, 0, 0)), strict=True
+  ):
+    for old, new in zip(before["video"].astype(float), after["video"], strict=True):
+      usable = (old > 40) & (new < 255)
+      factor = np.median(new[usable] / old[usable])
+      np.testing.assert_allclose(new, np.minimum(old * factor, 255), atol=1.5)
+      factors.append(factor)
+  assert 0.6 <= min(factors) < 0.75 and 1.25 < max(factors) <= 1.4
+  for jitter in ((0, 0.4, 0, 0), (0, 0, 0.4, 0), (0, 0, 0, 0.5)):
+    (batch,) = _train(builder, num_steps=1, color_jitter=jitter)
+    (other,) = _train(builder, num_steps=1)
+    _assert_same({**batch, "video": other["video"]}, other)
+    assert (batch["video"] != other["video"]).any((1, 2, 3, 4)).all()
+
+
+def test_images_are_clips_of_one_frame(images):
+  for frames in (1, 3):
+    batch = _eval(images, num_frames=frames)[0]
+    assert batch["video"].shape == (4, 1, frames, CROP, CROP, 3)
+    numbers = [[int(clip_id) % 14] * frames for clip_id in batch["id"]]
+    assert _frame_numbers(batch["video"][:, 0]).tolist() == numbers
+    (batch,) = _train(images, num_frames=frames, num_steps=1)
+    numbers = [[int(clip_id) % 14] * frames for clip_id in batch["id"]]
+    assert _frame_numbers(batch["video"]).tolist() == numbers
+
+
+def test_flow_stacks_in_evaluation(flow):
+  seen = 0
+  for batch in _eval(flow, views="10crop"):
+    assert batch["video"].shape == (4, 10, FRAMES, CROP, CROP, 10)
+    clips = zip(batch["id"][batch["mask"]], batch["video"][batch["mask"]], strict=True)
+    for clip_id, views in clips:
+      stacks = STACKS[PAIRS[int(clip_id) % 5]]
+      # (t, 10, h, w): x and y of the first pair, of the second, ...
+      whole = np.stack([np.concatenate([_flow_pair(k) for k in stack]) for stack in stacks])
+      whole = whole.transpose(0, 2, 3, 1)
+      centre = whole[:, 4:28, 20:44]
+      corners = [whole[:, :CROP, :CROP], whole[:, :CROP, -CROP:]]
+      corners += [whole[:, -CROP:, :CROP], whole[:, -CROP:, -CROP:], centre]
+      for view, expected in enumerate(corners):
+        np.testing.assert_allclose(views[view], expected, atol=2)
+        mirrored = expected[:, :, ::-1].copy()
+        mirrored[..., ::2] = 256 - mirrored[..., ::2]
+        np.testing.assert_allclose(views[5 + view], mirrored, atol=2)
+      seen += 1
+  assert seen == NUM_VALIDATION
+
+
+def test_flow_stacks_in_training(flow):
+  flips = []
+  for batch in _train(flow, num_steps=15, flip=True, flip_label_map={0: 1}):
+    assert batch["video"].shape == (4, FRAMES, CROP, CROP, 10) and batch["video"].dtype == np.uint8
+    for clip_id, label, video in zip(batch["id"], batch["label"], batch["video"], strict=True):
+      n = PAIRS[int(clip_id) % 5]
+      x, y = video[..., ::2].astype(int), video[..., 1::2].astype(int)
+      pairs = np.round((y.mean((1, 2)) - 83) / 10).astype(int)  # (t, 5)
+      np.testing.assert_array_equal(pairs, np.minimum(pairs[:, :1] + np.arange(5), n - 1))
+      starts = max(n - 4, 1)
+      low = max(number * FRAMES / starts - t for t, number in enumerate(pairs[:, 0]))
+      high = min((number + 1) * FRAMES / starts - t for t, number in enumerate(pairs[:, 0]))
+      assert max(low, 0) < min(high, 1)
+      mirrored = y[..., 0, :].mean() > y[..., -1, :].mean()
+      np.testing.assert_allclose(256 - x if mirrored else x, y - 60, atol=3)
+      original = int(clip_id) % 4
+      assert label == ({0: 1, 1: 0}.get(original, original) if mirrored else original)
+      flips.append(mirrored)
+  assert 15 < sum(flips) < 45
+
+
+def test_a_stack_of_one_pair(flow):
+  batch = _eval(flow, flow_pairs=1, num_frames=2)[0]
+  assert batch["video"].shape == (4, 1, 2, CROP, CROP, 2)
+  pairs = np.round((batch["video"][:, 0, ..., 1].mean((-1, -2)) - 83) / 10).astype(int)
+  # (k + 0.5) n / 2 for k = 0, 1 and clips 11 to 14.
+  assert pairs.tolist() == [[2, 6], [1, 3], [0, 2], [0, 0]]
+
+
+def test_bad_arguments_are_named(builder, flow):
+  def fails(*parts, evaluate=False, dataset=builder, **settings):
     with pytest.raises(ValueError) as caught:  # At the call, not at the first batch.
-      _eval(builder, **settings) if evaluate else _train(builder, **settings)
+      _eval(dataset, **settings) if evaluate else _train(dataset, **settings)
     assert "\n" not in str(caught.value)
     for part in parts:
       assert part in str(caught.value)
@@ -217,9 +403,20 @@ def test_bad_arguments_are_named(builder):
     fails("batch_size 4", "3 processes", process_count=3, evaluate=evaluate)
     fails("process_index 2", process_index=2, process_count=2, evaluate=evaluate)
     fails("crop_size 40", "short edge of 32", crop_size=40, evaluate=evaluate)
+    fails("crop_size 24", "short edge of 20", short_edge=20, evaluate=evaluate)
+    fails("crop_size 24", "short edge of 0", short_edge=0, evaluate=evaluate)
     fails("num_frames is 0", num_frames=0, evaluate=evaluate)
+    fails("flow_pairs is 0", flow_pairs=0, evaluate=evaluate)
+    fails("num_threads is 0", num_threads=0, evaluate=evaluate)
   fails("views is '7crop'", "center, 3crop, 5crop, 10crop", views="7crop", evaluate=True)
   fails("split 'test'", "train, validation", split="test", evaluate=True)
   fails("split 'validation[:0]'", "is empty", split="validation[:0]", evaluate=True)
   fails("flip_label_map names the class 4", flip=True, flip_label_map={0: 4})
   fails("flip_label_map pairs the class 0 with 1 and 2", flip=True, flip_label_map={0: 1, 2: 0})
+  fails("first_step is -1", first_step=-1)
+  fails("multi_scale has 0", multi_scale=(1, 0))
+  fails("multi_scale has 1.1", multi_scale=(1.1,))
+  fails("color_jitter is (0, 0, 0)", color_jitter=(0, 0, 0))
+  fails("color_jitter is (-0.1, 0, 0, 0)", color_jitter=(-0.1, 0, 0, 0))
+  fails("color_jitter is (0, 0, 0, 0.6)", color_jitter=(0, 0, 0, 0.6))
+  fails("color_jitter", "optical flow has no colours", color_jitter=(0, 0, 0, 0.1), dataset=flow)

@@ -1,56 +1,28 @@
-"""Preparing Something-Something V2 from real video files, and what happens when they are bad."""
+"""Reading the label files of Something-Something V2, and what happens when they are bad."""
 
 import json
-import pathlib
 import shutil
-import subprocess
-import sys
 
-import av
-import numpy as np
 import pytest
-import tensorflow as tf
 
 from data import something_something
 
 TEMPLATES = ['Pushing [something] to [part], "softly"', "Bending [something]", "Doing nothing"]
-
-
-def _write_video(path, num_frames, height=32, width=48):
-  """Writes a lossless VP9 video whose frame k has the grey level 16 * k."""
-  with av.open(str(path), "w") as container:
-    stream = container.add_stream("libvpx-vp9", rate=12)
-    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-    stream.options = {"lossless": "1", "deadline": "realtime", "cpu-used": "8"}
-    for k in range(num_frames):
-      image = np.full((height, width, 3), 16 * k, np.uint8)
-      container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-    container.mux(stream.encode(None))
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("videos")
-  for clip_id in range(7):
-    _write_video(folder / f"{clip_id}.webm", 3 + clip_id)
-  return folder
+NAMES = [template.replace("[", "").replace("]", "") for template in TEMPLATES]
 
 
 @pytest.fixture
-def source(tmp_path, videos):
+def source(tmp_path):
   """A small data set in the folder layout of the data set's owner."""
-  root = tmp_path / "source"
-  (root / "labels").mkdir(parents=True)
-  shutil.copytree(videos, root / something_something.VIDEO_FOLDER)
-  plain = [template.replace("[", "").replace("]", "") for template in TEMPLATES]
+  (tmp_path / "labels").mkdir(parents=True)
+  (tmp_path / something_something.VIDEO_FOLDER).mkdir()
   # Not in index order, as in the real file.
-  labels = {plain[2]: "2", plain[0]: "0", plain[1]: "1"}
-  _write(root / "labels/labels.json", labels)
-  _write(root / "labels/train.json", [_entry(clip_id) for clip_id in range(3)])
-  _write(root / "labels/validation.json", [_entry(3), _entry(4)])
-  _write(root / "labels/test.json", [{"id": "5"}, {"id": "6"}])
-  (root / "labels/test-answers.csv").write_text(f"5;{plain[0]}\n")
-  return root
+  _write(tmp_path / "labels/labels.json", {NAMES[2]: "2", NAMES[0]: "0", NAMES[1]: "1"})
+  _write(tmp_path / "labels/train.json", [_entry(clip_id) for clip_id in range(3)])
+  _write(tmp_path / "labels/validation.json", [_entry(3), _entry(4)])
+  _write(tmp_path / "labels/test.json", [{"id": "5"}, {"id": "6"}])
+  (tmp_path / "labels/test-answers.csv").write_text(f"5;{NAMES[0]}\n")
+  return tmp_path
 
 
 def _entry(clip_id):
@@ -62,84 +34,43 @@ def _write(path, value):
   path.write_text(json.dumps(value))
 
 
-def _prepare(source, **settings):
-  settings = {"short_edge": 32, "num_workers": 2} | settings
-  return something_something.prepare(source, source.parent / "prepared", **settings)
-
-
-def _read(builder, split):
-  return {example["id"].decode(): example for example in builder.as_data_source(split)}
-
-
-def _nothing_prepared(source):
-  return not [path for path in (source.parent / "prepared").rglob("*") if path.is_file()]
+def _labels(found, split):
+  return {clip.id: clip.label for clip in found.splits[split]}
 
 
 @pytest.mark.parametrize("layout", ["modern", "older"])
-def test_what_is_stored(source, layout):
+def test_what_is_listed(source, layout):
   if layout == "older":
     for path in (source / "labels").iterdir():
       older = f"something-something-v2-{path.name}" if path.suffix == ".json" else path.name
       shutil.move(path, source / older)
     (source / "labels").rmdir()
-  builder = _prepare(source)
-  names = [template.replace("[", "").replace("]", "") for template in TEMPLATES]
-  assert builder.info.features["label"].names == names
-  assert builder.info.file_format.value == "array_record"
-  train, test = _read(builder, "train"), _read(builder, "test")
-  assert set(train) == {"0", "1", "2"} and set(_read(builder, "validation")) == {"3", "4"}
-  assert {clip_id: clip["label"] for clip_id, clip in train.items()} == {"0": 0, "1": 1, "2": 2}
-  assert {clip_id: clip["label"] for clip_id, clip in test.items()} == {"5": 0, "6": -1}
-  assert test["6"]["num_frames"] == len(test["6"]["frames"]) == 9
-  for k, frame in enumerate(test["6"]["frames"]):
-    pixels = tf.io.decode_jpeg(frame).numpy()
-    assert pixels.shape == (32, 48, 3)
-    assert np.abs(pixels.astype(int) - 16 * k).max() <= 3
+  found = something_something.listing(source)
+  assert list(found.names) == NAMES and not found.images
+  assert _labels(found, "train") == {"0": 0, "1": 1, "2": 2}
+  assert _labels(found, "validation") == {"3": 0, "4": 1}
+  assert _labels(found, "test") == {"5": 0, "6": -1}
+  # The video is not there: whoever decodes counts it.
+  clip = found.splits["test"][1]
+  assert clip.path == str(source / something_something.VIDEO_FOLDER / "6.webm")
+  assert clip.load is None
+  assert found.official == {"train": 168913, "validation": 24777, "test": 27157}
 
 
-def test_frames_are_resized_to_the_short_edge(source):
-  _write_video(source / something_something.VIDEO_FOLDER / "0.webm", 3, height=50, width=38)
-  clips = _read(_prepare(source, short_edge=19), "train")
-  assert tf.io.decode_jpeg(clips["0"]["frames"][0]).shape == (24, 19, 3)  # 25 made even.
-  assert tf.io.decode_jpeg(clips["1"]["frames"][0]).shape == (19, 28, 3)
-  larger = _read(_prepare(source, short_edge=64), "train")
-  assert tf.io.decode_jpeg(larger["1"]["frames"][0]).shape == (64, 96, 3)
-
-
-def test_a_second_call_reuses_and_other_settings_do_not(source, capfd):
-  first = _prepare(source)
-  for path in (source / something_something.VIDEO_FOLDER).iterdir():
-    path.rename(path.with_suffix(".moved"))
-  assert _prepare(source).data_dir == first.data_dir  # Needs no videos any more.
-  for path in (source / something_something.VIDEO_FOLDER).iterdir():
-    path.rename(path.with_suffix(".webm"))
-  folders = {first.data_dir, _prepare(source, short_edge=24).data_dir}
-  folders.add(_prepare(source, jpeg_quality=50).data_dir)
-  _write(source / "labels/train.json", [_entry(clip_id) for clip_id in range(4)])
-  _write(source / "labels/validation.json", [_entry(4)])
-  changed = _prepare(source)
-  folders.add(changed.data_dir)
-  assert len(folders) == 4
-  assert changed.info.splits["train"].num_examples == 4
-  (source / "settings.json").write_text("{}")  # a renderer's: other pixels under the same labels
-  assert _prepare(source).data_dir not in folders
-  assert not capfd.readouterr().out
-
-
-def test_settings_out_of_range(source):
-  for field, value in (("short_edge", 0), ("jpeg_quality", 101), ("num_workers", 0)):
-    with pytest.raises(ValueError, match=f"{field} is {value}"):
-      _prepare(source, **{field: value})
+def test_the_test_split_may_be_missing(source):
+  (source / "labels/test-answers.csv").unlink()
+  assert _labels(something_something.listing(source), "test") == {"5": -1, "6": -1}
+  (source / "labels/test.json").unlink()
+  assert set(something_something.listing(source).splits) == {"train", "validation"}
 
 
 def _fails(source, kind, *parts):
   with pytest.raises(kind) as caught:
-    _prepare(source)
+    something_something.listing(source)
   message = str(caught.value)
   assert "\n" not in message
   for part in parts:
     assert part in message
-  assert _nothing_prepared(source)
 
 
 def test_missing_or_empty_source(tmp_path):
@@ -166,16 +97,18 @@ def test_bad_label_files(source):
   _fails(source, ValueError, "train.json", 'entry 1 has no "id"')
   _write(train, [{"id": "0", "template": None}])
   _fails(source, ValueError, "train.json", "template of entry 0 is None")
-  _write(train, [{"id": "x" * 65, "template": "a"}])
-  _fails(source, ValueError, "train.json", "longer than 64 bytes")
-  _write(train, [_entry(0)])
-  _fails(source, ValueError, "train.json", "no entry is of the class", "labels.json")
   _write(train, [])
   _fails(source, ValueError, "train.json", "no entries")
   _write(train, {})
   _fails(source, ValueError, "train.json", "a JSON list is expected")
   train.write_text('[{"id": ')
   _fails(source, ValueError, "train.json", "not a valid JSON file")
+  train.write_bytes(b'[{"id": "\xff"}]')
+  _fails(source, ValueError, "train.json", "not a valid JSON file")
+  _write(train, [_entry(0)])
+  _fails(source, ValueError, str(source), "no training clip is of the class", "Bending something")
+  _write(train, [_entry(clip_id) for clip_id in range(4)])
+  _fails(source, ValueError, str(source), "id 3 occurs twice", "in train and in validation")
   _write(train, [_entry(clip_id) for clip_id in range(3)])
   (source / "labels/test-answers.csv").write_text("5;Eating something\n")
   _fails(source, ValueError, "test-answers.csv", "'Eating something'", "entry 5")
@@ -183,38 +116,6 @@ def test_bad_label_files(source):
   _fails(source, ValueError, "labels.json", "no class has the index 1")
 
 
-def test_missing_videos(source):
-  folder = source / something_something.VIDEO_FOLDER
-  (folder / "3.webm").unlink()
-  _fails(source, FileNotFoundError, str(folder / "3.webm"), "1 of the 2 of validation.json")
-  shutil.rmtree(folder)
-  _fails(source, FileNotFoundError, str(folder))
-
-
-def test_videos_that_do_not_decode(source):
-  video = source / something_something.VIDEO_FOLDER / "1.webm"
-  video.write_bytes(b"not a video" * 100)
-  _fails(source, ValueError, str(video), "does not decode")
-  video.write_bytes(b"")
-  _fails(source, ValueError, str(video), "does not decode")
-  _write_video(video, 0)
-  _fails(source, ValueError, str(video))
-  _write_video(video, 15)
-  whole = video.read_bytes()
-  video.write_bytes(whole[: len(whole) // 2])
-  _fails(source, ValueError, str(video), "ends after")
-  with av.open(str(video), "w", format="webm") as container:
-    stream = container.add_stream("libopus", rate=48000)
-    silence = av.AudioFrame.from_ndarray(np.zeros((1, 960), np.float32), "flt", "mono")
-    silence.sample_rate = 48000
-    container.mux(stream.encode(silence))
-    container.mux(stream.encode(None))
-  _fails(source, ValueError, str(video), "no video stream")
-  video.write_bytes(whole)
-  _prepare(source)  # And the repaired data set prepares.
-
-
-def test_decoding_imports_neither_tensorflow_nor_jax():
-  root = pathlib.Path(something_something.__file__).parents[1]
-  code = 'import sys, data.decode; assert not {"tensorflow", "jax"} & set(sys.modules)'
-  subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+def test_missing_video_folder(source):
+  (source / something_something.VIDEO_FOLDER).rmdir()
+  _fails(source, FileNotFoundError, str(source / something_something.VIDEO_FOLDER))

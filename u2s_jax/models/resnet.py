@@ -104,8 +104,8 @@ class Trunk(nn.Module):
 
   @nn.compact
   def __call__(
-    self, video: Float[Array, "n t h w 3"], *, train: bool
-  ) -> Float[Array, "n t h2 w2 c"]:
+    self, video: Float[Array, "n t h w c"], *, train: bool
+  ) -> Float[Array, "n t h2 w2 d"]:
     x = Conv(self.width, (1, 7, 7), stride=2, dtype=self.dtype, name="stem")(video)
     if self.stem_pool:
       x = max_pool(x)

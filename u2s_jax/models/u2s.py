@@ -73,12 +73,12 @@ class U2S(nn.Module):
       self.non_local = NonLocal(self.non_local_width, self.dtype)
 
   def one_pass(
-    self, video: Float[Array, "n t h w 3"], *, train: Collection[str] = ()
+    self, video: Float[Array, "n t h w c"], *, train: Collection[str] = ()
   ) -> dict[str, Array]:
     """Trunk and universal network alone: stage 1, the paper's one-pass model.
 
     Args:
-      video: normalised frames.
+      video: normalised frames; c is 3 for RGB, two for each pair of optical flow.
       train: names of the subnetworks whose BN uses and updates batch statistics; the others run
         with their running averages.
 
@@ -90,7 +90,7 @@ class U2S(nn.Module):
 
   def __call__(
     self,
-    video: Float[Array, "n t h w 3"],
+    video: Float[Array, "n t h w c"],
     csm: Float[Array, "m m"],
     guide: Integer[Array, " n"] | None = None,
     *,

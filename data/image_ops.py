@@ -1,0 +1,155 @@
+"""What is done to the frames of a clip, as pure TensorFlow functions.
+
+Nothing here is random: what is drawn, the caller draws, once for the whole clip.
+"""
+
+from collections.abc import Sequence
+from numbers import Real
+
+import tensorflow as tf
+
+GREY = (0.2989, 0.5870, 0.1140)  # weights of red, green and blue, as of tf.image.rgb_to_grayscale
+
+
+def crop_edges(scales: Sequence[Real], short_edge: int) -> list[tuple[int, int]]:
+  """Heights and widths that a multi-scale crop chooses from, as in Temporal Segment Networks.
+
+  Args:
+    scales: shares of the short edge, in (0, 1], in descending or ascending order.
+    short_edge: pixels.
+
+  Returns:
+    (height, width) in pixels: all pairs of scales at most one step apart.
+  """
+  edges = [max(1, round(scale * short_edge)) for scale in scales]
+  return [
+    (height, width)
+    for i, height in enumerate(edges)
+    for j, width in enumerate(edges)
+    if abs(i - j) <= 1
+  ]
+
+
+def place(shape: tf.Tensor, edges: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
+  """Places a crop anywhere in a frame, with equal probability.
+
+  Args:
+    shape: int32 (2,), height and width of the frame in pixels, at least `edges`.
+    edges: int32 (2,), height and width of the crop.
+    draw: float64 (2,), uniform in [0, 1).
+
+  Returns:
+    int32 (4,): top, left, height, width.
+  """
+  room = shape - edges
+  # The product of a number just below 1 and an integer may round up to it, hence the minimum.
+  corner = tf.minimum(tf.cast(draw * tf.cast(room + 1, tf.float64), tf.int32), room)
+  return tf.concat([corner, edges], axis=0)
+
+
+def decode(frames: tf.Tensor, *, channels: int, window: tf.Tensor | None = None) -> tf.Tensor:
+  """Decodes the JPEG frames of a clip.
+
+  Args:
+    frames: string (t,), JPEG files of one size; t need not be known to the graph.
+    channels: 3, or 1 for grey.
+    window: int32 (4,), top, left, height and width of the part to decode; None for all.
+
+  Returns:
+    uint8 (t, h, w, channels).
+  """
+
+  def one(frame: tf.Tensor) -> tf.Tensor:
+    if window is None:
+      return tf.io.decode_jpeg(frame, channels=channels)
+    return tf.image.decode_and_crop_jpeg(frame, window, channels=channels)
+
+  count = frames.shape[0]
+  if count is None:
+    spec = tf.TensorSpec([None, None, channels], tf.uint8)
+    return tf.map_fn(one, frames, fn_output_signature=spec)
+  return tf.stack([one(frames[t]) for t in range(count)])
+
+
+def resize(video: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor) -> tf.Tensor:
+  """Resizes a clip, bilinear, averaging over the pixels that fall together.
+
+  Args:
+    video: uint8 (t, h, w, c).
+    height: pixels.
+    width: pixels.
+
+  Returns:
+    uint8 (t, height, width, c), rounded.
+  """
+  video = tf.image.resize(video, tf.stack([height, width]), antialias=True)
+  return tf.cast(tf.round(video), tf.uint8)
+
+
+def resize_short_edge(video: tf.Tensor, short_edge: int) -> tf.Tensor:
+  """Resizes a clip so that its shorter edge is `short_edge` pixels; the aspect is kept.
+
+  Args:
+    video: uint8 (t, h, w, c).
+    short_edge: pixels.
+
+  Returns:
+    uint8 (t, h2, w2, c).
+  """
+  shape = tf.shape(video)[1:3]
+  scale = short_edge / tf.reduce_min(shape)
+  size = tf.cast(tf.round(tf.cast(shape, tf.float64) * scale), tf.int32)
+  size = tf.maximum(size, short_edge)
+  return resize(video, size[0], size[1])
+
+
+def mirror(video: tf.Tensor, *, is_flow: bool) -> tf.Tensor:
+  """Mirrors a clip left to right.
+
+  Args:
+    video: uint8 (..., h, w, c).
+    is_flow: whether the channels are x, y, x, y, ... of optical flow as `flow.quantize` codes it:
+      what moved to the right moves to the left then.
+
+  Returns:
+    uint8, as `video`.
+  """
+  video = tf.reverse(video, [-2])
+  if not is_flow:
+    return video
+  # The code of -v is 256 minus that of v. JPEG may have turned a 1 into a 0.
+  inverted = tf.zeros([], tf.uint8) - tf.maximum(video, tf.ones([], tf.uint8))
+  is_x = tf.range(tf.shape(video)[-1]) % 2 == 0
+  return tf.where(is_x, inverted, video)
+
+
+def color_jitter(video: tf.Tensor, strengths: Sequence[Real], draw: tf.Tensor) -> tf.Tensor:
+  """Changes brightness, then contrast, then saturation, then hue, of all frames alike.
+
+  Args:
+    video: uint8 (t, h, w, 3).
+    strengths: largest change of brightness, contrast and saturation, relative, and of hue, as a
+      share of the colour circle; at 0 nothing is done.
+    draw: float64 (4,), uniform in [0, 1): 0.5 changes nothing.
+
+  Returns:
+    uint8 (t, h, w, 3).
+  """
+  pixels = tf.cast(video, tf.float32) / 255
+  change = tf.cast(2 * draw - 1, tf.float32) * tf.constant(strengths, tf.float32)
+  brightness, contrast, saturation = tf.unstack(tf.maximum(1 + change[:3], 0))
+  if strengths[0]:
+    pixels = tf.clip_by_value(pixels * brightness, 0, 1)
+  if strengths[1]:
+    mean = tf.reduce_mean(_grey(pixels))
+    pixels = tf.clip_by_value(mean + contrast * (pixels - mean), 0, 1)
+  if strengths[2]:
+    grey = _grey(pixels)
+    pixels = tf.clip_by_value(grey + saturation * (pixels - grey), 0, 1)
+  if strengths[3]:
+    pixels = tf.image.adjust_hue(pixels, change[3])
+  return tf.cast(tf.round(255 * tf.clip_by_value(pixels, 0, 1)), tf.uint8)
+
+
+def _grey(pixels: tf.Tensor) -> tf.Tensor:
+  return tf.reduce_sum(pixels * tf.constant(GREY), axis=-1, keepdims=True)

@@ -1,0 +1,254 @@
+"""One file at a time: what odd videos and images come to, and why some cannot be read."""
+
+import io
+import pathlib
+import struct
+import subprocess
+import sys
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from data import decode
+
+# Quadrants: red, green, blue, white.
+QUADRANTS = np.zeros((32, 48, 3), np.uint8)
+QUADRANTS[:16, :24, 0] = QUADRANTS[:16, 24:, 1] = QUADRANTS[16:, :24, 2] = 255
+QUADRANTS[16:, 24:] = 255
+
+
+def _pixels(jpeg):
+  return np.asarray(Image.open(io.BytesIO(jpeg))).astype(int)
+
+
+def _video(path, short_edge=32):
+  return [_pixels(jpeg) for jpeg in decode.rgb_clip(str(path), short_edge, 100)]
+
+
+def _corners(image):
+  """Names of the colours of the four quadrants: top left, top right, bottom left, bottom right."""
+  height, width = image.shape[:2]
+  names = {(1, 0, 0): "r", (0, 1, 0): "g", (0, 0, 1): "b", (1, 1, 1): "w"}
+  return "".join(
+    names[tuple(image[height * y // 4, width * x // 4] // 128)] for y in (1, 3) for x in (1, 3)
+  )
+
+
+def _unreadable(path, *words, decoder=_video):
+  with pytest.raises(ValueError) as caught:
+    decoder(path)
+  assert "\n" not in str(caught.value)
+  for word in words:
+    assert word in str(caught.value)
+
+
+def test_every_frame_in_order(tmp_path, write_video):
+  frames = _video(write_video(tmp_path / "a.webm", 9))
+  assert [round(frame.mean() / 16) for frame in frames] == list(range(9))
+  assert all(frame.shape == (32, 48, 3) for frame in frames)
+
+
+@pytest.mark.parametrize(
+  ("shape", "short_edge", "expected"),
+  [
+    ((50, 38), 19, (24, 19)),  # 25 made even
+    ((32, 48), 64, (64, 96)),
+    ((33, 47), 32, (32, 46)),  # odd edges: 45.6 rounded to even
+    ((40, 40), 32, (32, 32)),
+  ],
+)
+def test_sizes(tmp_path, write_video, shape, short_edge, expected):
+  path = write_video(tmp_path / "a.webm", [np.full((*shape, 3), 99, np.uint8)] * 2)
+  assert _video(path, short_edge)[1].shape == (*expected, 3)
+
+
+@pytest.mark.parametrize(
+  ("degrees", "shape", "corners"),
+  [(0, (32, 48), "rgbw"), (90, (48, 32), "brwg"), (180, (32, 48), "wbgr"), (270, (48, 32), "gwrb")],
+)
+def test_the_display_matrix_turns_the_frames(tmp_path, write_video, degrees, shape, corners):
+  path = write_video(tmp_path / "a.mp4", [QUADRANTS] * 3, codec="libx264", pixel_format="yuv444p")
+  content = bytearray(path.read_bytes())
+  # In the track header: a matrix of 9 numbers in 16.16, for turning clockwise by `degrees`.
+  start = content.index(b"tkhd") + 4 + 4 + 8 + 4 + 4 + 4 + 8 + 8
+  identity = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+  assert content[start : start + 36] == identity
+  cos, sin = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
+  a, b = cos << 16, sin << 16
+  content[start : start + 36] = struct.pack(">9i", a, b, 0, -b, a, 0, 0, 0, 1 << 30)
+  path.write_bytes(content)
+  frames = _video(path)
+  assert [frame.shape for frame in frames] == [(*shape, 3)] * 3
+  assert _corners(frames[0]) == corners
+
+
+def test_a_variable_rate_neither_doubles_nor_drops_frames(tmp_path, write_video):
+  times = [0, 1, 2, 30, 31, 32, 100, 101]
+  frames = _video(write_video(tmp_path / "a.webm", 8, times=times))
+  assert [round(frame.mean() / 16) for frame in frames] == list(range(8))
+
+
+def test_a_grey_video(tmp_path, write_video):
+  path = write_video(tmp_path / "a.mkv", 9, codec="ffv1", pixel_format="gray")
+  frames = _video(path)
+  assert [round(frame.mean() / 16) for frame in frames] == list(range(9))
+  assert all(frame.shape == (32, 48, 3) for frame in frames)
+
+
+def test_the_content_counts_not_the_extension(tmp_path, write_video):
+  write_video(tmp_path / "a.webm", 3).rename(tmp_path / "a.avi")
+  assert len(_video(tmp_path / "a.avi")) == 3
+  Image.fromarray(QUADRANTS).save(tmp_path / "a.png")
+  (tmp_path / "a.png").rename(tmp_path / "photo.mp4")
+  assert _corners(_video(tmp_path / "photo.mp4")[0]) == "rgbw"  # a video of one frame
+
+
+def test_any_path(tmp_path, write_video):
+  folder = tmp_path / "träge Katzen %03d #1"
+  folder.mkdir()
+  path = write_video(tmp_path / "a.webm", 3).rename(folder / "日本 (1).webm")
+  assert len(_video(path)) == 3
+
+
+def test_unreadable_videos(tmp_path, write_video):
+  path = tmp_path / "a.webm"
+  path.write_bytes(b"")
+  _unreadable(path, "does not decode")
+  path.write_bytes(b"no video at all, but words")
+  _unreadable(path, "does not decode")
+  _unreadable(tmp_path / "none.webm", "does not decode", "No such file")
+  noise = np.random.default_rng(0).integers(0, 256, (60, 32, 48, 3), np.uint8)
+  whole = write_video(path, list(noise)).read_bytes()
+  path.write_bytes(whole[: len(whole) // 3])
+  _unreadable(path, "ends after", "of 5.0 seconds")
+  mp4 = write_video(tmp_path / "a.mp4", list(noise), codec="libx264").read_bytes()
+  (tmp_path / "a.mp4").write_bytes(mp4[: len(mp4) // 3])  # Its index stood at the end.
+  _unreadable(tmp_path / "a.mp4", "does not decode")
+  with av.open(str(path), "w", format="webm") as container:
+    stream = container.add_stream("libvpx-vp9", rate=12)
+    stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+    container.start_encoding()
+  _unreadable(path, "no frames")
+
+
+def test_sound_alone_and_with_a_cover_picture(tmp_path):
+  def write(path, cover):
+    with av.open(str(path), "w") as container:
+      stream = container.add_stream("mp3", rate=48000)
+      if cover:
+        picture = container.add_stream("png")
+        picture.width, picture.height, picture.pix_fmt = 48, 32, "rgb24"
+        picture.disposition = av.stream.Disposition.attached_pic
+        container.mux(picture.encode(av.VideoFrame.from_ndarray(QUADRANTS, format="rgb24")))
+        container.mux(picture.encode(None))
+      silence = av.AudioFrame.from_ndarray(np.zeros((1, 1152), np.float32), "fltp", "mono")
+      silence.sample_rate = 48000
+      container.mux(stream.encode(silence))
+      container.mux(stream.encode(None))
+
+  for cover in (False, True):
+    path = tmp_path / f"{cover}.mp3"
+    write(path, cover)
+    with av.open(str(path)) as container:
+      assert bool(container.streams.video) == cover
+    _unreadable(path, "no video stream")
+
+
+def test_a_video_too_long_for_a_record(tmp_path, write_video, monkeypatch):
+  path = write_video(tmp_path / "a.webm", 9)
+  size = sum(map(len, decode.rgb_clip(str(path), 32, 100)))
+  monkeypatch.setattr(decode, "MAX_CLIP_BYTES", size)
+  assert len(_video(path)) == 9
+  monkeypatch.setattr(decode, "MAX_CLIP_BYTES", size - 1)
+  _unreadable(path, "first 9 JPEG frames", "cut it into clips")
+
+
+def _image(path, short_edge=32):
+  return _pixels(decode.image_frame(str(path), short_edge, 100))
+
+
+def _rgb16(path):
+  """A PNG of 16 bits a channel, which Pillow reads but does not write."""
+  Image.fromarray(np.full((32, 48), 0xABCD, np.uint16)).save(path)
+
+
+@pytest.mark.parametrize(
+  ("name", "save", "expected"),
+  [
+    ("grey.png", lambda path: Image.fromarray(QUADRANTS).convert("L").save(path), 76),
+    ("cmyk.jpg", lambda path: Image.fromarray(QUADRANTS).convert("CMYK").save(path), (255, 0, 0)),
+    ("16.png", _rgb16, 0xAB),
+    ("16.tif", _rgb16, 0xAB),
+    ("palette.gif", lambda path: Image.fromarray(QUADRANTS).save(path), (255, 0, 0)),
+    ("bits.png", lambda path: Image.new("1", (48, 32), 1).save(path), 255),
+    ("clear.png", lambda path: Image.new("RGBA", (48, 32), (9, 9, 9, 0)).save(path), 255),
+    ("half.webp", lambda path: Image.new("RGBA", (48, 32), (0, 0, 0, 128)).save(path), 127),
+  ],
+)
+def test_images_of_every_kind(tmp_path, name, save, expected):
+  save(tmp_path / name)
+  image = _image(tmp_path / name)
+  assert image.shape == (32, 48, 3)
+  np.testing.assert_allclose(image[4, 4], np.broadcast_to(expected, 3), atol=3)
+
+
+def test_images_turn_as_exif_asks(tmp_path):
+  path = tmp_path / "a.jpg"
+  exif = Image.Exif()
+  exif[0x0112] = 6  # Turn clockwise by 90 degrees to see it upright.
+  Image.fromarray(QUADRANTS).save(path, exif=exif)
+  image = _image(path)
+  assert image.shape == (48, 32, 3) and _corners(image) == "brwg"
+
+
+def test_a_fitting_jpeg_is_kept_as_it_is(tmp_path):
+  path = tmp_path / "a.jpg"
+  Image.fromarray(QUADRANTS).save(path, quality=40)
+  assert decode.image_frame(str(path), 32, 100) == path.read_bytes()
+  assert decode.image_frame(io.BytesIO(path.read_bytes()), 32, 100) == path.read_bytes()
+  assert _image(path, 16).shape == (16, 24, 3)
+  assert _image(path, 33).shape == (33, 50, 3)  # 49.5
+
+
+def test_unreadable_images(tmp_path):
+  path = tmp_path / "a.jpg"
+  path.write_bytes(b"")
+  _unreadable(path, "cannot identify", decoder=_image)
+  path.write_text("no image")
+  _unreadable(path, "cannot identify", decoder=_image)
+  Image.fromarray(QUADRANTS).resize((480, 320)).save(path)
+  path.write_bytes(path.read_bytes()[:-2000])
+  _unreadable(path, "truncated", decoder=_image)
+  Image.fromarray(np.full((32, 48), 0.5, np.float32)).save(tmp_path / "a.tif")
+  _unreadable(tmp_path / "a.tif", "32 bits", decoder=_image)
+
+
+def test_flow_is_grey_pairs(tmp_path, write_video):
+  """A blob that moves by (3, 1) pixels a frame."""
+  y, x = np.mgrid[:64, :96]
+  frames = []
+  for k in range(3):
+    blob = 128 + 100 * np.exp(-((x - 40 - 3 * k) ** 2 + (y - 30 - k) ** 2) / 60)
+    frames.append(np.repeat(blob[..., None], 3, axis=-1).astype(np.uint8))
+  path = write_video(tmp_path / "a.webm", frames)
+  for algorithm in ("dis", "tvl1"):
+    jpegs = decode.flow_clip(str(path), 64, 95, algorithm)
+    assert len(jpegs) == 4  # x and y of 2 pairs
+    codes = [_pixels(jpeg) for jpeg in jpegs]
+    assert all(code.shape == (64, 96) for code in codes)
+    # 128 + 127 / 20 v: 3 pixels to the right are 147, 1 pixel down is 134.
+    at = slice(28, 33), slice(38, 43)
+    np.testing.assert_allclose([code[at].mean() for code in codes[:2]], [147, 134], atol=3)
+  _unreadable(
+    write_video(tmp_path / "one.webm", 1),
+    "one frame only",
+    decoder=lambda path: decode.flow_clip(str(path), 32, 95, "dis"),
+  )
+
+
+def test_decoding_imports_neither_tensorflow_nor_jax():
+  root = pathlib.Path(decode.__file__).parents[1]
+  code = 'import sys, data.decode, data.flow; assert not {"tensorflow", "jax"} & set(sys.modules)'
+  subprocess.run([sys.executable, "-c", code], cwd=root, check=True)

@@ -1,0 +1,30 @@
+"""The 8-bit code of optical flow."""
+
+import numpy as np
+import pytest
+
+from data import flow
+
+
+def test_codes():
+  pixels = np.array([0, 20, -20, 35, -1e9, 10, -10, 20 / 127, 0.07], np.float32)
+  # 128 + 63.5 rounds to the even 192, 128 - 63.5 to the even 64.
+  assert flow.quantize(pixels).tolist() == [128, 255, 1, 255, 1, 192, 64, 129, 128]
+
+
+def test_the_code_of_the_opposite_motion_is_256_minus_it():
+  pixels = np.linspace(-25, 25, 1001, dtype=np.float32)
+  codes = flow.quantize(pixels).astype(int)
+  np.testing.assert_array_equal(flow.quantize(-pixels), 256 - codes)
+
+
+def test_dequantize_is_within_half_a_step():
+  pixels = np.linspace(-20, 20, 501, dtype=np.float32)
+  back = flow.dequantize(flow.quantize(pixels))
+  assert back.dtype == np.float32
+  np.testing.assert_allclose(back, pixels, atol=10 / 127 + 1e-5)
+
+
+def test_unknown_algorithm():
+  with pytest.raises(ValueError, match="'farneback' is not one of tvl1, dis"):
+    flow.make("farneback")

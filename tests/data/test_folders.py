@@ -1,0 +1,215 @@
+"""A user's own videos and images: class folders and CSV files."""
+
+import os
+
+import pytest
+
+from data import folders
+
+
+def _touch(root, *paths):
+  for path in paths:
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).touch()
+
+
+def _ids(found, split):
+  return [clip.id for clip in found.splits[split]]
+
+
+def _labels(found, split):
+  return {clip.id: found.names[clip.label] for clip in found.splits[split]}
+
+
+def _fails(source, *parts, kind=ValueError, read=folders.videos):
+  with pytest.raises(kind) as caught:
+    read(source)
+  message = str(caught.value)
+  assert "\n" not in message
+  for part in parts:
+    assert part in message
+
+
+def test_every_fifth(tmp_path):
+  _touch(tmp_path, *(f"run/{i:02}.mp4" for i in range(1, 12)))
+  _touch(tmp_path, "jump/b.mp4", "jump/a.mp4", "sit/a.mp4")
+  found = folders.videos(tmp_path)
+  assert list(found.names) == ["jump", "run", "sit"] and not found.images
+  # Numbers 5 and 10 of 11, the last of two, none of one.
+  assert _ids(found, "validation") == ["jump/b.mp4", "run/05.mp4", "run/10.mp4"]
+  assert len(_ids(found, "train")) == 11 and "sit/a.mp4" in _ids(found, "train")
+  assert set(found.splits) == {"train", "validation"} and not found.official
+  assert len(found.notes) == 1 and "3 of 14" in found.notes[0]
+  assert found.splits["train"][0].path == str(tmp_path / "jump/a.mp4")
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "Val"])
+def test_split_folders(tmp_path, name):
+  _touch(tmp_path, "train/b/1.mp4", "train/a/deep/er/1.MP4", f"{name}/a/1.mp4", "test/b/1.webm")
+  found = folders.videos(tmp_path)
+  assert list(found.names) == ["a", "b"] and not found.notes
+  # The same file name in several splits: the ids differ.
+  assert _labels(found, "train") == {"train/a/deep/er/1.MP4": "a", "train/b/1.mp4": "b"}
+  assert _labels(found, "validation") == {f"{name}/a/1.mp4": "a"}
+  assert _labels(found, "test") == {"test/b/1.webm": "b"}
+
+
+def test_a_test_folder_alone_stands_in_for_validation(tmp_path):
+  _touch(tmp_path, "train/a/1.mp4", "test/a/1.mp4", "test/a/2.mp4", "docs/a/1.mp4")
+  found = folders.videos(tmp_path)
+  assert _ids(found, "validation") == ["test/a/1.mp4", "test/a/2.mp4"]
+  assert set(found.splits) == {"train", "validation"}
+  assert any("test split, 2 videos, stands in" in note for note in found.notes)
+  assert any("'docs'" in note for note in found.notes)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+  _touch(tmp_path, "train/1.mp4", "train/2.mp4", "bus/1.mp4", "bus/2.mp4")
+  assert list(folders.videos(tmp_path).names) == ["bus", "train"]
+
+
+def test_which_files_are_taken(tmp_path):
+  names = (
+    "1.AVI",
+    "2 x \u00fc.mkv",
+    "3.gif",
+    "._4.mp4",
+    ".DS_Store",
+    "n.txt",
+    "o.txt",
+    "p",
+    "i.png",
+  )
+  _touch(tmp_path, *(f"a b/{name}" for name in names))
+  _touch(tmp_path, "stray.mp4", "README.txt", ".git/x.mp4", "a b/.cache/x.mp4", "a b/4.mp4")
+  found = folders.videos(tmp_path)
+  ids = {*_ids(found, "train"), *_ids(found, "validation")}
+  assert ids == {"a b/1.AVI", "a b/2 x \u00fc.mkv", "a b/3.gif", "a b/4.mp4"}
+  assert (
+    f"ignored 1 videos that lie in no class folder, such as {tmp_path}/stray.mp4" in found.notes
+  )
+  assert (
+    "ignored 5 files that are no videos by their extension: .txt 3, no extension 1, .png 1"
+    in found.notes
+  )
+
+
+def test_images(tmp_path):
+  _touch(tmp_path, "train/a/1.JPEG", "train/a/2.tiff", "val/a/1.webp", "val/a/1.mp4")
+  found = folders.images(tmp_path)
+  assert found.images and _ids(found, "train") == ["train/a/1.JPEG", "train/a/2.tiff"]
+  assert found.notes == ["ignored 1 files that are no images by their extension: .mp4 1"]
+
+
+def test_links_are_followed(tmp_path):
+  _touch(tmp_path, "elsewhere/x/1.mp4", "elsewhere/2.mp4")
+  (tmp_path / "source/b").mkdir(parents=True)
+  (tmp_path / "source/a").symlink_to(tmp_path / "elsewhere")
+  (tmp_path / "source/b/3.mp4").symlink_to(tmp_path / "elsewhere/2.mp4")
+  (tmp_path / "source/b/4.mp4").symlink_to(tmp_path / "elsewhere/2.mp4")
+  found = folders.videos(tmp_path / "source")
+  assert _ids(found, "train") == ["a/2.mp4", "b/3.mp4"]
+  assert _ids(found, "validation") == ["a/x/1.mp4", "b/4.mp4"]
+  (tmp_path / "elsewhere/x/again").symlink_to(tmp_path / "elsewhere")
+  _fails(tmp_path / "source", "source/a/x/again", "link")
+
+
+def test_class_names_that_are_numbers(tmp_path):
+  _touch(tmp_path, *(f"{name}/{i}.mp4" for name in (0, 1, 2, 10) for i in range(2)))
+  assert list(folders.videos(tmp_path).names) == ["0", "1", "2", "10"]
+
+
+def test_bad_folders(tmp_path):
+  _fails(tmp_path / "nowhere", "nowhere", kind=FileNotFoundError)
+  _fails(tmp_path, "no class folders with videos")
+  _touch(tmp_path, "videos.tar")
+  _fails(tmp_path / "videos.tar", "videos.tar", "neither a folder nor a .csv")
+  _touch(tmp_path, "flat/1.mp4", "flat/2.mp4")
+  _fails(tmp_path / "flat", "no class folders with videos")
+  _touch(tmp_path, "empty/a/1.mp4", "empty/b/notes.txt")
+  _fails(tmp_path / "empty", "empty/b", "no videos")
+  _fails(tmp_path / "empty", "empty/a", "no images", read=folders.images)
+  _touch(tmp_path, "levels/train/1.mp4", "levels/val/1.mp4")
+  _fails(tmp_path / "levels", "no class folders with videos")
+  _touch(tmp_path, "other/train/a/1.mp4", "other/val/a/1.mp4", "other/test/b/1.mp4")
+  _fails(tmp_path / "other", "other/test/b", "'b' has no training clip")
+  _touch(tmp_path, "twice/train/a/1.mp4", "twice/val/a/1.mp4", "twice/valid/a/1.mp4")
+  _fails(tmp_path / "twice", "val and valid")
+  _touch(tmp_path, "one/train/a/1.mp4")
+  _fails(tmp_path / "one", "'validation'")
+  _touch(tmp_path, "bytes/a/1.mp4", os.fsdecode(b"bytes/a/\xff.mp4"))
+  _fails(tmp_path / "bytes", "\\udcff.mp4", "not UTF-8")
+
+
+def _csv(folder, text, encoding="utf-8"):
+  path = folder / "list.csv"
+  path.write_bytes(text.encode(encoding))
+  return path
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_csv(tmp_path, encoding):
+  text = (
+    "split,label,path,seconds\r\n"
+    'train,"run, fast",v/1.mp4,3\r\n'
+    "\r\n"
+    "Train,jump \u00fc,/abs/2 \u00fc.mp4,4\r\n"
+    "valid,jump \u00fc,3.unknown,5\r\n"
+    "test,,4.mp4,6\r\n"
+    'test,"run, fast",5.mp4,6\r\n'
+  )
+  found = folders.videos(_csv(tmp_path, text, encoding))
+  assert list(found.names) == ["jump \u00fc", "run, fast"]
+  assert [(clip.id, clip.label, clip.path) for clip in found.splits["train"]] == [
+    ("v/1.mp4", 1, str(tmp_path / "v/1.mp4")),
+    ("/abs/2 \u00fc.mp4", 0, "/abs/2 \u00fc.mp4"),
+  ]
+  assert _ids(found, "validation") == ["3.unknown"]
+  assert [(clip.id, clip.label) for clip in found.splits["test"]] == [("4.mp4", -1), ("5.mp4", 1)]
+  assert not found.notes and not found.images
+  assert folders.images(tmp_path / "list.csv").images
+
+
+def test_csv_without_splits(tmp_path):
+  rows = [f"{i}.mp4,10" for i in (5, 4, 3, 2, 1)] + ["b.mp4,9", "a.mp4,9"]
+  found = folders.videos(_csv(tmp_path, "\n".join(["path,label", *rows])))
+  assert list(found.names) == ["9", "10"]  # as numbers
+  assert _labels(found, "validation") == {"5.mp4": "10", "b.mp4": "9"}
+  assert "2 of 7" in found.notes[0]
+
+
+def test_csv_with_a_test_split_only(tmp_path):
+  found = folders.videos(_csv(tmp_path, "path,label,split\na,x,train\nb,x,test\n"))
+  assert _ids(found, "validation") == ["b"] and len(found.notes) == 1
+  _fails(_csv(tmp_path, "path,label,split\na,x,train\nb,,test\n"), "list.csv, line 3", "no label")
+
+
+@pytest.mark.parametrize(
+  "text, parts",
+  [
+    ("", ["no rows"]),
+    ("path,label,split\n", ["no rows"]),
+    ("path;label;split\na;x;train\n", ["line 1", "'path'", "commas"]),
+    ("a.mp4,x,train\n", ["line 1", "'path'"]),
+    ("path,split\na,train\n", ["line 1", "'label'"]),
+    ("path,label,split\na,x,train\nb,x\n", ["line 3", "2 fields under 3 columns"]),
+    ("path,label,split\na,x,train\nb,c,x,val\n", ["line 3", "double quotes"]),
+    ("path,label,split\na,x,dev\n", ["line 2", "'dev'"]),
+    ("path,label,split\na,x,\n", ["line 2", "''"]),
+    ("path,label,split\n,x,train\n", ["line 2", "no path"]),
+    ("path,label,split\na,x,train\n\nb,,val\n", ["line 4", "no label"]),
+    ("path,label,split\na,,train\nb,x,val\n", ["line 2", "no label"]),
+    ("path,label\na,x\nb,\n", ["line 3", "no label"]),
+    ("path,label,split\na,x,train\nb,x,val\na,x,val\n", ["line 4", "a is in line 2"]),
+    ("path,label,split\na,x,train\nb,y,val\n", ["line 3", "'y' has no training clip"]),
+    ('path,label,split\na,x,train\n"b,x,val\n', ["line 3", "not valid CSV"]),
+    ("path,label,split\na,x,train\n", ["'validation'"]),
+  ],
+)
+def test_bad_csv(tmp_path, text, parts):
+  _fails(_csv(tmp_path, text), "list.csv", *parts)
+
+
+def test_csv_in_another_encoding(tmp_path):
+  path = _csv(tmp_path, "path,label,split\na,x,train\nb,\u00fc,val\n", "latin-1")
+  _fails(path, "list.csv, line 3", "UTF-8")

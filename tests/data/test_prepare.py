@@ -1,0 +1,332 @@
+"""From files to a data set: what is stored, what is skipped, what an interruption leaves."""
+
+import csv
+import fcntl
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from data import folders, prepare, store
+from data.listing import Clip, Listing
+
+ROOT = pathlib.Path(prepare.__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory, write_video):
+  return write_video(tmp_path_factory.mktemp("clip") / "clip.webm", 4).read_bytes()
+
+
+@pytest.fixture
+def source(tmp_path, clip):
+  """Two classes of 25 clips: 40 for training, in 3 shards, and 10 for validation."""
+  for name in ("Bend it", "Träge"):
+    (tmp_path / "source" / name).mkdir(parents=True)
+    for k in range(25):
+      (tmp_path / "source" / name / f"{k:02}.webm").write_bytes(clip)
+  return tmp_path / "source"
+
+
+def _prepare(source, out=None, **settings):
+  settings = {"origin": {"dataset": "videos"}, "short_edge": 32, "workers": 2} | settings
+  return prepare.prepare(folders.videos(source), out or source.parent / "out", **settings)
+
+
+def _arguments(source, out, *more, dataset="videos"):
+  return [f"--dataset={dataset}", f"--source={source}", f"--out={out}", "--short_edge=32", *more]
+
+
+def _ids(builder, split):
+  return [example["id"].decode() for example in builder.as_data_source(split)]
+
+
+def _contents(folder):
+  """Files by name; of shards the records: fields are stored in any order."""
+  builder = store.open_dataset(folder)
+  contents = {
+    path.name: path.read_bytes() for path in folder.iterdir() if "array_record" not in path.name
+  }
+  for split in builder.info.splits:
+    contents[split] = [
+      (example["id"], example["label"], example["num_frames"], *example["frames"])
+      for example in builder.as_data_source(split)
+    ]
+    contents[split, "shards"] = builder.info.splits[split].shard_lengths
+  return contents
+
+
+def _fails(capsys, source, out, *more, **keywords):
+  """The error's line of the command."""
+  with pytest.raises(SystemExit) as caught:
+    prepare.main(_arguments(source, out, *more, **keywords))
+  capsys.readouterr()
+  assert caught.value.code.startswith("error: ") and "\n" not in caught.value.code
+  return caught.value.code
+
+
+def _skipped(out):
+  with open(out / "skipped.csv", newline="", encoding="utf-8") as file:
+    return list(csv.reader(file))
+
+
+def test_what_is_stored(source):
+  _prepare(source)
+  builder = tfds.builder_from_directory(source.parent / "out")
+  assert builder.info.features["label"].names == ["Bend it", "Träge"]
+  assert builder.info.file_format.value == "array_record"
+  assert builder.info.metadata["modality"] == "rgb" and builder.info.metadata["short_edge"] == 32
+  assert builder.info.splits["train"].shard_lengths == [16, 16, 8]
+  train = list(builder.as_data_source("train"))
+  assert len(train) == 40 and len(builder.as_data_source("validation")) == 10
+  assert train[0]["id"] == b"Bend it/00.webm" and train[39]["id"].decode() == "Träge/23.webm"
+  assert [example["label"] for example in train] == [0] * 20 + [1] * 20
+  assert train[7]["num_frames"] == len(train[7]["frames"]) == 4
+  for k, frame in enumerate(train[7]["frames"]):
+    pixels = tf.io.decode_jpeg(frame).numpy()
+    assert pixels.shape == (32, 48, 3)
+    assert np.abs(pixels.astype(int) - 16 * k).max() <= 3
+  assert _skipped(source.parent / "out") == [["path", "reason"]]
+
+
+def test_flow_counts_pairs(tmp_path, write_video):
+  for split, frames in (("train", 3), ("val", 6)):
+    (tmp_path / "source" / split / "moving").mkdir(parents=True)
+    write_video(tmp_path / "source" / split / "moving" / "a.webm", frames)
+  builder = _prepare(tmp_path / "source", modality="flow", flow_algorithm="dis")
+  assert builder.info.metadata["modality"] == "flow"
+  (train,), (validation,) = builder.as_data_source("train"), builder.as_data_source("validation")
+  assert (train["num_frames"], len(train["frames"])) == (2, 4)
+  assert (validation["num_frames"], len(validation["frames"])) == (5, 10)
+  assert tf.io.decode_jpeg(train["frames"][0]).shape == (32, 48, 1)
+
+
+def test_workers_change_nothing(source):
+  one, three = source.parent / "one", source.parent / "three"
+  _prepare(source, one, workers=1)
+  _prepare(source, three, workers=3)
+  assert _contents(one) == _contents(three)
+
+
+def test_killed_it_goes_on_and_ends_with_the_same_data(source, clip):
+  whole, out = source.parent / "whole", source.parent / "out"
+  _prepare(source, whole)
+  waits = source / "Träge" / "05.webm"  # in the second shard: reading it never ends
+  waits.unlink()
+  os.mkfifo(waits)
+  first = "clips-train.array_record-00000-of-00003"
+  process = subprocess.Popen(
+    [sys.executable, "-m", "data.prepare", *_arguments(source, out)],
+    cwd=ROOT,
+    stderr=subprocess.DEVNULL,
+  )
+  until = time.monotonic() + 60
+  while not (out / ".progress.jsonl").exists() or not (out / ".progress.jsonl").read_text():
+    assert process.poll() is None and time.monotonic() < until
+    time.sleep(0.01)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  os.close(os.open(waits, os.O_RDWR | os.O_NONBLOCK))  # lets the decoder go, which ends then
+  assert (out / first).exists() and not list(out.glob("clips-validation*"))
+  with pytest.raises(FileNotFoundError, match="holds no finished data set"):
+    store.open_dataset(out)
+  with pytest.raises(Exception, match="dataset_info.json"):
+    tfds.builder_from_directory(out)
+  waits.unlink()
+  waits.write_bytes(clip)
+  with open(out / ".progress.jsonl", "a") as file:
+    file.write('{"key": ["train", 1], "cou')  # as a crash of the machine may leave it
+  written = (out / first).stat().st_mtime_ns
+  _prepare(source)
+  assert (out / first).stat().st_mtime_ns == written  # was not done again
+  assert _contents(out) == _contents(whole)
+
+
+def test_interrupted_by_hand(source, capsys, monkeypatch):
+  def interrupt(*arguments):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(prepare, "_examples", interrupt)
+  with pytest.raises(SystemExit, match="interrupted: the same command goes on"):
+    prepare.main(_arguments(source, source.parent / "out"))
+  monkeypatch.undo()
+  prepare.main(_arguments(source, source.parent / "out"))
+  assert "train: 40 clips" in capsys.readouterr().out
+
+
+def test_a_clip_that_cannot_be_read_is_skipped_never_replaced(source, clip, capsys):
+  out = source.parent / "out"
+  bad = source / "Bend it" / "06.webm", source / "Träge" / "24.webm"
+  bad[0].write_bytes(b"")
+  bad[1].write_bytes(clip[:40])
+  error = _fails(capsys, source, out)
+  assert "2 of 50 clips cannot be read (4 %; --max_unreadable is 1 %)" in error
+  assert str(out / "skipped.csv") in error
+  rows = _skipped(out)
+  assert [row[0] for row in rows] == ["path", *map(str, bad)]
+  assert "does not decode" in rows[1][1] and "no frames" in rows[2][1]
+  assert not store.is_finished(out)
+  # What was read is not read again.
+  shards = {path: path.stat().st_mtime_ns for path in out.glob("clips-train*")}
+  prepare.main(_arguments(source, out, "--max_unreadable=0.05"))
+  printed = capsys.readouterr().out
+  assert "train: 39 clips" in printed and "skipped: 2" in printed
+  assert {path: path.stat().st_mtime_ns for path in out.glob("clips-train*")} == shards
+  builder = store.open_dataset(out)
+  ids = _ids(builder, "train") + _ids(builder, "validation")
+  assert len(ids) == 48 and "Bend it/06.webm" not in ids and "Träge/24.webm" not in ids
+
+
+def test_a_mended_file_is_read_again(source, clip, capsys):
+  out = source.parent / "out"
+  bad = source / "Träge" / "10.webm"
+  bad.write_bytes(b"no video")
+  _fails(capsys, source, out)
+  shards = sorted(out.glob("clips-train*"))
+  before = [path.stat().st_mtime_ns for path in shards]
+  bad.write_bytes(clip)
+  assert "Träge/10.webm" in _ids(_prepare(source), "train")
+  after = [path.stat().st_mtime_ns for path in shards]
+  assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, True]
+
+
+def test_too_much_missing_is_said_before_anything_is_read(source, capsys):
+  table = source / "clips.csv"
+  rows = ["path,label,split", "none.webm,a,train", "Bend it/00.webm,a,train", "Träge/01.webm,a,val"]
+  table.write_text("\n".join(rows))
+  error = _fails(capsys, table, source.parent / "out")
+  assert "none.webm is missing, and so are 1 of 3 clips" in error
+  assert not list((source.parent / "out").glob("clips*"))
+  prepare.main(_arguments(table, source.parent / "out", "--max_unreadable=0.4"))
+  assert _skipped(source.parent / "out")[1][0].endswith("none.webm")
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_class_or_split_without_any_clip_left(source, capsys, split):
+  shutil.rmtree(source / "Träge")
+  for k, path in enumerate(sorted((source / "Bend it").iterdir())):
+    if (k % 5 == 4) == (split == "validation"):
+      path.write_bytes(b"no video")
+  error = _fails(capsys, source, source.parent / "out", "--max_unreadable=1")
+  assert ("class 'Bend it'" if split == "train" else "split 'validation'") in error
+
+
+def test_a_decoder_that_dies_costs_its_clip_alone(tmp_path, clip, monkeypatch):
+  started = []
+  start = prepare._Worker._start
+  monkeypatch.setattr(
+    prepare._Worker, "_start", lambda self: started.append(start(self)) or started[-1]
+  )
+
+  def deadly():
+    started[-1].kill()
+    started[-1].wait()
+    return clip
+
+  clips = [Clip(str(k), 0, f"clip {k}", lambda: clip) for k in range(4)]
+  clips[1] = Clip("1", 0, "clip 1", deadly)
+  listing = Listing(["a"], {"train": clips[:3], "validation": clips[3:]})
+  builder = prepare.prepare(
+    listing, tmp_path / "out", origin={}, short_edge=32, workers=1, max_unreadable=0.5
+  )
+  assert len(started) == 2
+  assert _ids(builder, "train") == ["0", "2"] and _ids(builder, "validation") == ["3"]
+  (_, row) = _skipped(tmp_path / "out")
+  assert row[0] == "clip 1" and "ended with status -9" in row[1]
+
+
+def test_a_finished_one_is_left_alone(source, capsys):
+  out = source.parent / "out"
+  _prepare(source)
+  before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+  for path in source.rglob("*.webm"):
+    path.write_bytes(b"")  # not looked at any more
+  prepare.main(_arguments(source, out))
+  assert "train: 40 clips" in capsys.readouterr().out
+  for more, words in (
+    (["--short_edge=24"], "short_edge = 32, not 24"),
+    (["--jpeg_quality=50"], "jpeg_quality = 95, not 50"),
+    (["--modality=flow"], "modality = rgb, not flow"),
+  ):
+    assert words in _fails(capsys, source, out, *more)
+  (source / "Träge" / "00.webm").unlink()
+  assert "other classes, labels or clips" in _fails(capsys, source, out)
+  assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
+def test_bad_settings_and_folders(source, capsys):
+  out = source.parent / "out"
+  for more, words in (
+    (["--short_edge=0"], "short_edge: 0 is not at least 1"),
+    (["--jpeg_quality=101"], "jpeg_quality: 101 is not between 1 and 100"),
+    (["--workers=0"], "workers: 0 is not at least 1"),
+    (["--max_unreadable=2"], "max_unreadable: 2.0 is not between 0 and 1"),
+  ):
+    assert words in _fails(capsys, source, out, *more)
+  assert not out.exists()
+  assert "holds something else" in _fails(capsys, source, source)
+  (source.parent / "file").write_text("x")
+  assert "file" in _fails(capsys, source, source.parent / "file")
+  assert "none" in _fails(capsys, source.parent / "none", out)
+  prepare._begin(out, {})
+  with open(out / "preparation.json") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    (out / "preparation.json").write_text("{}")
+    with pytest.raises(ValueError, match="is being prepared by another process"):
+      with prepare._locked(out / "preparation.json"):
+        pass
+
+
+def test_images_and_their_official_counts(tmp_path, capsys):
+  for split, count in (("train", 3), ("test", 1)):
+    for name in ("Audi A5", "BMW X3"):
+      (tmp_path / "source" / split / name).mkdir(parents=True)
+      for k in range(count):
+        image = Image.fromarray(np.full((32, 40, 3), 50 * k, np.uint8))
+        image.save(tmp_path / "source" / split / name / f"{k}.png")
+  prepare.main(_arguments(tmp_path / "source", tmp_path / "cars", dataset="cars196"))
+  printed = capsys.readouterr().out
+  assert "train: 6 images" in printed
+  assert "officially 8144: a difference of -8138 (-8138 in the lists, 0 skipped)" in printed
+  assert "classes: Audi A5, BMW X3" in printed
+  prepare.main(_arguments(tmp_path / "source", tmp_path / "any", dataset="images"))
+  assert "officially" not in capsys.readouterr().out
+  (example, *_) = store.open_dataset(tmp_path / "any").as_data_source("train")
+  assert example["num_frames"] == 1 and tf.io.decode_jpeg(example["frames"][0]).shape == (32, 40, 3)
+  error = _fails(
+    capsys, tmp_path / "source", tmp_path / "flow", "--modality=flow", dataset="images"
+  )
+  assert "images have no flow" in error
+
+
+def test_opening_what_others_wrote(tmp_path):
+  with pytest.raises(FileNotFoundError, match="is not a folder"):
+    store.open_dataset(tmp_path / "none")
+  features = tfds.features.FeaturesDict({"x": tfds.features.Scalar(tf.int32)})
+  (tmp_path / "other-train.tfrecord-00000-of-00001").write_bytes(b"")
+  tfds.folder_dataset.write_metadata(
+    data_dir=tmp_path,
+    features=features,
+    split_infos=[
+      tfds.core.SplitInfo(
+        name="train",
+        shard_lengths=[0],
+        num_bytes=0,
+        filename_template=tfds.core.ShardedFileTemplate(
+          data_dir=tmp_path, dataset_name="other", split="train", filetype_suffix="tfrecord"
+        ),
+      )
+    ],
+    check_data=False,
+  )
+  with pytest.raises(ValueError, match="none that `python -m data.prepare` wrote"):
+    store.open_dataset(tmp_path)
