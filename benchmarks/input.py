@@ -34,6 +34,9 @@ from collections.abc import Callable, Iterator
 import av
 import cv2
 import numpy as np
+from absl import flags
+
+import data  # noqa: F401 - sets what TensorFlow reads at its import
 
 NUM_FRAMES, SHORT_EDGE, CROP, BATCH = 18, 240, 224, 20
 CODECS = {
@@ -63,9 +66,9 @@ def transcode(source: pathlib.Path, folder: pathlib.Path, codec: str) -> None:
       stream = new.add_stream(name, rate=video.average_rate)
       stream.width, stream.height = (2 * round(scale * e / 2) for e in (video.width, video.height))
       stream.pix_fmt, stream.options = "yuv420p", options
-      for frame in old.decode(video):
+      for k, frame in enumerate(old.decode(video)):
         frame = frame.reformat(stream.width, stream.height, "yuv420p")
-        frame.pts = None
+        frame.pts, frame.time_base = k, 1 / video.average_rate
         new.mux(stream.encode(frame))
       new.mux(stream.encode(None))
 
@@ -125,9 +128,7 @@ def _load_videos(
 
 def video_rate(loader: Callable, paths: list[str], seconds: float) -> float:
   """Clips a second of as many processes as there are cores."""
-  with concurrent.futures.ProcessPoolExecutor(
-    CORES, multiprocessing.get_context("forkserver")
-  ) as pool:
+  with concurrent.futures.ProcessPoolExecutor(CORES, multiprocessing.get_context("spawn")) as pool:
     jobs = [pool.submit(_load_videos, loader, paths, seed, seconds) for seed in range(CORES)]
     return sum(count / spent for count, spent in (job.result() for job in jobs))
 
@@ -175,6 +176,7 @@ def grain_stream(shards: list[str]) -> Iterator | None:
     import grain.python as grain
   except ImportError:
     return None
+  flags.FLAGS.mark_as_parsed()  # grain has absl flags, and we argparse
   source = grain.ArrayRecordDataSource(shards)
 
   class Transform(GrainClip, grain.RandomMapTransform):

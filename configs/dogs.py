@@ -3,8 +3,8 @@
   python -m data.prepare --dataset=stanford_dogs --source=/path/to/dogs --out=/data/dogs
   python main.py --config=configs/dogs.py --workdir=/runs/dogs --config.data.dir=/data/dogs
 
-The source is a TFDS folder that holds `stanford_dogs`, or class folders below `train/` and `test/`. The
-official test split is the split `validation` here. Class folders of anything else:
+The source is a TFDS folder that holds `stanford_dogs`, or class folders below `train/` and `test/`.
+The official test split is the split `validation` here. Class folders of anything else:
 `--dataset=images`.
 
 Expected, from the paper (Table VII, top-1 / top-5 in percent): one-pass 75.40 / 89.17, U2S

@@ -114,7 +114,9 @@ def mirror(video: tf.Tensor, *, is_flow: bool) -> tf.Tensor:
   Returns:
     uint8, as `video`.
   """
-  video = tf.reverse(video, [-2])
+  # In three dimensions: for these TensorFlow has a kernel that takes a quarter of the time.
+  rows = tf.reshape(video, tf.concat([[-1], tf.shape(video)[-2:]], axis=0))
+  video = tf.reshape(tf.reverse(rows, [1]), tf.shape(video))
   if not is_flow:
     return video
   # The code of -v is 256 minus that of v. JPEG may have turned a 1 into a 0.

@@ -370,6 +370,9 @@ def _keep_freed_memory() -> None:
     libc = ctypes.CDLL("libc.so.6")
     libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: how much to keep, in bytes
     libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for large blocks
+    # M_ARENA_MAX: what one thread frees, all can use. With an arena for each thread, 16 streams one
+    # after the other, as of 16 evaluations, left 1.6 GB behind instead of 0.85.
+    libc.mallopt(-8, 1)
 
 
 def _run(
