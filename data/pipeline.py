@@ -133,7 +133,8 @@ def train_batches(
     )
     clip_seed = tf.random.experimental.stateless_fold_in(clip_seed, 1, alg="philox")
     more = tf.random.stateless_uniform([5], clip_seed, dtype=tf.float64, alg="philox")
-    chosen = tf.constant(edges)[tf.cast(more[0] * len(edges), tf.int32)]
+    which = tf.cast(more[0] * len(edges), tf.int32) if len(edges) > 1 else 0
+    chosen = tf.constant(edges)[which]
     window = image_ops.place(tf.io.extract_jpeg_shape(frames[0])[:2], chosen, draw[1:3])
     video = image_ops.decode(frames, channels=1 if is_flow else 3, window=window)
     if edges != [(crop_size, crop_size)]:
