@@ -22,6 +22,7 @@ from PIL import Image, ImageOps
 
 # A record must stay below 2 GB, and several of them are in memory at a time.
 MAX_CLIP_BYTES = 256 * 2**20
+UNREADABLE = "it cannot be read"  # begins the reason where the file's content is not to blame
 
 
 def video_frames(
@@ -59,6 +60,8 @@ def video_frames(
       declared = _seconds(stream.duration, stream.time_base) or _seconds(
         container.duration, 1 / av.time_base
       )
+      # Without one of its own, a stream's duration is that of the longest, maybe the sound.
+      is_own = stream.duration is not None or len(container.streams) == 1
       start = _seconds(stream.start_time, stream.time_base) or 0.0
       for frame in container.decode(stream):
         if frame.is_corrupt:
@@ -78,8 +81,9 @@ def video_frames(
   if not count:
     raise ValueError("it has no frames")
   # FFmpeg takes the end of a half-downloaded file for the end of the video. Declared durations are
-  # not exact, those of single frames least of all, so only a large difference counts.
-  if declared and (count > 1 or declared > 1) and end < declared / 2:
+  # not exact, those of few frames least of all, so only a large difference counts.
+  least = 0.85 if is_own and count >= 8 else 0.5
+  if declared and (count > 1 or declared > 1) and end < least * declared:
     raise ValueError(f"it ends after {end:.1f} of {declared:.1f} seconds")
 
 
@@ -126,6 +130,8 @@ def image_frame(file: str | io.BytesIO, short_edge: int, jpeg_quality: int) -> b
     # Pillow names the file in some messages; the caller does in all.
     reason = "cannot identify it" if isinstance(error, Image.UnidentifiedImageError) else error
     raise ValueError(f"it does not decode ({reason})") from error
+  if opened.format == "PPM" and image.mode == "I":  # PGM of 16 bits, which Pillow widens
+    image = image.point(lambda value: value * (1 / 256)).convert("L")
   if image.mode in ("I", "F"):
     raise ValueError(f"its pixels have 32 bits (mode {image.mode}): save it with 8")
   if image.mode.startswith("I;16"):
@@ -234,7 +240,7 @@ def main() -> None:
     except ValueError as error:
       answer = " ".join(str(error).split())
     except OSError as error:
-      answer = f"it cannot be read ({error.strerror or error})"
+      answer = f"{UNREADABLE} ({error.strerror or error})"
     try:
       pickle.dump(answer, sys.stdout.buffer)
       sys.stdout.buffer.flush()

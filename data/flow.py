@@ -61,8 +61,3 @@ def quantize(flow: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
     128 + 127 v / 20, rounded, in [1, 255].
   """
   return np.rint(128.0 + 127.0 / BOUND * np.clip(flow, -BOUND, BOUND)).astype(np.uint8)
-
-
-def dequantize(code: UInt8[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-  """The displacements that `quantize` coded, in pixels, float32."""
-  return (code.astype(np.float32) - 128.0) * np.float32(BOUND / 127.0)

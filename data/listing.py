@@ -63,6 +63,12 @@ def check(listing: Listing, source: str) -> None:
   if len(set(listing.names)) < len(listing.names):
     name = collections.Counter(listing.names).most_common(1)[0][0]
     raise ValueError(f"{source}: the class {name!r} is there twice: rename one of them")
+  for name in listing.names:  # TFDS stores them a line each, and strips the lines.
+    if not name or name != name.strip() or len(name.splitlines()) != 1:
+      raise ValueError(
+        f"{source}: the class name {name!r} is empty, has spaces around it or a line break: rename"
+        " it"
+      )
   for split in ("train", "validation"):
     if not listing.splits.get(split):
       raise ValueError(f"{source}: there are no clips for the split {split!r}")

@@ -32,12 +32,15 @@ from data.listing import Clip, Listing
 
 VERSION = 1  # goes up when the same settings come to mean other shards or other pixels
 SETTINGS = "preparation.json"  # what a folder was begun with
+LOCK = ".lock"
 PROGRESS = ".progress.jsonl"  # a line for each shard that is done
 SKIPPED = "skipped.csv"
-# A reader keeps every shard open, so there are few; an interruption loses one of them at most.
-MAX_SHARDS = 128
+# A reader keeps every shard open, so there are few; an interruption loses one of them at most, and
+# flow takes a hundred times as long.
+MAX_SHARDS = {"rgb": 128, "flow": 512}
 MIN_SHARD_CLIPS = 16
 NAMES_SHOWN = 10
+DIED = "the process that decodes it ended twice,"  # begins the reason of such a clip
 
 # By --dataset: from the parsed arguments to the listing.
 DATASETS = {
@@ -65,9 +68,10 @@ def prepare(
 ) -> tfds.core.DatasetBuilder:
   """Decodes all clips of a listing into `out`, or goes on with that, or finds it done.
 
-  A clip that cannot be read is left out and stands in `<out>/skipped.csv`; it is tried again where
-  its file has changed meanwhile. The result depends on neither `workers` nor interruptions. The
-  listing is compared with the one that `out` was begun with, the content of the files is not.
+  A clip that cannot be read is left out and stands in `<out>/skipped.csv`; until the data set is
+  finished, each call tries it again where its file has changed. The result depends on neither
+  `workers` nor interruptions. The listing is compared with the one that `out` was begun with, the
+  content of the files is not.
 
   Args:
     listing: what to decode.
@@ -102,10 +106,13 @@ def prepare(
     "clips": _digest(listing),
   }
   settings = json.loads(json.dumps(settings))
-  _begin(out, settings)
+  _check_ours(out, settings)
   if not store.is_finished(out):  # A finished one may lie where nobody can write.
-    with _locked(out / SETTINGS):
-      if not store.is_finished(out):  # Another process may just have done it.
+    out.mkdir(parents=True, exist_ok=True)
+    with _locked(out):
+      _check_ours(out, settings)  # Another process may just have begun it, or ended.
+      if not store.is_finished(out):
+        _write(out / SETTINGS, json.dumps(settings, indent=2) + "\n")
         _decode_all(listing, out, settings, workers, max_unreadable)
   return store.open_dataset(out)
 
@@ -122,8 +129,8 @@ def _check_settings(
     raise ValueError(f"modality: {modality!r} is not 'rgb' or 'flow'")
   if modality == "flow" and listing.images:
     raise ValueError("modality: images have no flow; it must be 'rgb'")
-  if flow_algorithm not in flow.ALGORITHMS:
-    raise ValueError(f"flow_algorithm: {flow_algorithm!r} is not one of {flow.ALGORITHMS}")
+  if modality == "flow":
+    flow.make(flow_algorithm)  # raises here, not in every worker
   if short_edge < 1:
     raise ValueError(f"short_edge: {short_edge} is not at least 1 pixel")
   if not 1 <= jpeg_quality <= 100:
@@ -141,39 +148,41 @@ def _digest(listing: Listing) -> str:
   return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def _begin(out: pathlib.Path, settings: dict[str, Any]) -> None:
-  """Makes the folder, or checks that it was begun with the same settings."""
+def _check_ours(out: pathlib.Path, settings: dict[str, Any]) -> None:
+  """Checks that the folder is missing, empty, or was begun with the same settings."""
   path = out / SETTINGS
-  if out.is_dir() and any(out.iterdir()):
-    try:
-      found = json.loads(path.read_text())
-    except (OSError, ValueError):
-      found = None
-    if not isinstance(found, dict):
-      raise ValueError(f"{out} holds something else: choose an empty folder for the data set")
-    for field, value in settings.items():
-      if found.get(field) != value:
-        difference = f"{field} = {found.get(field)}, not {value}"
-        if field == "clips":
-          difference = "other classes, labels or clips"
-        raise ValueError(f"{out} was begun with {difference}: choose another folder or delete it")
+  # The two names are left where the very beginning was interrupted.
+  if not out.exists() or not {entry.name for entry in out.iterdir()} - {LOCK, f".{SETTINGS}"}:
     return
-  out.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix(".partial")
-  partial.write_text(json.dumps(settings, indent=2) + "\n")
+  try:
+    found = json.loads(path.read_text())
+  except (OSError, ValueError):
+    found = None
+  if not isinstance(found, dict):
+    raise ValueError(f"{out} holds something else: choose an empty folder for the data set")
+  for field, value in settings.items():
+    if found.get(field) != value:
+      difference = f"{field} = {found.get(field)}, not {value}"
+      if field == "clips":
+        difference = "other classes, labels or clips"
+      raise ValueError(f"{out} was begun with {difference}: choose another folder or delete it")
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+  """Writes a file that appears complete or not at all."""
+  partial = path.with_name(f".{path.name}")
+  partial.write_text(text)
   os.replace(partial, path)
 
 
 @contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[None]:
+def _locked(out: pathlib.Path) -> Iterator[None]:
   """Keeps a second process from writing the same data set at the same time."""
-  with open(path, "r+") as file:  # NFS locks only what is open for writing.
+  with open(out / LOCK, "w") as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-      raise ValueError(
-        f"{path.parent} is being prepared by another process: wait for it"
-      ) from error
+      raise ValueError(f"{out} is being prepared by another process: wait for it") from error
     yield
 
 
@@ -193,8 +202,11 @@ def _decode_all(
       f" ({_percent(len(missing) / total)}; --max_unreadable is {_percent(max_unreadable)}):"
       " add the files"
     )
-  plan = _shards(listing)
-  done = _read_progress(out)
+  plan = _shards(listing, settings["modality"])
+  num_shards = collections.Counter(split for split, _ in plan)
+  done = _read_progress(out, num_shards)
+  # Written anew: a last line that is cut off would spoil the next one.
+  _write(out / PROGRESS, "".join(json.dumps(entry) + "\n" for entry in done.values()))
   todo = {key: clips for key, clips in plan.items() if key not in done}
   decoded = _decode_in_order(
     itertools.chain.from_iterable(todo.values()),
@@ -216,10 +228,9 @@ def _decode_all(
   with bar, contextlib.closing(decoded), open(out / PROGRESS, "a") as progress:
     for key, clips in todo.items():
       split, shard = key
-      num_shards = sum(name == split for name, _ in plan)
       skipped = []
       examples = _examples(clips, decoded, settings["modality"], skipped, bar)
-      count, size = store.write_shard(out, split, shard, num_shards, examples, listing.names)
+      count, size = store.write_shard(out, split, shard, num_shards[split], examples, listing.names)
       done[key] = {"key": key, "count": count, "bytes": size, "skipped": skipped}
       progress.write(json.dumps(done[key]) + "\n")
       progress.flush()
@@ -241,18 +252,20 @@ def _missing(listing: Listing) -> list[Clip]:
   ]
 
 
-def _shards(listing: Listing) -> dict[tuple[str, int], Sequence[Clip]]:
+def _shards(listing: Listing, modality: str) -> dict[tuple[str, int], Sequence[Clip]]:
   """Clips of every (split, shard), in the order of the listing."""
   plan = {}
   for split, clips in listing.splits.items():
-    size = max(MIN_SHARD_CLIPS, -(-len(clips) // MAX_SHARDS))
+    size = max(MIN_SHARD_CLIPS, -(-len(clips) // MAX_SHARDS[modality]))
     for shard, first in enumerate(range(0, len(clips), size)):
       plan[split, shard] = clips[first : first + size]
   return plan
 
 
-def _read_progress(out: pathlib.Path) -> dict[tuple[str, int], dict[str, Any]]:
-  """What is known of finished shards; not of those with a skipped file that has changed."""
+def _read_progress(
+  out: pathlib.Path, num_shards: Mapping[str, int]
+) -> dict[tuple[str, int], dict[str, Any]]:
+  """What is known of finished shards; not of those with a skipped file to be tried again."""
   done = {}
   with contextlib.suppress(FileNotFoundError):
     for line in (out / PROGRESS).read_text().splitlines():
@@ -262,7 +275,8 @@ def _read_progress(out: pathlib.Path) -> dict[tuple[str, int], dict[str, Any]]:
   return {
     key: entry
     for key, entry in done.items()
-    if all(_state(path) == state for path, _, state in entry["skipped"])
+    if all(state and _state(path) == state for path, _, state in entry["skipped"])
+    and pathlib.Path(store.shard_path(out, *key, num_shards[key[0]])).exists()
   }
 
 
@@ -272,7 +286,7 @@ def _state(path: str) -> list[int] | None:
     found = os.stat(path)
   except OSError:
     return None
-  return [found.st_size, found.st_mtime_ns]
+  return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
 
 def _examples(
@@ -286,7 +300,9 @@ def _examples(
   for clip, frames in zip(clips, itertools.islice(decoded, len(clips)), strict=True):
     bar.update()
     if isinstance(frames, str):
-      skipped.append([clip.path, frames, _state(clip.path)])
+      # None: whatever it was, it may have passed by the next time.
+      passing = frames.startswith((DIED, decode.UNREADABLE))
+      skipped.append([clip.path, frames, None if passing else _state(clip.path)])
       bar.write(f"skipped {clip.path}: {frames}", file=sys.stderr)
       continue
     count = len(frames) // 2 if modality == "flow" else len(frames)
@@ -363,10 +379,11 @@ def _decode_in_order(
     while pending:
       yield pending.popleft().result()
   finally:
-    # Killed first, so that nobody waits for clips that nobody wants any more.
+    # Nobody wants what has been begun, or was to be begun.
+    threads.shutdown(wait=False, cancel_futures=True)
     for worker in workers:
       worker.kill()
-    threads.shutdown(cancel_futures=True)
+    threads.shutdown()
     for worker in workers:
       worker.close()
 
@@ -377,25 +394,35 @@ class _Worker:
   def __init__(self, settings: dict[str, Any]):
     self._settings = settings
     self._process = None
+    self._killed = False
 
   def decode(self, clip: Clip) -> list[bytes] | str:
     """The clip's JPEG frames, or why there are none."""
-    if self._process is None:
-      self._process = self._start()
     try:
       content = None if clip.load is None else clip.load()
-      pickle.dump((os.path.abspath(clip.path), content), self._process.stdin)
-      self._process.stdin.flush()
-      return pickle.load(self._process.stdout)
-    except (OSError, EOFError, pickle.UnpicklingError):
-      status = self._process.wait()
-      self.close()
-      return f"the process that decodes it ended with status {status} (a crash, or out of memory)"
+    except OSError as error:
+      return f"{decode.UNREADABLE} ({error.strerror or error})"
+    for _ in range(2):  # A process that somebody else killed says nothing of the clip.
+      if self._process is None:
+        self._process = self._start()
+      try:
+        pickle.dump((os.path.abspath(clip.path), content), self._process.stdin)
+        self._process.stdin.flush()
+        return pickle.load(self._process.stdout)
+      except (OSError, EOFError, pickle.UnpicklingError):
+        self._process.kill()
+        status = self._process.wait()
+        self.close()
+      if self._killed:
+        break
+    return f"{DIED} with status {status} (a crash, or out of memory)"
 
   def kill(self) -> None:
-    """Ends the process, whatever it is doing."""
-    if self._process is not None:
-      self._process.kill()
+    """Ends the process, whatever it is doing; nothing is decoded any more."""
+    self._killed = True
+    process = self._process
+    if process is not None:
+      process.kill()
 
   def close(self) -> None:
     """Closes the pipes of a process that ends or has ended."""
@@ -441,6 +468,8 @@ def report(builder: tfds.core.DatasetBuilder, listing: Listing) -> str:
         f" {listed - info.num_examples} skipped)"
       )
     lines.append(line)
+  for split in listing.official.keys() - builder.info.splits.keys():
+    lines.append(f"  {split}: not there; officially {listing.official[split]}")
   skipped = builder.info.metadata["skipped"]
   if skipped:
     lines.append(f"  skipped: {skipped}, see {pathlib.Path(builder.data_dir) / SKIPPED}")

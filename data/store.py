@@ -64,9 +64,7 @@ def write_shard(
     How many examples there were, and their size in bytes.
   """
   spec = features(names)
-  path = pathlib.Path(
-    _template(folder, split).sharded_filepath(shard_index=shard, num_shards=num_shards)
-  )
+  path = shard_path(folder, split, shard, num_shards)
   partial = path.with_name(f".{path.name}.partial")
   # Groups of one record: training reads single clips at random. JPEG does not compress any further.
   options = "group_size:1,uncompressed"
@@ -83,6 +81,12 @@ def write_shard(
     os.fsync(file.fileno())
   os.replace(partial, path)
   return count, size
+
+
+def shard_path(folder: pathlib.Path, split: str, shard: int, num_shards: int) -> pathlib.Path:
+  """Where a shard lies."""
+  template = _template(folder, split)
+  return pathlib.Path(template.sharded_filepath(shard_index=shard, num_shards=num_shards))
 
 
 def finish(

@@ -138,10 +138,10 @@ def _check_pixels(config):
   wrong = [scale for scale in data.multi_scale if not 0 < scale <= 1]
   if wrong:
     raise ValueError(f"data.multi_scale: {wrong[0]} is no share of the short edge in (0, 1]")
-  if len(data.color_jitter) != 4 or min(data.color_jitter) < 0:
+  if len(data.color_jitter) != 4 or min(data.color_jitter) < 0 or data.color_jitter[3] > 0.5:
     raise ValueError(
       f"data.color_jitter: {tuple(data.color_jitter)} is not four numbers >= 0: brightness,"
-      " contrast, saturation, hue"
+      " contrast, saturation, hue (up to 0.5)"
     )
   if data.modality == "flow" and any(data.color_jitter):
     raise ValueError(

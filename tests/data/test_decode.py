@@ -121,8 +121,9 @@ def test_unreadable_videos(tmp_path, write_video):
   _unreadable(tmp_path / "none.webm", "does not decode", "No such file")
   noise = np.random.default_rng(0).integers(0, 256, (60, 32, 48, 3), np.uint8)
   whole = write_video(path, list(noise)).read_bytes()
-  path.write_bytes(whole[: len(whole) // 3])
-  _unreadable(path, "ends after", "of 5.0 seconds")
+  for share in (0.3, 0.7):
+    path.write_bytes(whole[: int(share * len(whole))])
+    _unreadable(path, "ends after", "of 5.0 seconds")
   mp4 = write_video(tmp_path / "a.mp4", list(noise), codec="libx264").read_bytes()
   (tmp_path / "a.mp4").write_bytes(mp4[: len(mp4) // 3])  # Its index stood at the end.
   _unreadable(tmp_path / "a.mp4", "does not decode")
@@ -181,6 +182,7 @@ def _rgb16(path):
     ("cmyk.jpg", lambda path: Image.fromarray(QUADRANTS).convert("CMYK").save(path), (255, 0, 0)),
     ("16.png", _rgb16, 0xAB),
     ("16.tif", _rgb16, 0xAB),
+    ("16.pgm", _rgb16, 0xAB),
     ("palette.gif", lambda path: Image.fromarray(QUADRANTS).save(path), (255, 0, 0)),
     ("bits.png", lambda path: Image.new("1", (48, 32), 1).save(path), 255),
     ("clear.png", lambda path: Image.new("RGBA", (48, 32), (9, 9, 9, 0)).save(path), 255),

@@ -220,28 +220,57 @@ def test_a_class_or_split_without_any_clip_left(source, capsys, split):
   assert ("class 'Bend it'" if split == "train" else "split 'validation'") in error
 
 
-def test_a_decoder_that_dies_costs_its_clip_alone(tmp_path, clip, monkeypatch):
-  started = []
+@pytest.mark.parametrize("deaths", [1, 2])
+def test_a_decoder_that_dies_is_started_again(tmp_path, clip, monkeypatch, deaths):
+  """Once: somebody killed it. Twice: the clip does; it alone is skipped, and tried by each call."""
+  started, left = [], [deaths]
   start = prepare._Worker._start
-  monkeypatch.setattr(
-    prepare._Worker, "_start", lambda self: started.append(start(self)) or started[-1]
-  )
+
+  def start_and_kill(self):
+    started.append(start(self))
+    if len(started) > 1 and left[0]:
+      left[0] -= 1
+      started[-1].kill()
+      started[-1].wait()
+    return started[-1]
 
   def deadly():
+    left[0] -= 1
     started[-1].kill()
     started[-1].wait()
     return clip
 
+  monkeypatch.setattr(prepare._Worker, "_start", start_and_kill)
   clips = [Clip(str(k), 0, f"clip {k}", lambda: clip) for k in range(4)]
   clips[1] = Clip("1", 0, "clip 1", deadly)
   listing = Listing(["a"], {"train": clips[:3], "validation": clips[3:]})
   builder = prepare.prepare(
     listing, tmp_path / "out", origin={}, short_edge=32, workers=1, max_unreadable=0.5
   )
-  assert len(started) == 2
-  assert _ids(builder, "train") == ["0", "2"] and _ids(builder, "validation") == ["3"]
-  (_, row) = _skipped(tmp_path / "out")
-  assert row[0] == "clip 1" and "ended with status -9" in row[1]
+  assert _ids(builder, "train") == (["0", "1", "2"] if deaths == 1 else ["0", "2"])
+  assert _ids(builder, "validation") == ["3"]
+  rows = _skipped(tmp_path / "out")[1:]
+  assert len(rows) == deaths - 1
+  assert all(row[0] == "clip 1" and "status -9" in row[1] for row in rows)
+
+
+def test_a_source_that_fails_to_read(tmp_path, clip):
+  """It is no word on the clip: the next call tries again, though nothing has changed."""
+  broken = [True]
+
+  def load():
+    if broken[0]:
+      raise OSError(5, "Input/output error")
+    return clip
+
+  clips = [Clip(str(k), 0, f"clip {k}", load if k == 1 else lambda: clip) for k in range(4)]
+  listing = Listing(["a"], {"train": clips[:3], "validation": clips[3:]})
+  settings = {"origin": {}, "short_edge": 32, "workers": 1}
+  with pytest.raises(ValueError, match="1 of 4 clips cannot be read"):
+    prepare.prepare(listing, tmp_path / "out", **settings)
+  assert _skipped(tmp_path / "out")[1] == ["clip 1", "it cannot be read (Input/output error)"]
+  broken[0] = False
+  assert _ids(prepare.prepare(listing, tmp_path / "out", **settings), "train") == ["0", "1", "2"]
 
 
 def test_a_finished_one_is_left_alone(source, capsys):
@@ -277,13 +306,12 @@ def test_bad_settings_and_folders(source, capsys):
   (source.parent / "file").write_text("x")
   assert "file" in _fails(capsys, source, source.parent / "file")
   assert "none" in _fails(capsys, source.parent / "none", out)
-  prepare._begin(out, {})
-  with open(out / "preparation.json") as file:
+  out.mkdir()
+  (out / ".preparation.json").write_text("{")  # as a kill at the very beginning leaves it
+  with open(out / ".lock", "w") as file:
     fcntl.flock(file, fcntl.LOCK_EX)
-    (out / "preparation.json").write_text("{}")
-    with pytest.raises(ValueError, match="is being prepared by another process"):
-      with prepare._locked(out / "preparation.json"):
-        pass
+    assert "is being prepared by another process" in _fails(capsys, source, out)
+  prepare.main(_arguments(source, out))
 
 
 def test_images_and_their_official_counts(tmp_path, capsys):
