@@ -31,6 +31,8 @@ def test_what_it_may_not_be():
   _fails(["x", "y"], {"train": train}, "'validation'")
   _fails(["x", "y"], {"train": [], "validation": validation}, "'train'")
   _fails(["x", "y", "z"], both, "'z'", "no training clip")
+  for name in ("", " x", "x\ny"):
+    _fails([name, "y"], both, repr(name), "rename it")
   again = {"train": train, "validation": [Clip("a1", 1, "/other.mp4")]}
   _fails(["x", "y"], again, "a1 occurs twice", "in train and in validation")
   _fails(["x"], {"train": train, "validation": validation}, "/a1.mp4 in train has no class")
