@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from u2s_jax import optimizer, stages, state, steps
+from u2s_jax.models.backbones import build
 from u2s_jax.models.u2s import U2S
 
 BATCH = (1, 18, 224, 224, 3)
@@ -16,7 +17,7 @@ BATCH = (1, 18, 224, 224, 3)
 
 def stage_flops() -> dict[str, float]:
   """FLOPs of one training step on one clip, by stage."""
-  model = U2S(num_classes=174)
+  model = U2S(174, build("preact_resnet", temporal=((3, 3, 3, 3), (3, 3, 3, 1))))
   tx = optimizer.sgd(momentum=0.9, weight_decay=1e-4)
   duration = {"learning_rate": 1e-3, "epochs": 1.0}
   schedule = stages.schedule(

@@ -19,7 +19,8 @@ def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.seed = 0  # of the initial weights, the order of the clips and their crops
   config.batch_size = 20  # clips of a global batch (paper: 20); BN sees all of them as one batch
-  config.init_from = ""  # workdir of another run: stage 1 starts from its trunk and UN
+  # Another run's workdir, or a file of weights (u2s_jax/pretrained.py), that stage 1 starts from.
+  config.init_from = ""
 
   config.data = ml_collections.ConfigDict()
   config.data.dir = ""  # a data set that `python -m data.prepare` wrote
@@ -42,17 +43,20 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.num_threads = 0  # of the input pipeline; 0: as many as it finds useful
 
   config.model = ml_collections.ConfigDict()
-  config.model.blocks = (3, 4, 6, 3)  # bottlenecks in groups 0-3: ResNet-50
-  config.model.width = 64  # channels of the stem
-  config.model.strides = (1, 2, 2, 2)  # spatial, of groups 0-3
-  config.model.stem_pool = True  # 3x3/2 max pool behind the stem
+  config.model.backbone = ml_collections.ConfigDict()
+  config.model.backbone.name = "preact_resnet"  # see u2s_jax/models/backbones.py
+  config.model.backbone.depth = 50  # 18, 34, 50, 101, 152, or small: 14, 26
+  config.model.backbone.width = 64  # channels of the stem
+  config.model.backbone.strides = (1, 2, 2, 2)  # spatial, of groups 0-3
+  config.model.backbone.stem_pool = True  # 3x3/2 max pool behind the stem
   # Frames seen by the three convolutions and the projection of a bottleneck in groups 2 and 3.
   # These give Table III's parameter column.
-  config.model.temporal = ((3, 3, 3, 3), (3, 3, 3, 1))
+  config.model.backbone.temporal = ((3, 3, 3, 3), (3, 3, 3, 1))
   config.model.attention = "mask"  # 'mask' (paper), 'non_local' (Table III e), 'none' (Table III d)
   config.model.mask_activation = "sigmoid"  # 'sigmoid' or 'none', of the combined mask
   config.model.non_local_width = 96  # channels of the non-local embeddings
-  config.model.specific_init = "universal"  # where the CSN starts: 'universal' or 'random'
+  # Where the CSN starts: 'universal' (a copy of the UN), 'pretrained' (init_from) or 'random'.
+  config.model.specific_init = "universal"
   config.model.dtype = "float32"  # of the computation: 'float32' or 'bfloat16'
   # Of pixels in 0..1, ImageNet's; a single number stands for all channels.
   config.model.pixel_mean = (0.485, 0.456, 0.406)
@@ -83,10 +87,28 @@ def get_config() -> ml_collections.ConfigDict:
   config.csm = ml_collections.ConfigDict()
   config.csm.target_accuracy = 0.85  # N is the smallest with top-N >= this (paper: 85 % here)
   config.csm.distance = "cosine"  # f_dist of Eq. 2: 'cosine' or 'euclidean'
+  config.csm.n = 0  # confusing classes a class on average (Fig. 8); 0: target_accuracy decides
+  # Masks that are combined: of the 'confusing' classes (paper), the 'own' one alone (Table III b),
+  # or all, weighed by similarity: 'soft' (Table III c).
+  config.csm.selection = "confusing"
+  # The class whose column of the CSM selects them: the universal network's 'prediction' (paper), or
+  # the 'label', in tests too: an upper bound, no result (Table III f).
+  config.csm.guide = "prediction"
 
   config.eval = ml_collections.ConfigDict()
   config.eval.split = "validation"  # with --mode=eval also 'test' or 'train'
   config.eval.views = "10crop"  # at the end (paper: 10 crops): 'center', '3crop', '5crop', '10crop'
+  # Names of classes whose gain over one-pass is shown apart, as in Table IV.
+  config.eval.classes = (
+    "Bending something so that it deforms",
+    "Bending something until it breaks",
+    "Pretending to throw something",
+    "Throwing something",
+    "Putting something into something",
+    "Taking something out of something",
+    "Digging something out of something",
+    "Pouring something out of something",
+  )
   config.eval.batch_size = 20  # clips, of all views each
 
   config.log_every_steps = 50

@@ -36,11 +36,13 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.render.workers = 2  # processes that render and decode
 
   config.model = ml_collections.ConfigDict()
-  config.model.blocks = (1, 1, 1, 1)
-  config.model.width = 2
-  config.model.strides = (1, 2, 2, 1)  # no stride in group 3: masks of 4 x 4
-  config.model.stem_pool = True
-  config.model.temporal = ((3, 3, 3, 3), (3, 3, 3, 1))
+  config.model.backbone = ml_collections.ConfigDict()
+  config.model.backbone.name = "preact_resnet"
+  config.model.backbone.depth = 14
+  config.model.backbone.width = 2
+  config.model.backbone.strides = (1, 2, 2, 1)  # no stride in group 3: masks of 4 x 4
+  config.model.backbone.stem_pool = True
+  config.model.backbone.temporal = ((3, 3, 3, 3), (3, 3, 3, 1))
   config.model.attention = "mask"
   config.model.mask_activation = "sigmoid"
   config.model.non_local_width = 4
@@ -72,10 +74,14 @@ def get_config() -> ml_collections.ConfigDict:
   config.csm = ml_collections.ConfigDict()
   config.csm.target_accuracy = 0.9
   config.csm.distance = "cosine"
+  config.csm.n = 0
+  config.csm.selection = "confusing"
+  config.csm.guide = "prediction"
 
   config.eval = ml_collections.ConfigDict()
   config.eval.split = "validation"
   config.eval.views = "center"
+  config.eval.classes = ()
   config.eval.batch_size = 8
 
   config.log_every_steps = 2

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from u2s_jax import fusion
+from u2s_jax import evaluate, fusion
 
 A = np.array([[0.6, 0.4], [0.2, 0.8]])
 B = np.array([[0.1, 0.9], [0.3, 0.7]])
@@ -113,3 +113,71 @@ def test_table_without_one_pass():
   assert len(text.splitlines()) == 3
   assert len({len(line) for line in text.splitlines()}) == 1
   assert text.isascii()
+
+
+def _stream(order, seed, names=("universal", "specific"), **changed):
+  """Scores of four clips, in some order."""
+  rng = np.random.default_rng(seed)
+  scores = {"id": np.array(["a", "b", "c", "d"]), "label": np.array([0, 1, 1, 0], np.int32)}
+  scores |= {name: rng.dirichlet([1, 1], 4).astype(np.float32) for name in names}
+  scores |= changed
+  return {key: value[list(order)] for key, value in scores.items()} | {
+    "class_names": np.array(["x", "y"])
+  }
+
+
+def test_streams_are_joined_by_id():
+  rgb, flow = _stream([2, 0, 3, 1], 0), _stream([0, 1, 2, 3], 1)
+  fused = fusion.join({"rgb": rgb, "flow": flow}, (1, 3))
+  assert list(fused["id"]) == ["c", "a", "d", "b"] and list(fused["label"]) == [1, 0, 0, 1]
+  for name in ("universal", "specific"):
+    expected = (rgb[name] + 3 * flow[name][[2, 0, 3, 1]]) / 4
+    np.testing.assert_allclose(fused[name], expected, rtol=1e-6)
+  alone = fusion.join({"rgb": rgb, "flow": _stream(range(4), 1, names=("specific",))})
+  assert set(alone) == {"id", "label", "class_names", "specific"}
+
+
+@pytest.mark.parametrize(
+  ("changed", "message"),
+  [
+    ({"id": np.array(["a", "b", "b", "d"])}, "flow: the id b occurs twice"),
+    ({"id": np.array(["a", "b", "c", "e"])}, r"flow: no scores of d, which rgb has \(1 such"),
+    ({"label": np.array([0, 1, 0, 0])}, "flow: c has the label 0, but 1 in rgb"),
+  ],
+)
+def test_streams_that_do_not_fit(changed, message):
+  with pytest.raises(ValueError, match=message):
+    fusion.join({"rgb": _stream(range(4), 0), "flow": _stream([1, 3, 0, 2], 1, **changed)})
+
+
+def test_more_streams_that_do_not_fit():
+  rgb, longer = _stream([0, 1], 0), _stream(range(4), 0)
+  with pytest.raises(ValueError, match=r"rgb: no scores of c, which flow has \(2 such ids\)"):
+    fusion.join({"rgb": rgb, "flow": longer})
+  with pytest.raises(ValueError, match="flow: its classes are not those of rgb"):
+    fusion.join({"rgb": longer, "flow": longer | {"class_names": np.array(["y", "x"])}})
+  with pytest.raises(ValueError, match="rgb, flow: they have no prediction in common"):
+    fusion.join({"rgb": longer, "flow": _stream(range(4), 0, names=("bridge",))})
+
+
+def test_the_command_prints_every_stream_and_their_fusion(tmp_path, capsys):
+  certain = np.array([[1, 0], [0, 1], [1, 0], [0, 1]], np.float32)  # right on a and b
+  paths = []
+  for i, scores in enumerate((certain, 0.9 * certain[:, ::-1] + 0.05)):
+    path = tmp_path / f"{i}.npz"
+    evaluate.write_scores(path, _stream(range(4), 0, names=("universal",), universal=scores))
+    paths.append(str(path))
+  out = tmp_path / "fused.npz"
+  fusion.main(["--scores", *paths, "--weights", "1", "3", "--out", str(out)])
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[2].split() == [paths[0], "1", "50.00", "100.00", "50.00"]
+  assert lines[4].split() == ["fused", "50.00", "100.00", "50.00"]
+  fused = evaluate.read_scores(out)["universal"]
+  np.testing.assert_allclose(fused[0], [(1 + 3 * 0.05) / 4, 3 * 0.95 / 4], rtol=1e-6)
+  for arguments, message in (
+    (["--scores", *paths, "--out", str(out)], "it is there already"),
+    (["--scores", *paths, "--weights", "1"], "--weights: 1 for 2 files"),
+    (["--scores", paths[0], str(tmp_path / "none.npz")], "No such file"),
+  ):
+    with pytest.raises(SystemExit, match=message):
+      fusion.main(arguments)

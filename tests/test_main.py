@@ -204,7 +204,11 @@ def test_bad_arguments_are_one_line(finished, data, tmp_path):
     ((tmp_path / "new", *data), {"config": "configs/none.py"}, ("configs/none.py", "No such file")),
     ((tmp_path / "dev", *data), {"env": environment(devices=3)}, ("batch_size", "3 devices")),
     ((workdir, *data, "--config.seed=1"), {}, ("config.json", "seed = 0, not 1")),
-    ((workdir, *data, "--config.model.width=4"), {}, ("config.json", "model.width = 2, not 4")),
+    (
+      (workdir, *data, "--config.model.backbone.width=4"),
+      {},
+      ("config.json", "model.backbone.width = 2, not 4"),
+    ),
     ((tmp_path / "new", *data, "--config.batchsize=4"), {}, ("batchsize", "batch_size")),
     ((tmp_path / "new",), {"config": "configs/sthv2.py"}, ("data.dir: not set", "data.prepare")),
     (
@@ -294,8 +298,8 @@ def test_a_folder_of_videos_in_both_streams(folder_of_videos, tmp_path):
     "--config.data.crop_size=32",
     "--config.data.num_threads=2",
     "--config.data.flip=True",
-    "--config.model.width=2",
-    "--config.model.blocks=(1, 1, 1, 1)",
+    "--config.model.backbone.width=2",
+    "--config.model.backbone.depth=14",
     *(f"--config.{stage}.epochs=1" for stage in STAGES),
   )
   flow = ("--config.data.modality=flow", "--config.control=True")

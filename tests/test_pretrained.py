@@ -1,9 +1,110 @@
-"""Weights from elsewhere; those of another run are in `test_train.py`, beside the runs."""
+"""Weights from files; those of another run are in `test_train.py`, beside the runs.
 
+Numbers: `models/test_torch_parity.py` compares whole networks with PyTorch's.
+"""
+
+import pathlib
+import pickle
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
+from flax import traverse_util
 
-from u2s_jax import pretrained
+from u2s_jax import pretrained, weight_names
+from u2s_jax.models.backbones import build
+from u2s_jax.models.u2s import U2S
+
+FLAT = ((1, 1, 1, 1), (1, 1, 1, 1))
+SMALL = {"depth": 14, "width": 2, "temporal": FLAT}
+SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "weights"
+
+
+def fresh(backbone, classes=5, channels=3):
+  """Variables of the one-pass model, all -1: what is not loaded shows."""
+  model, video = U2S(classes, backbone), jnp.zeros((1, 2, 32, 32, channels))
+  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), video, method=U2S.one_pass))
+  return jax.tree.map(lambda x: np.full(x.shape, -1, np.float32), shapes)
+
+
+def load(path, backbone, classes=5, channels=3, needs_classifier=False):
+  """Loaded arrays by name, and the lines that tell of it."""
+  lines = []
+  params, batch_stats = pretrained.load(
+    path,
+    **fresh(backbone, classes, channels),
+    stages=("universal", "specific", "joint"),
+    class_names=[str(i) for i in range(classes)],
+    needs_classifier=needs_classifier,
+    log=lines.append,
+  )
+  loaded = {"params": params, "batch_stats": batch_stats}
+  return traverse_util.flatten_dict(loaded, sep="/"), lines
+
+
+def torchvision(rng, classes=5, width=2, form="{}.weight"):
+  """The state dict of a bottleneck ResNet of depth 14, by torchvision's names."""
+  state = {}
+
+  def conv(name, features, channels, extent):
+    state[name] = rng.normal(size=(features, channels, extent, extent)).astype(np.float32)
+
+  def norm(name, features):
+    for leaf in ("weight", "bias", "running_mean", "running_var"):
+      state[f"{name}.{leaf}"] = rng.uniform(0.5, 1, features).astype(np.float32)
+    state[f"{name}.num_batches_tracked"] = np.array(3)
+
+  conv("conv1.weight", width, 3, 7)
+  norm("bn1", width)
+  before = width
+  for layer in range(1, 5):
+    inner = width * 2 ** (layer - 1)
+    name = f"layer{layer}.0"
+    for i, (features, channels, extent) in enumerate(
+      [(inner, before, 1), (inner, inner, 3), (4 * inner, inner, 1)], start=1
+    ):
+      conv(f"{name}.conv{i}.weight", features, channels, extent)
+      norm(f"{name}.bn{i}", features)
+    conv(f"{name}.downsample.0.weight", 4 * inner, before, 1)
+    norm(f"{name}.downsample.1", 4 * inner)
+    before = 4 * inner
+  state["fc.weight"] = rng.normal(size=(classes, before)).astype(np.float32)
+  state["fc.bias"] = rng.normal(size=classes).astype(np.float32)
+  return state
+
+
+def mmaction2(state):
+  """The same under mmaction2's names, of a TSM: shifted convolutions are wrapped."""
+  names = {}
+  for name in state:
+    new = name.replace("fc.", "cls_head.fc_cls.")
+    if not name.startswith("fc."):
+      parts = name.split(".")
+      if "downsample" in name:
+        parts[3] = {"0": "conv", "1": "bn"}[parts[3]]
+      elif parts[-2].startswith("conv"):
+        parts.insert(-1, "conv")
+        if len(parts) > 3 and parts[2] == "conv1":
+          parts.insert(-1, "net")
+      else:
+        parts[-2:-1] = [parts[-2].replace("bn", "conv"), "bn"]
+      new = "backbone." + ".".join(parts)
+    names[new] = state[name]
+  return names
+
+
+@pytest.fixture(scope="module")
+def state():
+  return torchvision(np.random.default_rng(0))
+
+
+@pytest.fixture(scope="module")
+def file(state, tmp_path_factory):
+  path = tmp_path_factory.mktemp("weights") / "resnet.safetensors"
+  safetensors.numpy.save_file(state, path)
+  return path
 
 
 def test_average_by_hand():
@@ -21,3 +122,165 @@ def test_a_uniform_input_gives_the_response_in_proportion(channels):
   kernel = np.random.default_rng(0).normal(size=(1, 7, 7, 3, 4))
   averaged = pretrained.average_first_convolution(kernel, channels)
   np.testing.assert_allclose(averaged.sum((1, 2, 3)), kernel.sum((1, 2, 3)) * channels / 3)
+
+
+def test_every_array_of_a_file_is_where_it_belongs(file, state):
+  loaded, lines = load(file, build("resnet", **SMALL), needs_classifier=True)
+  assert lines[1:] == [f"  {len(loaded)} of {len(loaded)} arrays loaded"]
+  block, kernel = "trunk/group1/block0", state["layer2.0.conv2.weight"]
+  for i in range(4):
+    for j in range(4):
+      ours = loaded[f"params/{block}/conv2/kernel"][0, :, :, i, j]
+      np.testing.assert_array_equal(ours, kernel[j, i])
+  for ours, theirs in (
+    (f"params/{block}/norm2/norm/scale", "layer2.0.bn2.weight"),
+    (f"params/{block}/norm3/norm/bias", "layer2.0.bn3.bias"),
+    (f"batch_stats/{block}/projection_norm/norm/mean", "layer2.0.downsample.1.running_mean"),
+    ("batch_stats/universal/group3/block0/norm1/norm/var", "layer4.0.bn1.running_var"),
+    ("params/trunk/stem_norm/norm/scale", "bn1.weight"),
+    ("params/universal/head/bias", "fc.bias"),
+  ):
+    np.testing.assert_array_equal(loaded[ours], state[theirs])
+  np.testing.assert_array_equal(loaded["params/universal/head/kernel"], state["fc.weight"].T)
+
+
+def test_other_names_for_the_same(file, state, tmp_path):
+  expected, _ = load(file, build("resnet", **SMALL))
+  wrapped = {name.replace("fc.", "new_fc."): value for name, value in state.items()}
+  for i in range(1, 5):
+    wrapped[f"layer{i}.0.conv1.net.weight"] = wrapped.pop(f"layer{i}.0.conv1.weight")
+  wrapped = {
+    f"module.{name}" if name.startswith("new_fc") else f"module.base_model.{name}": value
+    for name, value in wrapped.items()
+  }
+  for number, names in enumerate((wrapped, mmaction2(state))):
+    path = tmp_path / f"{number}.npz"
+    np.savez(path, **names)
+    loaded, _ = load(path, build("tsm_resnet", **SMALL))
+    assert loaded.keys() == expected.keys()
+    for name, value in expected.items():
+      np.testing.assert_array_equal(loaded[name], value, err_msg=name)
+
+
+def test_kernels_inflate_and_the_first_convolution_averages(file, state):
+  fields = SMALL | {"temporal": ((3, 1, 1, 1), (1, 3, 1, 3))}
+  loaded, lines = load(file, build("resnet", **fields), channels=10)
+  first = loaded["params/universal/group2/block0/conv1/kernel"]
+  assert first.shape[0] == 3
+  expected = state["layer3.0.conv1.weight"].transpose(2, 3, 1, 0) / np.float32(3)
+  for t in range(3):
+    np.testing.assert_allclose(first[t], expected, rtol=1e-6)
+  stem = loaded["params/trunk/stem/kernel"]
+  assert stem.shape[3] == 10
+  mean = state["conv1.weight"].mean(1).transpose(1, 2, 0)
+  np.testing.assert_allclose(stem[0, :, :, 7], mean, rtol=1e-5, atol=1e-6)
+  assert "  first convolution: mean over 3 input channels, for each of 10" in lines
+  assert "  3 convolutions inflated over time" in lines
+
+
+def test_another_number_of_classes_is_a_new_classifier(file):
+  loaded, lines = load(file, build("resnet", **SMALL), classes=4)
+  assert lines[-2:] == [
+    "  classifier: freshly initialised, the classes are others",
+    f"  {len(loaded) - 2} of {len(loaded)} arrays loaded",
+  ]
+  assert (loaded["params/universal/head/kernel"] == -1).all()
+  with pytest.raises(ValueError, match="its classes are others, but universal.epochs is 0"):
+    load(file, build("resnet", **SMALL), classes=4, needs_classifier=True)
+
+
+def test_keras_by_hand():
+  """A bias before the norm, another epsilon, blue before red: the same function of a pixel."""
+  rng = np.random.default_rng(0)
+  kernel, bias = rng.normal(size=(7, 7, 3, 1)), rng.normal(size=1)
+  gamma, beta, mean, variance = rng.uniform(0.001, 0.01, (4, 1))
+  ours = weight_names.translate(
+    {
+      "res2a_branch2a/kernel": np.zeros((1, 1, 1, 1)),
+      "conv1/kernel": kernel,
+      "conv1/bias": bias,
+      "bn_conv1/gamma": gamma,
+      "bn_conv1/beta": beta,
+      "bn_conv1/moving_mean": mean,
+      "bn_conv1/moving_variance": variance,
+    }
+  )[1]
+  rgb = rng.normal(size=(7, 7, 3))
+  theirs = np.sum(kernel[..., 0] * rgb[..., ::-1]) + bias
+  theirs = gamma * (theirs - mean) / np.sqrt(variance + 1e-3) + beta
+  value = np.sum(ours["params/trunk/stem/kernel"][0, ..., 0] * rgb)
+  norm = "trunk/stem_norm/norm"
+  value = value - ours[f"batch_stats/{norm}/mean"]
+  value = value / np.sqrt(ours[f"batch_stats/{norm}/var"] + 1e-5)
+  value = ours[f"params/{norm}/scale"] * value + ours[f"params/{norm}/bias"]
+  np.testing.assert_allclose(value, theirs, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+  ("name", "backbone", "fields", "classes"),
+  [
+    ("resnet50_imagenet_keras.npz", "resnet", {"temporal": FLAT, "strided": "1x1"}, 1000),
+    ("i3d_rgb_kinetics400_flax.npz", "inception_i3d", {}, 400),
+  ],
+)
+def test_real_weights_leave_nothing_out(name, backbone, fields, classes):
+  if not SHARED.is_dir():
+    pytest.skip(f"no folder {SHARED}")
+  loaded, lines = load(SHARED / name, build(backbone, **fields), classes, needs_classifier=True)
+  assert lines[-1] == f"  {len(loaded)} of {len(loaded)} arrays loaded"
+  assert all(np.isfinite(value).all() for value in loaded.values())
+  assert min((v.min() for n, v in loaded.items() if n.endswith("/var")), default=0) > 0
+
+
+def _npz(path, arrays):
+  np.savez(path, **arrays)
+  return path
+
+
+def test_errors(file, state, tmp_path):
+  def fails(path, match, **fields):
+    with pytest.raises(ValueError, match=match) as error:
+      load(path, build("resnet", **SMALL | fields))
+    assert str(error.value).startswith(f"init_from: {path}: ")
+    assert "\n" not in str(error.value)
+
+  fails(
+    file,
+    r"group0/block0/conv1/kernel has shape \(1, 1, 1, 2, 2\) there and \(1, 1, 1, 4, 4\)",
+    width=4,
+  )
+  fails(file, "group0/block1/.* has shape None there and", depth=26)
+  short = {name: value for name, value in state.items() if name != "layer3.0.bn2.running_var"}
+  fails(
+    _npz(tmp_path / "short.npz", short),
+    r"batch_stats/universal/group2/block0/norm2/norm/var has shape None there and \(8,\) here",
+  )
+  more = state | {"layer4.0.se.fc1.weight": np.zeros(3)}
+  fails(_npz(tmp_path / "more.npz", more), "layer4.0.se.fc1.weight has no place in a torchvision")
+  deep = {**state, **{n.replace("layer1.0", "layer1.1"): v for n, v in state.items()}}
+  fails(_npz(tmp_path / "deep.npz", deep), r"group0/block1/.* and None here; set config.model.back")
+  fails(_npz(tmp_path / "else.npz", {"w": np.zeros(2)}), "weights of no known source .*: w, ...")
+  (tmp_path / "x.h5").write_bytes(b"")
+  fails(tmp_path / "x.h5", "not one of .pth")
+  (tmp_path / "x.npz").write_bytes(b"words")
+  fails(tmp_path / "x.npz", ".")
+  (tmp_path / "x.safetensors").write_bytes(b"words")
+  fails(tmp_path / "x.safetensors", ".")
+
+
+class _Evil:
+  def __reduce__(self):
+    return pathlib.Path.touch, (pathlib.Path("executed"),)
+
+
+def test_nothing_in_a_file_is_executed(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  np.savez("evil.npz", **{"layer1.0.conv1.weight": np.array([_Evil()], object)})
+  with pytest.raises(ValueError, match="^init_from: evil.npz: Object arrays cannot be loaded"):
+    load(pathlib.Path("evil.npz"), build("resnet", **SMALL))
+  assert not pathlib.Path("executed").exists()
+  pytest.importorskip("torch", reason="PyTorch is not installed: no .pth files")
+  pathlib.Path("evil.pth").write_bytes(pickle.dumps({"layer1.0.conv1.weight": _Evil()}))
+  with pytest.raises(ValueError, match="^init_from: evil.pth: "):
+    load(pathlib.Path("evil.pth"), build("resnet", **SMALL))
+  assert not pathlib.Path("executed").exists()

@@ -9,11 +9,13 @@ from jax.sharding import AxisType
 from benchmarks import step_cost
 from u2s_jax import csm, optimizer, regularizer, sharding, stages, state, steps
 from u2s_jax.evaluate import compile_eval
+from u2s_jax.models.backbones import build
 from u2s_jax.models.u2s import U2S
 
 CLASSES, FRAMES, SIZE = 4, 3, 32
 PIXELS = {"pixel_mean": (0.5, 0.4, 0.3), "pixel_std": (0.2, 0.3, 0.4)}
-MODEL = U2S(CLASSES, blocks=(1, 1, 1, 1), width=2)
+TEMPORAL = ((3, 3, 3, 3), (3, 3, 3, 1))
+MODEL = U2S(CLASSES, build("preact_resnet", temporal=TEMPORAL, depth=14, width=2))
 TX = optimizer.sgd(momentum=0.9, weight_decay=1e-3)
 CSM = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], np.float32)
 SCHEDULE = stages.schedule(
@@ -204,3 +206,43 @@ def test_later_stages_cost_little_more():
 def test_a_batch_that_the_devices_do_not_divide(size, nearest):
   with pytest.raises(ValueError, match=f"^batch_size: {size} is not .* 8 devices.* {nearest}$"):
     sharding.check_batch_size("batch_size", size)
+
+
+@pytest.mark.parametrize(
+  ("selection", "guide"), [("own", "prediction"), ("soft", "prediction"), ("confusing", "label")]
+)
+def test_the_masks_that_an_ablation_combines(trained, selection, guide):
+  example = batch(5, size=8)
+  soft = np.random.default_rng(0).uniform(0.1, 0.9, (CLASSES, CLASSES)).astype(np.float32)
+  soft = (soft + soft.T) / 2
+  np.fill_diagonal(soft, 1)
+  current = trained[1]["specific"][2]
+  current = current.replace(csm=current.csm.replace(similarity=soft))
+  variables = {"params": current.params, "batch_stats": current.batch_stats}
+  video = steps.normalize(jnp.asarray(example["video"]), *PIXELS.values())
+  out = jax.device_get(jax.jit(MODEL.apply)(variables, video, CSM))
+  columns = {"own": np.eye(CLASSES), "soft": soft, "confusing": CSM}[selection]
+  guides = example["label"] if guide == "label" else out["universal"].argmax(-1)
+  weights = columns[:, guides].T
+  assert guide == "prediction" or (guides != out["universal"].argmax(-1)).any()
+  combined = np.einsum("nthwm,nm->nthw", out["masks"], weights / weights.sum(1, keepdims=True))
+  masked = out["specific_features"] / (1 + np.exp(-combined[..., None]))
+  head = jax.device_get(current.params["specific"]["head"])
+  logits = masked.mean((1, 2, 3)) @ head["kernel"] + head["bias"]
+
+  masks = {"selection": selection, "guide": guide}
+  step = steps.make_eval_step(MODEL, SCHEDULE[2], mirror_columns=(None,), **PIXELS, **masks)
+  example = {name: jnp.asarray(value) for name, value in example.items()}
+  scores = jax.jit(step)(current, example["video"][:, None], example["label"])
+  np.testing.assert_allclose(scores["specific"], jax.nn.softmax(logits), atol=1e-5)
+  train = steps.make_train_step(MODEL, SCHEDULE[1], TX, regularizer_weight=0.5, **PIXELS, **masks)
+  _, metrics = jax.jit(train)(current, example, 0.1)
+  expected = regularizer.category_regularizer(current.params["mask"]["kernel"], CSM)
+  np.testing.assert_allclose(metrics["regularizer"], expected, atol=1e-6)  # the binary CSM's
+
+
+def test_another_number_of_views_is_an_error(trained):
+  step = steps.make_eval_step(MODEL, SCHEDULE[2], mirror_columns=(None,) * 3, **PIXELS)
+  example = batch(5, size=8)
+  with pytest.raises(ValueError, match="^1 views of a clip, but 3 are asked for$"):
+    step(trained[1]["joint"][2], example["video"][:, None], example["label"])

@@ -321,9 +321,18 @@ def test_other_data_is_refused(finished, data, message):
     ("model.pixel_std", (0.5,), "model.pixel_std: 1 values, but model.pixel_mean has 3"),
     ("eval.split", "tset", "eval.split: 'tset' is not one of train, validation, test"),
     ("eval.split", "test", "eval.split: 'test' is for --mode=eval only"),
-    ("init_from", "/no/run", "init_from: /no/run: no such folder; name another --workdir"),
+    ("init_from", "/no/run", "init_from: /no/run: no such file or folder"),
     ("csm.distance", "l1", "csm.distance: 'l1' is not one of"),
     ("csm.target_accuracy", 85.0, "csm.target_accuracy: 85.0 is no fraction"),
+    ("csm.n", -1, "csm.n: -1 is negative"),
+    ("csm.selection", "all", "csm.selection: 'all' is not one of"),
+    ("csm.guide", "oracle", "csm.guide: 'oracle' is not one of"),
+    ("universal.epochs", 0.0, "universal.epochs: 0, but there is no init_from"),
+    ("model.specific_init", "pretrained", "model.specific_init: 'pretrained', but there is no"),
+    ("model.backbone.name", "vgg", "model.backbone.name: 'vgg' is not one of preact_resnet, "),
+    ("model.backbone.name", "eco_lite", "model.backbone.depth: eco_lite has no such field"),
+    ("model.backbone.depth", 51, "model.backbone.depth: 51 is not one of 14, 18,"),
+    ("model.backbone.depth", 18, "model.backbone.temporal: .* 2 convolutions and a projection"),
     ("model.dtype", "float17", "model.dtype: 'float17' is not one of float32, bfloat16"),
     ("model.attention", "x", "model.attention: 'x' is not one of"),
     ("eval.views", "4crop", "eval.views: '4crop' is not one of center, 3crop"),
@@ -415,6 +424,38 @@ def test_without_mask_network(tmp_path):
   assert set(summary["predictions"]) == {"universal", "specific", "universal+specific"}
 
 
+def test_an_ablation_starts_from_the_end_of_stage_1(finished, tmp_path, monkeypatch):
+  lines = []
+  monkeypatch.setattr(train, "log", lines.append)
+  config = config_of(
+    **{
+      "init_from": str(finished[0] / "checkpoints/universal"),
+      "universal.epochs": 0.0,
+      "model.specific_init": "pretrained",
+      "csm.n": 1,
+      "csm.selection": "own",
+      "csm.guide": "label",
+      "eval.classes": ("class 2", "class 0"),
+    }
+  )
+  source = Source()
+  train.train(config, tmp_path, source.data(), Writer(), "x")
+  assert [stage for stage, _ in source.started] == [1, 2]  # stage 1 took nothing
+  before = state_at(config_of(), finished[0], Source().data(), "universal", 3)
+  for stage, network in (("universal", "universal"), ("specific", "specific")):
+    begun = state_at(config, tmp_path, Source().data(), stage, 0)
+    jax.tree.map(np.testing.assert_array_equal, begun.params[network], before.params["universal"])
+    jax.tree.map(np.testing.assert_array_equal, begun.params["trunk"], before.params["trunk"])
+  assert begun.csm.n == 1
+  summaries = [json.loads((path / "summary.json").read_text()) for path in (finished[0], tmp_path)]
+  assert summaries[0]["one_pass"] == summaries[1]["one_pass"]
+  table = next(line for line in lines if "Improved" in line).split("\n")
+  assert [row[:7] for row in table if row.startswith("class")] == ["class 2", "class 0"]
+  with pytest.raises(ValueError, match="^csm.guide: 'label', but clips of the split 'test' have"):
+    config.eval.split = "test"
+    train.evaluate_latest(config, tmp_path, Source(unknown=(3,)).data(), Writer(), "x")
+
+
 @pytest.fixture(scope="module")
 def flow_run(finished, tmp_path_factory):
   """A flow run from the finished RGB run, that crashed after a step: workdir, config, lines."""
@@ -458,19 +499,24 @@ def test_a_flow_run_starts_from_an_rgb_run(finished, flow_run):
 
 def test_a_flow_run_goes_on_without_the_rgb_run(flow_run, monkeypatch):
   workdir, config, _ = flow_run
-  monkeypatch.setattr(pretrained, "from_run", lambda *args, **kwargs: 1 / 0)
+  monkeypatch.setattr(pretrained, "load", lambda *args, **kwargs: 1 / 0)
   source = Source(channels=10)
   train.train(config, workdir, source.data(), Writer(), "x")
   assert source.started[0] == (0, 1) and (workdir / "summary.json").exists()
 
 
 def start_from(folder, workdir, data, lines, **fields):
-  """What `from_run` makes of a first state that is 7 throughout: its programs need no compiling."""
+  """What `load` makes of a first state that is 7 throughout: its programs need no compiling."""
   run = train.Run(config_of(**fields), workdir, data, Writer(), "x")
   state = jax.eval_shape(run.begin(run.stages[0]), None)
   sevens = jax.tree.map(lambda x: np.full(x.shape, 7, x.dtype), (state.params, state.batch_stats))
-  return pretrained.from_run(
-    folder, *sevens, stages=train.STAGES, class_names=data.class_names, log=lines.append
+  return pretrained.load(
+    folder,
+    *sevens,
+    stages=train.STAGES,
+    class_names=data.class_names,
+    needs_classifier=False,
+    log=lines.append,
   )
 
 
@@ -486,18 +532,20 @@ def test_the_classifier_of_other_classes_is_fresh(finished, tmp_path, names):
       tree[network].pop("head", None)
     jax.tree.map(np.testing.assert_array_equal, params[network], rgb.params[network])
     jax.tree.map(np.testing.assert_array_equal, batch_stats[network], rgb.batch_stats[network])
-  assert lines[1:] == ["  classifier: freshly initialised, the classes are others"]
+  assert lines[1] == "  classifier: freshly initialised, the classes are others"
+  count = len(jax.tree.leaves((params, batch_stats))) + 2  # with the classifier
+  assert lines[2:] == [f"  {count - 2} of {count} arrays loaded"]
 
 
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
     (
-      {"model.temporal": ((1, 3, 3, 3), (3, 3, 3, 1))},
+      {"model.backbone.temporal": ((1, 3, 3, 3), (3, 3, 3, 1))},
       r"params/universal/group2/block0/conv1/kernel has shape \(3, 1, 1, 16, 8\) there and "
-      r"\(1, 1, 1, 16, 8\) here; set config.model as that run's",
+      r"\(1, 1, 1, 16, 8\) here; set config.model.backbone as there",
     ),
-    ({"model.blocks": (2, 1, 1, 1)}, "batch_stats/trunk/group0/block1/.* has shape None there and"),
+    ({"model.backbone.depth": 26}, "params/trunk/group0/block1/.* has shape None there and"),
   ],
 )
 def test_a_run_of_another_network_is_no_start(finished, tmp_path, fields, message):
@@ -507,7 +555,7 @@ def test_a_run_of_another_network_is_no_start(finished, tmp_path, fields, messag
 
 
 def test_a_run_without_a_checkpoint_is_no_start(tmp_path):
-  with pytest.raises(ValueError, match="^init_from: no checkpoint in .*/checkpoints; name the --w"):
+  with pytest.raises(ValueError, match="^init_from: no checkpoint in .*; name the --w"):
     start_from(tmp_path, tmp_path / "run", Source().data(), [])
 
 

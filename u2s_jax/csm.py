@@ -21,6 +21,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer, Num, Shaped
 
 DISTANCES = ("cosine", "euclidean")
+SELECTIONS = ("confusing", "own", "soft")
+GUIDES = ("prediction", "label")
 
 
 def channel_sparsity(features: Float[Array, "n t h w c"]) -> Float[Array, "n c"]:
@@ -205,6 +207,25 @@ def binarize(similarity: Float[ArrayLike, "m m"], alpha: Real) -> Float[np.ndarr
   csm = (np.asarray(similarity, np.float64) > float(alpha)).astype(np.float32)
   np.fill_diagonal(csm, 1)
   return csm
+
+
+def selection(
+  matrix: Num[Array, "m m"], similarity: Float[Array, "m m"], kind: str
+) -> Num[Array, "m m"]:
+  """Weights by which masks are combined, a column for each guiding class; on the device.
+
+  Args:
+    matrix: The binary CSM.
+    similarity: Eq. 2.
+    kind: `"confusing"`, the binary CSM (the paper); `"own"`, the guiding class's mask alone (Table
+      III b); `"soft"`, the similarities themselves (Table III c).
+
+  Returns:
+    `(M, M)` in [0, 1] with a diagonal of 1.
+  """
+  if kind == "own":
+    return jnp.eye(len(matrix))
+  return similarity if kind == "soft" else matrix
 
 
 def most_similar(similarity: Float[ArrayLike, "m m"], count: int) -> list[tuple[int, int, float]]:

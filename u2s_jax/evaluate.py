@@ -52,7 +52,9 @@ def compile_eval(step: Callable[..., dict[str, jax.Array]], mesh: Mesh) -> Calla
   """Jits a step of `steps.make_eval_step`; every host gets the scores of the whole batch."""
 
   def run(state, batch):
-    return step(state, batch["video"]) | {key: batch[key] for key in ("label", "mask", "id")}
+    return step(state, batch["video"], batch["label"]) | {
+      key: batch[key] for key in ("label", "mask", "id")
+    }
 
   return jax.jit(run, out_shardings=sharding.replicated(mesh))
 
@@ -241,6 +243,27 @@ def per_class_table(rows: list[dict[str, Any]]) -> str:
       ]
     )
   return fusion.aligned(header, cells, [str.ljust] + [str.rjust] * 4 + [str.ljust])
+
+
+def gains_table(rows: list[dict[str, Any]], class_names: Sequence[str]) -> str:
+  """Table IV of the paper as text for a terminal: chosen classes, one-pass, U2S and the gain.
+
+  Args:
+    rows: what `per_class` returned.
+    class_names: of the classes to show, in this order.
+  """
+  by_name = {row["class"]: row for row in rows}
+  cells = []
+  for name in class_names:
+    row = by_name[name]
+    figures = [row["one_pass"], row["merged"], row["gain"]]
+    forms = ("{:.2f}", "{:.2f}", "{:+.2f}")
+    cells.append(
+      [name]
+      + ["-" if x is None else form.format(x) for form, x in zip(forms, figures, strict=True)]
+    )
+  header = ["Action", "One-pass", "U2S", "Improved"]
+  return fusion.aligned(header, cells, [str.ljust] + [str.rjust] * 3)
 
 
 def _cut(name):

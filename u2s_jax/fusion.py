@@ -1,5 +1,15 @@
-"""Merging predictions by their scores, and Table I of the paper, in NumPy on the host."""
+"""Merging predictions by their scores, and Table I of the paper, in NumPy on the host.
 
+Two streams of two runs, as RGB and optical flow in the paper's Tables V and VI:
+
+  python -m u2s_jax.fusion --scores RGB/scores/validation.npz FLOW/scores/validation.npz
+
+`--weights 1 1.5` weighs them, `--out` keeps the fused scores.
+"""
+
+import argparse
+import pathlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -78,6 +88,59 @@ def fusions(
   }
 
 
+def join(
+  streams: Mapping[str, Mapping[str, np.ndarray]], weights: Sequence[float | int] | None = None
+) -> dict[str, np.ndarray]:
+  """Fuses the scores of several runs on the same videos, prediction by prediction.
+
+  Args:
+    streams: Of each run, by a name for errors, the entries of a scores file: `id` (n,), `label`
+      (n,), `class_names` (m,) and scores (n, m) of predictions. Their order may differ.
+    weights: As of `fuse`, one for each run.
+
+  Returns:
+    Those entries of the first run, in its order, with the weighted mean of the runs' scores for
+    every prediction that all of them have.
+
+  Raises:
+    ValueError: An id that occurs twice or not in every run, a label or a class that differs, no
+      common prediction, or unfit weights.
+  """
+  (first, reference), *others = streams.items()
+  known = ("id", "label", "class_names")
+  shared = [name for name in reference if name not in known]
+  aligned_streams = {}
+  for stream, scores in streams.items():
+    ids, counts = np.unique(scores["id"], return_counts=True)
+    if (counts > 1).any():
+      raise ValueError(f"{stream}: the id {ids[counts > 1][0]} occurs twice")
+    for one, other in ((first, stream), (stream, first)):
+      missing = np.setdiff1d(streams[one]["id"], streams[other]["id"])
+      if missing.size:
+        raise ValueError(
+          f"{other}: no scores of {missing[0]}, which {one} has ({missing.size} such ids)"
+        )
+    if list(scores["class_names"]) != list(reference["class_names"]):
+      raise ValueError(f"{stream}: its classes are not those of {first}")
+    order = np.argsort(scores["id"])[np.argsort(np.argsort(reference["id"]))]
+    different = np.flatnonzero(scores["label"][order] != reference["label"])
+    if different.size:
+      i = different[0]
+      raise ValueError(
+        f"{stream}: {reference['id'][i]} has the label {scores['label'][order][i]}, but"
+        f" {reference['label'][i]} in {first}"
+      )
+    aligned_streams[stream] = {name: scores[name][order] for name in shared if name in scores}
+  shared = [name for name in shared if all(name in scores for scores in aligned_streams.values())]
+  if not shared:
+    raise ValueError(f"{', '.join(streams)}: they have no prediction in common")
+  fused = {
+    name: fuse({key: scores[name] for key, scores in aligned_streams.items()}, [*streams], weights)
+    for name in shared
+  }
+  return {**{key: reference[key] for key in known}, **fused}
+
+
 def table(one_pass: Mapping[str, float] | None, fused: Mapping[str, Mapping[str, float]]) -> str:
   """Table I as text for a terminal: a mark for each prediction in a fusion, and its accuracies.
 
@@ -124,3 +187,47 @@ def aligned(
 
 def _figures(summary):
   return [f"{summary[name]:.2f}" for name in ("top1", "top5", "mean_class")]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+  """Reads the command line, prints the accuracies of every stream and of their fusion."""
+  from u2s_jax import evaluate  # it imports this module
+
+  parser = argparse.ArgumentParser(
+    prog="python -m u2s_jax.fusion",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument("--scores", type=pathlib.Path, nargs="+", required=True, metavar="NPZ")
+  parser.add_argument("--weights", type=float, nargs="+", help="one for each file; all alike")
+  parser.add_argument("--out", type=pathlib.Path, metavar="NPZ", help="file for the fused scores")
+  given = parser.parse_args(arguments)
+  try:
+    if given.out and given.out.exists():
+      raise ValueError(f"{given.out}: it is there already; name another --out")
+    if given.weights and len(given.weights) != len(given.scores):
+      raise ValueError(f"--weights: {len(given.weights)} for {len(given.scores)} files of --scores")
+    streams = {str(path): evaluate.read_scores(path) for path in given.scores}
+    if len(streams) < len(given.scores):
+      raise ValueError("--scores: a file is there twice")
+    fused = join(streams, given.weights)
+    if given.out:
+      evaluate.write_scores(given.out, fused)
+    if fused["label"].min() < 0:
+      raise ValueError("clips without a label: no accuracies")
+  except (OSError, ValueError, KeyError) as error:
+    sys.exit(f"error: {error}")
+  weights = given.weights or [1.0] * len(streams)
+  rows = [
+    [stream, f"{weight:g}"] + _figures(metrics.summarize(evaluate.merged(scores), scores["label"]))
+    for (stream, scores), weight in zip(streams.items(), weights, strict=True)
+  ]
+  rows.append(["fused", ""] + _figures(metrics.summarize(evaluate.merged(fused), fused["label"])))
+  header = ["All predictions merged", "Weight", "Top-1 (%)", "Top-5 (%)", "Mean class (%)"]
+  print(aligned(header, rows, [str.ljust] + [str.rjust] * 4))
+  print(f"\nFused, {len(fused['id'])} clips:\n")
+  print(table(None, fusions(evaluate.predictions(fused), fused["label"])))
+
+
+if __name__ == "__main__":
+  main()

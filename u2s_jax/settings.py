@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from u2s_jax import csm, evaluate, sharding, stages
+from u2s_jax.models import backbones
 from u2s_jax.models.u2s import U2S
 from u2s_jax.stages import Stage
 
@@ -20,6 +21,7 @@ PIXEL_FIELDS = ("pixel_mean", "pixel_std")
 FREE_FIELDS = (
   "log_every_steps",
   "checkpoint_every_steps",
+  "eval.classes",
   "data.dir",
   "data.num_threads",
   "data.render.dir",
@@ -50,7 +52,9 @@ def build_model(config: ml_collections.ConfigDict, num_classes: int) -> U2S:
   fields = model_fields(config)
   if fields["dtype"] not in DTYPES:
     raise ValueError(f"model.dtype: {fields['dtype']!r} is not one of {', '.join(DTYPES)}")
-  return U2S(num_classes, **{**fields, "dtype": jnp.dtype(fields["dtype"])})
+  fields["dtype"] = jnp.dtype(fields["dtype"])
+  backbone = backbones.build(dtype=fields["dtype"], **fields.pop("backbone"))
+  return U2S(num_classes, backbone, **fields)
 
 
 def input_channels(config: ml_collections.ConfigDict) -> int:
@@ -88,6 +92,11 @@ def check(
     raise ValueError(f"csm.distance: {config.csm.distance!r} is not one of {csm.DISTANCES}")
   if not 0 < config.csm.target_accuracy <= 1:
     raise ValueError(f"csm.target_accuracy: {config.csm.target_accuracy} is no fraction in (0, 1]")
+  if config.csm.n < 0:
+    raise ValueError(f"csm.n: {config.csm.n} is negative; 0 lets csm.target_accuracy decide")
+  for field, values in (("selection", csm.SELECTIONS), ("guide", csm.GUIDES)):
+    if config.csm[field] not in values:
+      raise ValueError(f"csm.{field}: {config.csm[field]!r} is not one of {values}")
   schedule(config)
   build_model(config, num_classes=1)
   if config.eval.views not in evaluate.MIRRORED:
@@ -103,8 +112,12 @@ def check(
   began = read(workdir)
   if began is None:
     # Only a run's very beginning reads it.
-    if config.init_from and not pathlib.Path(config.init_from).is_dir():
-      raise ValueError(f"init_from: {config.init_from}: no such folder; name another --workdir")
+    if config.init_from and not pathlib.Path(config.init_from).exists():
+      raise ValueError(f"init_from: {config.init_from}: no such file or folder")
+    if not config.init_from and config.universal.epochs == 0:
+      raise ValueError("universal.epochs: 0, but there is no init_from to take the weights from")
+    if not config.init_from and config.model.specific_init == "pretrained":
+      raise ValueError("model.specific_init: 'pretrained', but there is no init_from")
     return
   before, now = _flatten(began), _flatten(jsonable(config))
   for field in sorted(before.keys() | now.keys()):

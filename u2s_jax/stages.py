@@ -2,7 +2,7 @@
 
 import dataclasses
 
-SPECIFIC_INITS = ("universal", "random")
+SPECIFIC_INITS = ("universal", "pretrained", "random")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,14 +15,14 @@ class Stage:
     trainable: those of them that are trained; the others keep parameters and BN statistics.
     losses: predictions that carry a cross-entropy (Eq. 3): L_U, L_C, L_M.
     regularized: whether lambda * w_regular is added.
-    init: where subnetworks come from that the stage before did not have: 'random' or
-      the name of the subnetwork whose weights they copy.
+    init: where subnetworks come from that the stage before did not have: 'random', 'pretrained'
+      (what the run itself started from) or the name of the subnetwork whose weights they copy.
     learning_rate: at the stage's start.
     decay: 'epochs' divides the learning rate by 10 at each of `decay_epochs`; 'plateau' does so
       when the validation error has not fallen for `patience` epochs.
     decay_epochs: epochs after which the learning rate falls.
     patience: epochs.
-    epochs: passes over the training set.
+    epochs: passes over the training set; 0 leaves the stage out.
   """
 
   name: str
@@ -51,7 +51,7 @@ def schedule(
   Args:
     durations: for each stage's name the fields of `Stage` from `learning_rate` on.
     attention: as in `models.u2s.U2S`; without a mask network there is no L_M and no regularizer.
-    specific_init: 'universal' (a copy of its weights) or 'random'.
+    specific_init: 'universal' (a copy of its weights), 'pretrained' or 'random'.
     control: the second and third stage go on training the one-pass model for as many epochs at the
       same learning rates: what every comparison with U2S has to carry.
 
@@ -82,6 +82,7 @@ def schedule(
     stages.append(Stage(name, regularized=regularized, init=init, **fields, **durations[name]))
     if stages[-1].decay not in ("epochs", "plateau"):
       raise ValueError(f"{name}.decay: {stages[-1].decay!r} is not 'epochs' or 'plateau'")
-    if stages[-1].epochs <= 0:
+    # The first may be left out: a run can start from the end of another's.
+    if stages[-1].epochs < 0 or stages[-1].epochs == 0 and name != "universal":
       raise ValueError(f"{name}.epochs: {stages[-1].epochs} is not positive")
   return tuple(stages)

@@ -34,6 +34,8 @@ def make_train_step(
   regularizer_weight: float,
   pixel_mean: tuple[float, ...],
   pixel_std: tuple[float, ...],
+  selection: str = "confusing",
+  guide: str = "prediction",
 ) -> Callable[[TrainState, Batch, Float[Array, ""]], tuple[TrainState, dict[str, Array]]]:
   """The update of `stage` as a pure function (state, batch, learning rate) -> (state, metrics).
 
@@ -46,6 +48,8 @@ def make_train_step(
     regularizer_weight: lambda of Eq. 3.
     pixel_mean: see `normalize`.
     pixel_std: see `normalize`.
+    selection: masks to combine, see `csm.selection`; the regularizer keeps to the binary CSM.
+    guide: class that selects them: the universal network's 'prediction', or the 'label'.
 
   Returns:
     A function to be jitted. Its metrics are scalars: `loss` (Eq. 3 with the stage's terms),
@@ -56,7 +60,9 @@ def make_train_step(
   def loss_fn(trained, state, batch):
     video = normalize(batch["video"], pixel_mean, pixel_std)
     variables = {"params": {**state.params, **trained}, "batch_stats": state.batch_stats}
-    args = (video,) if stage.one_pass else (video, state.csm.matrix)
+    args = (video,)
+    if not stage.one_pass:
+      args += _masks(state, selection, guide, batch["label"])
     outputs, updates = model.apply(
       variables,
       *args,
@@ -106,7 +112,11 @@ def make_eval_step(
   pixel_mean: tuple[float, ...],
   pixel_std: tuple[float, ...],
   mirror_columns: tuple[Integer[np.ndarray, " m"] | None, ...],
-) -> Callable[[TrainState, UInt8[Array, "n v t h w c"]], dict[str, Float[Array, "n m"]]]:
+  selection: str = "confusing",
+  guide: str = "prediction",
+) -> Callable[
+  [TrainState, UInt8[Array, "n v t h w c"], Integer[Array, " n"]], dict[str, Float[Array, "n m"]]
+]:
   """Scores of a batch, as a pure function to be jitted.
 
   Args:
@@ -116,12 +126,18 @@ def make_eval_step(
     pixel_std: see `normalize`.
     mirror_columns: one entry a view: None, or for a mirrored view the class that each class turns
       into, so that its scores are booked on the class that is meant.
+    selection: as in `make_train_step`.
+    guide: as in `make_train_step`.
 
   Returns:
-    (state, video) -> for each prediction the softmax scores, averaged over the v views.
+    (state, video, label) -> for each prediction the softmax scores, averaged over the v views; a
+    label is read only where it guides. It raises ValueError where there are not as many views as
+    entries in `mirror_columns`.
   """
 
-  def step(state, video):
+  def step(state, video, label):
+    if video.shape[1] != len(mirror_columns):
+      raise ValueError(f"{video.shape[1]} views of a clip, but {len(mirror_columns)} are asked for")
     variables = {"params": state.params, "batch_stats": state.batch_stats}
 
     def one_view(pixels):
@@ -129,7 +145,7 @@ def make_eval_step(
       if stage.one_pass:
         outputs = model.apply(variables, clips, method=U2S.one_pass)
       else:
-        outputs = model.apply(variables, clips, state.csm.matrix)
+        outputs = model.apply(variables, clips, *_masks(state, selection, guide, label))
       return {name: jax.nn.softmax(outputs[name]) for name in PREDICTIONS if name in outputs}
 
     # One view after the other: ten at once would take ten times the memory.
@@ -148,6 +164,12 @@ def make_eval_step(
     }
 
   return step
+
+
+def _masks(state, selection, guide, label):
+  """The networks' arguments that say which masks are combined: a matrix, and whose column."""
+  matrix = csm_lib.selection(state.csm.matrix, state.csm.similarity, selection)
+  return matrix, label if guide == "label" else None
 
 
 def make_sparsity_step(

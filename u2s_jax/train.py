@@ -86,16 +86,20 @@ class Run:
     self.config_name = config_name
     self.mesh = sharding.data_mesh()
     self.pixels = {key: tuple(config.model[key]) for key in settings.PIXEL_FIELDS}
+    self.masks = {"selection": config.csm.selection, "guide": config.csm.guide}
     self.stages = settings.schedule(config)
     self.model = settings.build_model(config, len(data.class_names))
     # What a checkpoint has to agree with, in words of JSON.
+    fields = settings.model_fields(config)
+    backbone = fields.pop("backbone")
     described = {
       "num_classes": len(data.class_names),
       "class_names": data.class_names,
       "num_train": data.num_train,
       "channels": data.channels,
       "control": config.control,
-      **settings.model_fields(config),
+      **fields,
+      **{f"backbone.{name}": value for name, value in backbone.items()},
     }
     self.checkpoints = Checkpoints(
       workdir / "checkpoints", STAGES, json.loads(json.dumps(described))
@@ -106,12 +110,16 @@ class Run:
       )
       for views in ("center", config.eval.views)
     }
+    unknown = [name for name in config.eval.classes if name not in data.class_names]
+    if unknown:
+      raise ValueError(f"eval.classes: {unknown[0]!r} is not one of the data set's classes")
     self.tx = optimizer.sgd(config.optimizer.momentum, config.optimizer.weight_decay)
     self.compiled = {}  # evaluation by (one-pass or not, views)
 
   def total_steps(self, stage: Stage) -> int:
-    """Steps of a stage: its epochs' examples over the batch size, at least one."""
-    return max(1, round(stage.epochs * self.data.num_train / self.config.batch_size))
+    """Steps of a stage: its epochs' examples over the batch size, at least one unless 0 epochs."""
+    count = round(stage.epochs * self.data.num_train / self.config.batch_size)
+    return max(1, count) if stage.epochs else 0
 
   def begin(self, stage: Stage) -> Callable[[TrainState | None], TrainState]:
     """A jit-able function that makes the stage's first state from the state before."""
@@ -131,10 +139,14 @@ class Run:
         stage,
         mirror_columns=self.mirror_columns[views],
         **self.pixels,
+        **self.masks,
       )
       self.compiled[key] = evaluate.compile_eval(step, self.mesh)
     batches = self.data.eval_batches(split, views)
-    return evaluate.score(self.compiled[key], state, batches, self.mesh, self.data.class_names)
+    scores = evaluate.score(self.compiled[key], state, batches, self.mesh, self.data.class_names)
+    if self.config.csm.guide == "label" and scores["label"].min() < 0:
+      raise ValueError(f"csm.guide: 'label', but clips of the split {split!r} have no label")
+    return scores
 
 
 def is_finished(workdir: pathlib.Path) -> bool:
@@ -250,7 +262,7 @@ def begin_stage(
 ) -> tuple[TrainState, dict[str, Any]]:
   """A stage's first state and record, saved at once.
 
-  So the CSM is computed, and `init_from` read, once and never again.
+  So the CSM is computed, and `init_from` read, once for a stage and never again.
   """
   similarity = None
   if stage.name == "specific" and stage.regularized:
@@ -258,21 +270,36 @@ def begin_stage(
   begin = jax.jit(run.begin(stage), out_shardings=sharding.replicated(run.mesh))
   state = begin(previous)
   if previous is None and run.config.init_from:
-    params, batch_stats = pretrained.from_run(
-      pathlib.Path(run.config.init_from),
-      state.params,
-      state.batch_stats,
-      stages=STAGES,
-      class_names=run.data.class_names,
-      log=log,
-    )
-    weights = {"params": params, "batch_stats": batch_stats}
-    state = state.replace(**jax.device_put(weights, sharding.replicated(run.mesh)))
+    state = start_from(run, stage, state, "universal")
+  if stage.init == "pretrained":
+    state = start_from(run, stage, state, "specific")
   if similarity is not None:
     state = state.replace(csm=similarity)
   record = {"plateau": dataclasses.asdict(optimizer.Plateau())}
   run.checkpoints.save(stage.name, 0, state, record)
   return state, record
+
+
+def start_from(run: Run, stage: Stage, state: TrainState, network: str) -> TrainState:
+  """The state with `init_from`'s weights: in trunk and UN ('universal') or the CSN ('specific')."""
+  trees = {
+    key: {"trunk": getattr(state, key)["trunk"], "universal": getattr(state, key)[network]}
+    for key in ("params", "batch_stats")
+  }
+  params, batch_stats = pretrained.load(
+    pathlib.Path(run.config.init_from),
+    **trees,
+    stages=STAGES,
+    class_names=run.data.class_names,
+    needs_classifier=stage.epochs == 0,
+    log=log,
+  )
+  weights = {"params": params, "batch_stats": batch_stats}
+  weights = jax.device_put(weights, sharding.replicated(run.mesh))
+  new = {key: {network: tree["universal"]} for key, tree in weights.items()}
+  if network == "universal":
+    new = weights
+  return state.replace(**{key: {**getattr(state, key), **new[key]} for key in new})
 
 
 def restore(run: Run, stage_name: str, step: int) -> tuple[TrainState, dict[str, Any]]:
@@ -294,7 +321,12 @@ def run_stage(run: Run, index: int, state: TrainState, plateau: optimizer.Platea
   replicated = sharding.replicated(run.mesh)
   train_step = jax.jit(
     steps.make_train_step(
-      run.model, stage, run.tx, regularizer_weight=config.regularizer_weight, **run.pixels
+      run.model,
+      stage,
+      run.tx,
+      regularizer_weight=config.regularizer_weight,
+      **run.pixels,
+      **run.masks,
     ),
     donate_argnums=0,
     out_shardings=(replicated, replicated),
@@ -439,7 +471,9 @@ def category_similarity(run: Run, state: TrainState) -> CategorySimilarity:
     raise ValueError(f"split {TRAIN_SPLIT}: no example of class {missing[0]!r}; the CSM needs all")
   scores = run.scores(run.stages[0], state, "center")
   curve = metrics.top_n_curve(scores["universal"], scores["label"])
-  n = csm_lib.confusing_count(curve, run.config.csm.target_accuracy)
+  n = run.config.csm.n or csm_lib.confusing_count(curve, run.config.csm.target_accuracy)
+  if n > len(curve):
+    raise ValueError(f"csm.n: {n} confusing classes a class, but there are {len(curve)} in all")
   sparsity = csm_lib.class_sparsity(zeros, responses)
   similarity = csm_lib.similarity_matrix(sparsity, run.config.csm.distance)
   alpha = csm_lib.threshold(similarity, n)
@@ -498,6 +532,8 @@ def conclude(
   matrix = jax.device_get(state.csm.matrix)
   rows = evaluate.per_class(one_pass, final, run.data.class_names, matrix)
   log(f"\n{evaluate.per_class_table(rows)}")
+  if run.config.eval.classes:
+    log(f"\n{evaluate.gains_table(rows, run.config.eval.classes)}\n")
   evaluate.write_per_class(folder / "per_class.csv", rows)
   log(f"top-1 of all {len(rows)} classes: {folder / 'per_class.csv'}")
   evaluate.write_json(folder / "summary.json", summary)

@@ -25,6 +25,23 @@ def test_is_the_3d_convolution_and_so_are_its_gradients(shape, extent, stride):
     np.testing.assert_allclose(got, wanted, atol=2e-4)
 
 
+@pytest.mark.parametrize("extent", [(1, 1, 1), (3, 3, 3), (7, 7, 7)])
+@pytest.mark.parametrize("strides", [(1, 2), (2, 1), (2, 2)])  # spatial, temporal
+@pytest.mark.parametrize("padding", ["symmetric", "same"])
+def test_strides_in_time_and_both_paddings(extent, strides, padding):
+  keys = jax.random.split(jax.random.key(0), 2)
+  video = jax.random.normal(keys[0], (1, 6, 9, 8, 3))
+  kernel = jax.random.normal(keys[1], (*extent, 3, 4))
+  expected = jax.lax.conv_general_dilated(
+    video,
+    kernel,
+    (strides[1], strides[0], strides[0]),
+    "SAME" if padding == "same" else [(k // 2, k // 2) for k in extent],
+    dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+  )
+  np.testing.assert_allclose(conv3d(video, kernel, *strides, padding), expected, atol=1e-4)
+
+
 def test_parameters_are_float32_whatever_computes():
   conv = Conv(4, (3, 3, 3), dtype=jnp.bfloat16)
   out, variables = conv.init_with_output(jax.random.key(0), jnp.ones((1, 2, 4, 4, 3)))

@@ -5,10 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from u2s_jax.models.backbones import build
 from u2s_jax.models.u2s import U2S
 
 CLASSES = 5
-SMALL = dict(blocks=(1, 1, 1, 1), width=2)
+TEMPORAL = ((3, 3, 3, 3), (3, 3, 3, 1))
+PAPER = build("preact_resnet", temporal=TEMPORAL)
+SMALL = build("preact_resnet", temporal=TEMPORAL, depth=14, width=2)
 CSM = jnp.array(
   [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 1], [0, 0, 0, 1, 0], [0, 0, 1, 0, 1.0]]
 )
@@ -23,7 +26,7 @@ def parameters(tree):
   ("attention", "total"), [("mask", 120.47), ("none", 120.13), ("non_local", 120.88)]
 )
 def test_parameter_table(attention, total):
-  model = U2S(174, attention=attention)
+  model = U2S(174, PAPER, attention=attention)
   params = jax.eval_shape(
     lambda: model.init(jax.random.key(0), jnp.zeros((1, 2, 64, 64, 3)), jnp.eye(174))
   )["params"]
@@ -33,7 +36,7 @@ def test_parameter_table(attention, total):
 
 
 def test_temporal_extents_are_free():
-  model = U2S(174, temporal=((1, 1, 1, 1), (1, 1, 1, 1)))
+  model = U2S(174, build("preact_resnet", temporal=((1, 1, 1, 1), (1, 1, 1, 1))))
   params = jax.eval_shape(
     lambda: model.init(jax.random.key(0), jnp.zeros((1, 2, 64, 64, 3)), method=U2S.one_pass)
   )["params"]
@@ -51,7 +54,7 @@ def test_temporal_extents_are_free():
 
 @pytest.fixture(scope="module")
 def small():
-  model = U2S(CLASSES, **SMALL)
+  model = U2S(CLASSES, SMALL)
   video = jax.random.normal(jax.random.key(1), (4, 3, 64, 64, 3))
   return model, video, model.init(jax.random.key(0), video, CSM)
 
@@ -78,7 +81,7 @@ def test_outputs(small):
 @pytest.mark.parametrize("activation", ["sigmoid", "none"])
 def test_specific_prediction_by_hand(small, activation):
   _, video, variables = small
-  model = U2S(CLASSES, mask_activation=activation, **SMALL)
+  model = U2S(CLASSES, SMALL, mask_activation=activation)
   guide = jnp.array([0, 2, 3, 4])
   out = jax.tree.map(np.asarray, model.apply(variables, video, CSM, guide))
   kernel = np.asarray(variables["params"]["mask"]["kernel"])
@@ -127,7 +130,7 @@ def test_an_image_is_a_video_of_one_frame(small):
 
 @pytest.mark.parametrize("attention", ["none", "non_local"])
 def test_without_a_mask_network_there_is_no_bridge(attention):
-  model = U2S(CLASSES, attention=attention, non_local_width=3, **SMALL)
+  model = U2S(CLASSES, SMALL, attention=attention, non_local_width=3)
   video = jnp.ones((1, 2, 32, 32, 3))
   out, variables = model.init_with_output(jax.random.key(0), video, CSM)
   assert set(out) == {"universal", "specific", "universal_features", "specific_features"}
@@ -143,4 +146,4 @@ def test_without_a_mask_network_there_is_no_bridge(attention):
 @pytest.mark.parametrize("field", ["attention", "mask_activation"])
 def test_unknown_names_are_errors(field):
   with pytest.raises(ValueError, match=f"model.{field}: 'x' is not one of"):
-    U2S(CLASSES, **SMALL, **{field: "x"})
+    U2S(CLASSES, SMALL, **{field: "x"})

@@ -18,24 +18,37 @@ conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def conv3d(
-  video: Float[Array, "n t h w c"], kernel: Float[Array, "kt kh kw c d"], stride: int = 1
-) -> Float[Array, "n t h2 w2 d"]:
+  video: Float[Array, "n t h w c"],
+  kernel: Float[Array, "kt kh kw c d"],
+  stride: int = 1,
+  temporal_stride: int = 1,
+  padding: str = "symmetric",
+) -> Float[Array, "n t2 h2 w2 d"]:
   """Convolution over frames and pixels, with zeros around the clip.
 
   Args:
     video: input.
     kernel: odd extents; `kt` frames by `kh x kw` pixels.
-    stride: spatial stride; time is never strided.
+    stride: spatial stride.
+    temporal_stride: in frames.
+    padding: 'symmetric', `k // 2` on both sides, as in PyTorch; 'same', as in TensorFlow: under a
+      stride possibly one less before than behind. Weights keep their alignment only under the
+      padding that they were trained with.
 
   Returns:
-    `h2 = ceil(h / stride)`, likewise `w2`. Padding is `k // 2` on both sides, as in PyTorch, so
-    that weights trained there keep their alignment under a stride.
+    `h2 = ceil(h / stride)`, likewise `w2` and `t2`.
   """
   n, t, h, w, c = video.shape
   kt, kh, kw, _, d = kernel.shape
   if kt > 1:
-    padded = jnp.pad(video, ((0, 0), (kt // 2, kt // 2), (0, 0), (0, 0), (0, 0)))
-    video = jnp.concatenate([padded[:, k : k + t] for k in range(kt)], axis=-1)
+    before, behind = _border(t, kt, temporal_stride, padding)
+    video = jnp.pad(video, ((0, 0), (before, behind), (0, 0), (0, 0), (0, 0)))
+    last = video.shape[1] - kt + 1
+    frames = [video[:, k : last + k : temporal_stride] for k in range(kt)]
+    video = jnp.concatenate(frames, axis=-1)
+  else:
+    video = video[:, ::temporal_stride]
+  t = video.shape[1]
   kernel = kernel.transpose(1, 2, 0, 3, 4).reshape(kh, kw, kt * c, d)
   if kh == kw == 1:
     # A plain matrix product, whose gradients are matrix products too: on the CPU four times faster
@@ -45,10 +58,18 @@ def conv3d(
     video.reshape(n * t, h, w, kt * c),
     kernel,
     window_strides=(stride, stride),
-    padding=((kh // 2, kh // 2), (kw // 2, kw // 2)),
+    padding=(_border(h, kh, stride, padding), _border(w, kw, stride, padding)),
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
   )
   return out.reshape(n, t, *out.shape[1:])
+
+
+def _border(size: int, extent: int, stride: int, padding: str) -> tuple[int, int]:
+  """Zeros before and behind one axis."""
+  if padding == "symmetric":
+    return extent // 2, extent // 2
+  total = max((-(-size // stride) - 1) * stride + extent - size, 0)
+  return total // 2, total - total // 2
 
 
 class Conv(nn.Module):
@@ -58,19 +79,29 @@ class Conv(nn.Module):
     features: output channels.
     extent: frames, rows and columns of the kernel, all odd.
     stride: spatial stride.
+    temporal_stride: in frames.
+    padding: see `conv3d`.
     dtype: of the computation; parameters are float32.
   """
 
   features: int
   extent: tuple[int, int, int]
   stride: int = 1
+  temporal_stride: int = 1
+  padding: str = "symmetric"
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, video: Float[Array, "n t h w c"]) -> Float[Array, "n t h2 w2 d"]:
+  def __call__(self, video: Float[Array, "n t h w c"]) -> Float[Array, "n t2 h2 w2 d"]:
     shape = (*self.extent, video.shape[-1], self.features)
     kernel = self.param("kernel", conv_init, shape, jnp.float32)
-    return conv3d(video.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+    return conv3d(
+      video.astype(self.dtype),
+      kernel.astype(self.dtype),
+      self.stride,
+      self.temporal_stride,
+      self.padding,
+    )
 
 
 def max_pool(video: Float[Array, "n t h w c"]) -> Float[Array, "n t h2 w2 c"]:

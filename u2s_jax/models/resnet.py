@@ -1,9 +1,11 @@
-"""Pre-activation bottleneck ResNet over video: 2D groups 0-1 (trunk), 3D groups 2-3 (branch).
+"""ResNets over video: groups 0-1 see each frame alone (trunk), groups 2-3 may see several (branch).
 
-Section III-A of the paper. A 2D group is a 3D one of temporal extent 1.
+Section III-A of the paper has the pre-activation one. A 2D convolution is a 3D one of temporal
+extent 1.
 """
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -11,31 +13,24 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from u2s_jax.models.conv import Conv, max_pool
+from u2s_jax.models.norm import BatchNorm
+from u2s_jax.models.temporal_shift import temporal_shift
 
-EXPANSION = 4  # a bottleneck's output channels over its width, as in ResNet-50
-
-
-class BatchNorm(nn.Module):
-  """Batch normalisation; statistics over batch, frames and pixels.
-
-  Under `jit` with a batch sharded over devices these are the statistics of the GLOBAL batch.
-  """
-
-  dtype: DTypeLike = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "n t h w c"], *, train: bool) -> Float[Array, "n t h w c"]:
-    return nn.BatchNorm(
-      use_running_average=not train,
-      momentum=0.9,  # Flax's 0.9 is PyTorch's 0.1
-      epsilon=1e-5,
-      dtype=self.dtype,
-      use_fast_variance=False,  # the fast formula can go negative
-      name="norm",
-    )(x)
+EXPANSION = 4  # a bottleneck's output channels over its width
+# By depth: whether blocks are bottlenecks, and how many there are in groups 0 to 3.
+DEPTHS = {
+  14: (True, (1, 1, 1, 1)),
+  18: (False, (2, 2, 2, 2)),
+  26: (True, (2, 2, 2, 2)),
+  34: (False, (3, 4, 6, 3)),
+  50: (True, (3, 4, 6, 3)),
+  101: (True, (3, 4, 23, 3)),
+  152: (True, (3, 8, 36, 3)),
+}
+STRIDED = ("3x3", "1x1")
 
 
-class Bottleneck(nn.Module):
+class PreactBottleneck(nn.Module):
   """BN-ReLU-conv three times (1x1, 3x3, 1x1), added to the input or to its projection.
 
   Attributes:
@@ -66,39 +61,145 @@ class Bottleneck(nn.Module):
     return x + conv(features, (third, 1, 1), name="conv3")(y)
 
 
-class Group(nn.Module):
-  """`blocks` bottlenecks of one width; the first one strides."""
+class PreactBasic(nn.Module):
+  """BN-ReLU-conv twice (3x3), added to the input or to its projection: ResNet-18 and 34.
 
-  blocks: int
+  Attributes:
+    width: output channels.
+    stride: spatial stride of the first convolution and of the projection.
+    temporal: frames seen by the two convolutions and by the projection shortcut.
+    temporal_stride: of the first convolution and of the projection.
+    projection_extent: rows and columns seen by the projection.
+    dtype: of the computation.
+  """
+
   width: int
   stride: int
-  temporal: tuple[int, int, int, int] = (1, 1, 1, 1)
+  temporal: tuple[int, int, int]
+  temporal_stride: int = 1
+  projection_extent: int = 1
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "n t h w c"], *, train: bool) -> Float[Array, "n t2 h2 w2 d"]:
+    conv = functools.partial(Conv, self.width, dtype=self.dtype)
+    norm = functools.partial(BatchNorm, dtype=self.dtype)
+    first, second, projection = self.temporal
+    strides = self.stride, self.temporal_stride
+    y = nn.relu(norm(name="norm1")(x, train=train))
+    if x.shape[-1] != self.width or strides != (1, 1):
+      extent = (projection, self.projection_extent, self.projection_extent)
+      x = conv(extent, *strides, name="projection")(y)
+    y = conv((first, 3, 3), *strides, name="conv1")(y)
+    y = nn.relu(norm(name="norm2")(y, train=train))
+    return x + conv((second, 3, 3), name="conv2")(y)
+
+
+class Bottleneck(nn.Module):
+  """Post-activation bottleneck (v1): conv-BN-ReLU, the last ReLU behind the sum.
+
+  Attributes:
+    width: channels of the two inner convolutions; the output has `EXPANSION * width`.
+    stride: spatial stride, of the projection as well.
+    temporal: frames seen by the three convolutions and by the projection shortcut.
+    strided: which convolution has the stride, '3x3' (torchvision) or '1x1', the first (He et al.'s
+      original, Keras).
+    shift: `temporal_shift`'s divisor, of what goes into the first convolution; 0: no shift.
+    dtype: of the computation.
+  """
+
+  width: int
+  stride: int
+  temporal: tuple[int, int, int, int]
+  strided: str = "3x3"
+  shift: int = 0
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "n t h w c"], *, train: bool) -> Float[Array, "n t h2 w2 d"]:
+    conv = functools.partial(Conv, dtype=self.dtype)
+    norm = functools.partial(BatchNorm, dtype=self.dtype)
+    first, second, third, projection = self.temporal
+    features = EXPANSION * self.width
+    stride1, stride2 = (self.stride, 1) if self.strided == "1x1" else (1, self.stride)
+    y = temporal_shift(x, self.shift) if self.shift else x
+    y = conv(self.width, (first, 1, 1), stride1, name="conv1")(y)
+    y = nn.relu(norm(name="norm1")(y, train=train))
+    y = conv(self.width, (second, 3, 3), stride2, name="conv2")(y)
+    y = nn.relu(norm(name="norm2")(y, train=train))
+    y = norm(name="norm3")(conv(features, (third, 1, 1), name="conv3")(y), train=train)
+    if x.shape[-1] != features or self.stride != 1:
+      x = conv(features, (projection, 1, 1), self.stride, name="projection")(x)
+      x = norm(name="projection_norm")(x, train=train)
+    return nn.relu(x + y)
+
+
+class Basic(nn.Module):
+  """Post-activation block of two 3x3 convolutions (v1): ResNet-18 and 34.
+
+  Attributes:
+    width: output channels.
+    stride: spatial stride of the first convolution and of the projection.
+    temporal: frames seen by the two convolutions and by the projection shortcut.
+    shift: as in `Bottleneck`.
+    dtype: of the computation.
+  """
+
+  width: int
+  stride: int
+  temporal: tuple[int, int, int]
+  shift: int = 0
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "n t h w c"], *, train: bool) -> Float[Array, "n t h2 w2 d"]:
+    conv = functools.partial(Conv, self.width, dtype=self.dtype)
+    norm = functools.partial(BatchNorm, dtype=self.dtype)
+    first, second, projection = self.temporal
+    y = temporal_shift(x, self.shift) if self.shift else x
+    y = conv((first, 3, 3), self.stride, name="conv1")(y)
+    y = nn.relu(norm(name="norm1")(y, train=train))
+    y = norm(name="norm2")(conv((second, 3, 3), name="conv2")(y), train=train)
+    if x.shape[-1] != self.width or self.stride != 1:
+      x = conv((projection, 1, 1), self.stride, name="projection")(x)
+      x = norm(name="projection_norm")(x, train=train)
+    return nn.relu(x + y)
+
+
+class Group(nn.Module):
+  """Blocks of one width; the first one strides.
+
+  Attributes:
+    block: makes a block of a stride and a name.
+    blocks: how many.
+    stride: of the first.
+  """
+
+  block: Callable[..., nn.Module]
+  blocks: int
+  stride: int
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "n t h w c"], *, train: bool) -> Float[Array, "n t h2 w2 d"]:
     for i in range(self.blocks):
-      block = Bottleneck(
-        self.width, self.stride if i == 0 else 1, self.temporal, self.dtype, name=f"block{i}"
-      )
-      x = block(x, train=train)
+      x = self.block(stride=self.stride if i == 0 else 1, name=f"block{i}")(x, train=train)
     return x
 
 
 class Trunk(nn.Module):
-  """Res2D of the paper's Fig. 2: stem, group 0 and group 1, each frame alone.
+  """Res2D of the paper's Fig. 2: stem, group 0 and group 1, each frame alone but for a shift.
 
   Attributes:
-    blocks: bottlenecks in groups 0 and 1.
-    width: channels of the stem and of group 0's bottlenecks; doubled in group 1.
-    strides: spatial strides of groups 0 and 1.
+    groups: make groups 0 and 1.
+    width: channels of the stem.
+    stem_norm: BN and ReLU behind the stem (v1).
     stem_pool: 3x3/2 max pool after the 7x7/2 stem convolution; off for small frames.
     dtype: of the computation.
   """
 
-  blocks: tuple[int, int]
+  groups: tuple[Callable[..., nn.Module], Callable[..., nn.Module]]
   width: int
-  strides: tuple[int, int] = (1, 2)
+  stem_norm: bool
   stem_pool: bool = True
   dtype: DTypeLike = jnp.float32
 
@@ -107,11 +208,13 @@ class Trunk(nn.Module):
     self, video: Float[Array, "n t h w c"], *, train: bool
   ) -> Float[Array, "n t h2 w2 d"]:
     x = Conv(self.width, (1, 7, 7), stride=2, dtype=self.dtype, name="stem")(video)
+    if self.stem_norm:
+      x = nn.relu(BatchNorm(dtype=self.dtype, name="stem_norm")(x, train=train))
     if self.stem_pool:
       x = max_pool(x)
-    group = functools.partial(Group, dtype=self.dtype)
-    x = group(self.blocks[0], self.width, self.strides[0], name="group0")(x, train=train)
-    return group(self.blocks[1], 2 * self.width, self.strides[1], name="group1")(x, train=train)
+    for i, group in enumerate(self.groups):
+      x = group(name=f"group{i}")(x, train=train)
+    return x
 
 
 class Branch(nn.Module):
@@ -119,35 +222,111 @@ class Branch(nn.Module):
 
   Attributes:
     num_classes: M.
-    blocks: bottlenecks in groups 2 and 3.
-    width: the trunk's width; groups 2 and 3 have 4 and 8 times it.
-    temporal: for group 2 and group 3, the frames seen by the three convolutions of a bottleneck and
-      by its projection.
-    strides: spatial strides of groups 2 and 3.
+    groups: make groups 2 and 3.
+    last_norm: BN and ReLU behind group 3 (pre-activation).
     dtype: of the computation.
   """
 
   num_classes: int
-  blocks: tuple[int, int]
-  width: int
-  temporal: tuple[tuple[int, int, int, int], tuple[int, int, int, int]]
-  strides: tuple[int, int] = (2, 2)
+  groups: tuple[Callable[..., nn.Module], Callable[..., nn.Module]]
+  last_norm: bool
   dtype: DTypeLike = jnp.float32
 
   def setup(self):
-    group = functools.partial(Group, dtype=self.dtype)
-    self.group2 = group(self.blocks[0], 4 * self.width, self.strides[0], self.temporal[0])
-    self.group3 = group(self.blocks[1], 8 * self.width, self.strides[1], self.temporal[1])
-    self.norm = BatchNorm(self.dtype)
-    self.head = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01))
+    self.group2, self.group3 = (group() for group in self.groups)
+    if self.last_norm:
+      self.norm = BatchNorm(dtype=self.dtype)
+    self.head = head(self.num_classes)
 
   def features(
     self, trunk: Float[Array, "n t h w c"], *, train: bool
   ) -> Float[Array, "n t h2 w2 d"]:
-    """Group 3's output after the last BN + ReLU: non-negative, what CSM and masks are made of."""
+    """Group 3's output behind its last ReLU: non-negative, what CSM and masks are made of."""
     x = self.group3(self.group2(trunk, train=train), train=train)
-    return nn.relu(self.norm(x, train=train))
+    return nn.relu(self.norm(x, train=train)) if self.last_norm else x
 
   def classify(self, features: Float[Array, "n t h w c"]) -> Float[Array, "n m"]:
     """Logits of features averaged over frames and pixels, in float32."""
     return self.head(jnp.mean(features, axis=(1, 2, 3), dtype=jnp.float32))
+
+
+def head(num_classes: int) -> nn.Dense:
+  """The classifier of every backbone."""
+  return nn.Dense(num_classes, kernel_init=nn.initializers.normal(0.01))
+
+
+def resnet(
+  *,
+  preactivation: bool,
+  shift: int = 0,
+  temporal: tuple[tuple[int, ...], tuple[int, ...]],
+  depth: int = 50,
+  width: int = 64,
+  strides: tuple[int, int, int, int] = (1, 2, 2, 2),
+  stem_pool: bool = True,
+  strided: str = "3x3",
+  dtype: DTypeLike = jnp.float32,
+) -> tuple[Callable[[], Trunk], Callable[[int], Branch]]:
+  """Trunk and branch of a ResNet.
+
+  Args:
+    preactivation: BN-ReLU-conv (v2, the paper's) or conv-BN-ReLU (v1).
+    shift: divisor of the temporal shift in every block of v1; 0: none.
+    temporal: for group 2 and group 3, the frames seen by a block's convolutions, three of a
+      bottleneck or two, and by its projection: odd.
+    depth: 18, 34 (two 3x3 convolutions a block), 50, 101, 152, or small 14, 26 (bottlenecks).
+    width: channels of the stem.
+    strides: spatial strides of groups 0 to 3.
+    stem_pool: see `Trunk`.
+    strided: see `Bottleneck`, of v1.
+    dtype: of the computation.
+
+  Returns:
+    What makes the trunk, and a branch for a number of classes.
+
+  Raises:
+    ValueError: an unknown depth, or extents that do not fit its blocks.
+  """
+  if depth not in DEPTHS:
+    raise ValueError(f"model.backbone.depth: {depth} is not one of {', '.join(map(str, DEPTHS))}")
+  if strided not in STRIDED:
+    raise ValueError(f"model.backbone.strided: {strided!r} is not one of {STRIDED}")
+  if preactivation and strided != "3x3":
+    raise ValueError("model.backbone.strided: a pre-activation ResNet has its stride at '3x3' only")
+  bottlenecks, blocks = DEPTHS[depth]
+  extents = 4 if bottlenecks else 3
+  if [len(group) for group in temporal] != [extents] * 2 or any(
+    extent < 1 or extent % 2 == 0 for group in temporal for extent in group
+  ):
+    raise ValueError(
+      f"model.backbone.temporal: {temporal} is not {extents} odd numbers for each of groups 2 and"
+      f" 3: with depth {depth} a block has {extents - 1} convolutions and a projection"
+    )
+  if preactivation and shift:
+    raise ValueError("model.backbone.shift: only 'tsm_resnet' shifts")
+  if preactivation:
+    block = PreactBottleneck if bottlenecks else PreactBasic
+  elif bottlenecks:
+    block = functools.partial(Bottleneck, strided=strided, shift=shift)
+  else:
+    block = functools.partial(Basic, shift=shift)
+  flat = (1,) * extents
+  groups = [
+    functools.partial(
+      Group,
+      functools.partial(block, width=width * 2**i, temporal=tuple(frames), dtype=dtype),
+      blocks[i],
+      strides[i],
+    )
+    for i, frames in enumerate((flat, flat, *temporal))
+  ]
+  trunk = functools.partial(
+    Trunk,
+    tuple(groups[:2]),
+    width,
+    stem_norm=not preactivation,
+    stem_pool=stem_pool,
+    dtype=dtype,
+  )
+  branch = functools.partial(Branch, groups=tuple(groups[2:]), last_norm=preactivation, dtype=dtype)
+  return trunk, branch

@@ -1,6 +1,5 @@
 """Composition of the U2S networks (Fig. 2 and 3 of the paper) and the one-pass model inside it."""
 
-import functools
 from collections.abc import Collection
 
 import flax.linen as nn
@@ -10,8 +9,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Integer
 
 from u2s_jax.models import mask as mask_lib
+from u2s_jax.models.backbones import Backbone
 from u2s_jax.models.non_local import NonLocal
-from u2s_jax.models.resnet import Branch, Trunk
 
 MASK_ACTIVATIONS = {"sigmoid": jax.nn.sigmoid, "none": lambda x: x}
 ATTENTIONS = ("mask", "non_local", "none")
@@ -25,11 +24,7 @@ class U2S(nn.Module):
 
   Attributes:
     num_classes: M.
-    blocks: bottlenecks in groups 0 to 3; (3, 4, 6, 3) is ResNet-50.
-    width: channels of the stem; 64 in ResNet-50.
-    temporal: see `resnet.Branch`.
-    strides: spatial strides of groups 0 to 3.
-    stem_pool: see `resnet.Trunk`.
+    backbone: of `backbones.build`; makes the trunk and the two networks.
     attention: what guides the specific network: 'mask' (the paper), 'non_local' (Table III e),
       'none' (Table III d).
     mask_activation: 'sigmoid' or 'none', applied to the combined mask.
@@ -38,14 +33,7 @@ class U2S(nn.Module):
   """
 
   num_classes: int
-  blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
-  width: int = 64
-  temporal: tuple[tuple[int, int, int, int], tuple[int, int, int, int]] = (
-    (3, 3, 3, 3),
-    (3, 3, 3, 1),
-  )
-  strides: tuple[int, int, int, int] = (1, 2, 2, 2)
-  stem_pool: bool = True
+  backbone: Backbone
   attention: str = "mask"
   mask_activation: str = "sigmoid"
   non_local_width: int = 96
@@ -61,12 +49,9 @@ class U2S(nn.Module):
     super().__post_init__()
 
   def setup(self):
-    self.trunk = Trunk(self.blocks[:2], self.width, self.strides[:2], self.stem_pool, self.dtype)
-    branch = functools.partial(
-      Branch, self.num_classes, self.blocks[2:], self.width, self.temporal, self.strides[2:]
-    )
-    self.universal = branch(dtype=self.dtype)
-    self.specific = branch(dtype=self.dtype)
+    self.trunk = self.backbone.trunk()
+    self.universal = self.backbone.branch(self.num_classes)
+    self.specific = self.backbone.branch(self.num_classes)
     if self.attention == "mask":
       self.mask = mask_lib.MaskNetwork(self.num_classes, dtype=self.dtype)
     if self.attention == "non_local":

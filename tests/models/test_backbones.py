@@ -1,0 +1,129 @@
+"""Backbones: known parameter counts, shapes, and what building one refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from u2s_jax.models.backbones import BACKBONES, build
+from u2s_jax.models.temporal_shift import temporal_shift
+from u2s_jax.models.u2s import U2S
+
+FLAT, FLAT_BASIC = ((1, 1, 1, 1),) * 2, ((1, 1, 1),) * 2
+# SlowOnly's inflation, which mmaction2 has: the first convolution of groups 2 and 3 sees 3 frames.
+SLOW = ((3, 1, 1, 1),) * 2
+SLOW_MORE = 2 * (512 * 256 + 5 * 1024 * 256 + 1024 * 512 + 2 * 2048 * 512)
+# ECO-Lite with 1000 classes, layer by layer: convolutions, two numbers for each channel of a norm.
+INCEPTION_3A = 192 * (64 + 64 + 64 + 32) + 9 * (64 * 64 + 64 * 96 + 96 * 96)
+INCEPTION_3B = 256 * (64 + 64 + 64 + 64) + 9 * (64 * 96 + 64 * 96 + 96 * 96)
+ECO_CONVS = (
+  49 * 3 * 64 + 64 * 64 + 9 * 64 * 192 + INCEPTION_3A + INCEPTION_3B + 320 * 64 + 9 * 64 * 96
+  + 27 * (96 * 128 + 2 * 128 * 128 + 2 * 128 * 256 + 3 * 256 * 256 + 2 * 256 * 512 + 3 * 512 * 512)
+)  # fmt: skip
+ECO_NORMS = 64 + 64 + 192 + (4 * 64 + 2 * 96 + 32) + (3 * 64 + 3 * 96 + 64) + 64 + 96
+ECO_NORMS += 2 * 128 + (128 + 256) + 2 * 256 + (256 + 512) + 2 * 512 + 512
+ECO = ECO_CONVS + 2 * ECO_NORMS + 513 * 1000
+# torchvision's and timm's model lists; I3D with 400 classes as in DeepMind's checkpoint.
+KNOWN = [
+  ("resnet", {"depth": 18, "temporal": FLAT_BASIC}, 1000, 11_689_512),
+  ("resnet", {"depth": 34, "temporal": FLAT_BASIC}, 1000, 21_797_672),
+  ("resnet", {"temporal": FLAT}, 1000, 25_557_032),
+  ("resnet", {"temporal": FLAT, "strided": "1x1"}, 1000, 25_557_032),
+  ("resnet", {"temporal": SLOW}, 1000, 25_557_032 + SLOW_MORE),
+  ("resnet", {"depth": 101, "temporal": FLAT}, 1000, 44_549_160),
+  ("resnet", {"depth": 152, "temporal": FLAT}, 1000, 60_192_808),
+  ("tsm_resnet", {"temporal": FLAT}, 1000, 25_557_032),
+  ("preact_resnet", {"temporal": FLAT}, 1000, 25_549_352),
+  ("eco_lite", {}, 1000, ECO),
+  ("inception_i3d", {}, 400, 12_689_984),
+]
+
+
+def one_pass(name, fields, classes, shape):
+  """Shapes of parameters and outputs."""
+  model, video = U2S(classes, build(name, **fields)), jnp.zeros(shape)
+  outputs, variables = jax.eval_shape(
+    lambda: model.init_with_output(jax.random.key(0), video, method=U2S.one_pass)
+  )
+  return outputs, variables["params"]
+
+
+@pytest.mark.parametrize(("name", "fields", "classes", "expected"), KNOWN)
+def test_parameters(name, fields, classes, expected):
+  _, params = one_pass(name, fields, classes, (1, 2, 64, 64, 3))
+  assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected
+
+
+def test_no_backbone_is_missing():
+  assert {name for name, *_ in KNOWN} == set(BACKBONES)
+
+
+@pytest.mark.parametrize(
+  ("name", "fields", "frames", "features"),
+  [
+    ("resnet", {"temporal": SLOW}, 4, (4, 7, 7, 2048)),
+    ("resnet", {"temporal": FLAT_BASIC, "depth": 18}, 1, (1, 7, 7, 512)),
+    ("preact_resnet", {"temporal": ((3, 3, 3),) * 2, "depth": 34}, 4, (4, 7, 7, 512)),
+    ("tsm_resnet", {"temporal": FLAT}, 8, (8, 7, 7, 2048)),
+    ("eco_lite", {}, 16, (4, 7, 7, 512)),
+    ("inception_i3d", {}, 64, (8, 7, 7, 1024)),
+  ],
+)
+def test_last_feature_map(name, fields, frames, features):
+  outputs, _ = one_pass(name, fields, 5, (1, frames, 224, 224, 3))
+  assert outputs["universal_features"].shape == (1, *features)
+
+
+# ResNets are compared with PyTorch; of the others at least: numbers, not negative, and no frame of
+# a clip without its effect.
+@pytest.mark.parametrize("name", ["eco_lite", "inception_i3d"])
+def test_every_frame_counts(name):
+  model, rng = U2S(2, build(name)), np.random.default_rng(0)
+  shape = (1, 8, 32, 32, 3)
+  shapes = jax.eval_shape(
+    lambda: model.init(jax.random.key(0), jnp.zeros(shape), method=U2S.one_pass)
+  )
+  variables = jax.tree.map(
+    # Kernels keep the size of what they see; everything else is a norm's, and positive.
+    lambda x: (
+      rng.normal(0, np.prod(x.shape[:-1]) ** -0.5, x.shape).astype(np.float32)
+      if len(x.shape) == 5
+      else np.ones(x.shape, np.float32)
+    ),
+    shapes,
+  )
+  videos = np.repeat(rng.normal(size=shape).astype(np.float32), 9, axis=0)
+  videos[np.arange(8), np.arange(8)] += 1  # the last one stays
+  run = jax.jit(lambda w, v: model.apply(w, v, method=U2S.one_pass)["universal_features"])
+  features = np.asarray(run(variables, videos))
+  assert np.isfinite(features).all() and (features >= 0).all() and (features > 0).any()
+  for t in range(8):
+    assert (features[t] != features[8]).any(), t
+
+
+def test_temporal_shift_by_hand():
+  video = np.arange(3 * 17, dtype=np.float32).reshape(1, 3, 1, 1, 17) + 1
+  shifted = np.asarray(temporal_shift(jnp.asarray(video), 8))
+  np.testing.assert_array_equal(shifted[0, :, 0, 0, :2], [*video[0, 1:, 0, 0, :2], [0, 0]])
+  np.testing.assert_array_equal(shifted[0, :, 0, 0, 2:4], [[0, 0], *video[0, :2, 0, 0, 2:4]])
+  np.testing.assert_array_equal(shifted[..., 4:], video[..., 4:])
+
+
+@pytest.mark.parametrize(
+  ("name", "fields", "message"),
+  [
+    ("vgg", {}, "model.backbone.name: 'vgg' is not one of preact_resnet, resnet, tsm_resnet, "),
+    ("resnet", {}, "model.backbone.temporal: not set, and resnet needs it"),
+    ("eco_lite", {"depth": 18}, "model.backbone.depth: eco_lite has no such field; it has none"),
+    ("resnet", {"preactivation": True, "temporal": FLAT}, "model.backbone.preactivation: resnet"),
+    ("resnet", {"temporal": FLAT, "depth": 5}, "model.backbone.depth: 5 is not one of 14, 18, "),
+    ("resnet", {"temporal": FLAT_BASIC}, "model.backbone.temporal: .* is not 4 odd numbers for"),
+    ("resnet", {"temporal": ((2, 1, 1, 1),) * 2}, "model.backbone.temporal: .* is not 4 odd"),
+    ("resnet", {"temporal": FLAT, "strided": "2x2"}, "model.backbone.strided: '2x2' is not one"),
+    ("preact_resnet", {"temporal": FLAT, "strided": "1x1"}, "model.backbone.strided: a pre-act"),
+    ("preact_resnet", {"temporal": FLAT, "shift": 8}, "model.backbone.shift: only 'tsm_resnet'"),
+  ],
+)
+def test_what_cannot_be_built(name, fields, message):
+  with pytest.raises(ValueError, match=f"^{message}"):
+    build(name, **fields)

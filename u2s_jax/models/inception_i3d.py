@@ -1,0 +1,128 @@
+"""Inception-I3D (Carreira and Zisserman 2017, the paper's [8]): all convolutions see 3 frames.
+
+The trunk ends with `Mixed_3c`; `Mixed_4b` to `Mixed_5c` are what UN and CSN each have of their own.
+"""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from u2s_jax.models.conv import Conv
+from u2s_jax.models.norm import BatchNorm
+from u2s_jax.models.resnet import head
+
+# Channels of a module: 1x1x1; 1x1x1 and 3x3x3 twice; 1x1x1 behind the pool.
+BOTTOM = {
+  "Mixed_3b": (64, (96, 128), (16, 32), 32),
+  "Mixed_3c": (128, (128, 192), (32, 96), 64),
+}
+TOP = {
+  "Mixed_4b": (192, (96, 208), (16, 48), 64),
+  "Mixed_4c": (160, (112, 224), (24, 64), 64),
+  "Mixed_4d": (128, (128, 256), (24, 64), 64),
+  "Mixed_4e": (112, (144, 288), (32, 64), 64),
+  "Mixed_4f": (256, (160, 320), (32, 128), 128),
+  "Mixed_5b": (256, (160, 320), (32, 128), 128),
+  "Mixed_5c": (384, (192, 384), (48, 128), 128),
+}
+
+
+class ConvUnit(nn.Module):
+  """Convolution over frames and pixels, BN without a factor, ReLU."""
+
+  features: int
+  extent: int
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "n t h w c"], *, train: bool) -> Float[Array, "n t h w d"]:
+    x = Conv(self.features, (self.extent,) * 3, dtype=self.dtype, name="conv")(x)
+    return nn.relu(BatchNorm(scale=False, dtype=self.dtype, name="norm")(x, train=train))
+
+
+class Mixed(nn.Module):
+  """An inception module: four branches side by side.
+
+  Attributes:
+    channels: see `BOTTOM`.
+    dtype: of the computation.
+  """
+
+  channels: tuple[int, tuple[int, int], tuple[int, int], int]
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "n t h w c"], *, train: bool) -> Float[Array, "n t h w d"]:
+    def unit(name, y, features, extent):
+      return ConvUnit(features, extent, self.dtype, name=name)(y, train=train)
+
+    single, second, third, pooled = self.channels
+    branches = [unit("Branch_0_0a", x, single, 1)]
+    for i, (reduced, features) in enumerate((second, third), start=1):
+      y = unit(f"Branch_{i}_0a", x, reduced, 1)
+      branches.append(unit(f"Branch_{i}_0b", y, features, 3))
+    y = nn.max_pool(x, (3, 3, 3), padding="SAME")
+    branches.append(unit("Branch_3_0b", y, pooled, 1))
+    return jnp.concatenate(branches, axis=-1)
+
+
+class Trunk(nn.Module):
+  """From the frames to `Mixed_3c`: 480 channels, half of the frames, an eighth of the size."""
+
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, video: Float[Array, "n t h w c"], *, train: bool
+  ) -> Float[Array, "n t2 h2 w2 480"]:
+    pool = functools.partial(nn.max_pool, window_shape=(1, 3, 3), strides=(1, 2, 2), padding="SAME")
+    x = Conv(
+      64, (7, 7, 7), stride=2, temporal_stride=2, padding="same", dtype=self.dtype, name="stem"
+    )(video)
+    norm = BatchNorm(scale=False, dtype=self.dtype, name="stem_norm")
+    x = pool(nn.relu(norm(x, train=train)))
+    x = ConvUnit(64, 1, self.dtype, name="Conv3d_2b")(x, train=train)
+    x = pool(ConvUnit(192, 3, self.dtype, name="Conv3d_2c")(x, train=train))
+    for name, channels in BOTTOM.items():
+      x = Mixed(channels, self.dtype, name=name)(x, train=train)
+    return x
+
+
+class Branch(nn.Module):
+  """`Mixed_4b` to `Mixed_5c` and the classifier."""
+
+  num_classes: int
+  dtype: DTypeLike = jnp.float32
+
+  def setup(self):
+    for name, channels in TOP.items():
+      setattr(self, name, Mixed(channels, self.dtype))
+    self.head = head(self.num_classes)
+
+  def features(
+    self, trunk: Float[Array, "n t h w c"], *, train: bool
+  ) -> Float[Array, "n t2 h2 w2 1024"]:
+    """`Mixed_5c`: non-negative; an eighth of the frames, 1/32 of the size."""
+    x = trunk
+    for name in TOP:
+      if name == "Mixed_4b":
+        x = nn.max_pool(x, (3, 3, 3), strides=(2, 2, 2), padding="SAME")
+      if name == "Mixed_5b":
+        x = nn.max_pool(x, (2, 2, 2), strides=(2, 2, 2), padding="SAME")
+      x = getattr(self, name)(x, train=train)
+    return x
+
+  def classify(self, features: Float[Array, "n t h w c"]) -> Float[Array, "n m"]:
+    """Logits of features averaged over frames and pixels, in float32."""
+    return self.head(jnp.mean(features, axis=(1, 2, 3), dtype=jnp.float32))
+
+
+def inception_i3d(
+  *, dtype: DTypeLike = jnp.float32
+) -> tuple[Callable[[], Trunk], Callable[[int], Branch]]:
+  """What makes the trunk, and a branch for a number of classes."""
+  return functools.partial(Trunk, dtype), functools.partial(Branch, dtype=dtype)
