@@ -257,6 +257,18 @@ def test_errors(file, state, tmp_path):
   )
   more = state | {"layer4.0.se.fc1.weight": np.zeros(3)}
   fails(_npz(tmp_path / "more.npz", more), "layer4.0.se.fc1.weight has no place in a torchvision")
+  fails(
+    _npz(tmp_path / "leaf.npz", state | {"layer1.0.bn1.momentum": np.zeros(3)}),
+    "layer1.0.bn1.momentum has no place in a torchvision",
+  )
+  fails(
+    _npz(tmp_path / "two.npz", state | {"new_fc.bias": state["fc.bias"]}),
+    "new_fc.bias and another name are both the params/universal/head/bias",
+  )
+  fails(
+    _npz(tmp_path / "bias.npz", state | {"layer9.0.conv1.bias": np.zeros(4)}),
+    "group8/block0/conv1 of a torchvision ResNet or TSM has a bias, but no norm",
+  )
   deep = {**state, **{n.replace("layer1.0", "layer1.1"): v for n, v in state.items()}}
   fails(_npz(tmp_path / "deep.npz", deep), r"group0/block1/.* and None here; set config.model.back")
   fails(_npz(tmp_path / "else.npz", {"w": np.zeros(2)}), "weights of no known source .*: w, ...")

@@ -179,4 +179,5 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
     ) from error
   state = torch.load(path, map_location="cpu", weights_only=True)
   state = state.get("state_dict", state)
-  return {name: value.numpy() for name, value in state.items() if hasattr(value, "numpy")}
+  tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+  return {name: value.float().numpy() for name, value in tensors.items()}  # NumPy has no bfloat16

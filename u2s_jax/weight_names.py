@@ -161,7 +161,8 @@ def translate(weights: Mapping[str, np.ndarray]) -> tuple[str, dict[str, np.ndar
     for our norm's epsilon.
 
   Raises:
-    ValueError: no table knows the file, or its table does not know a name in it.
+    ValueError: no table knows the file, or its table does not know a name in it, or gives two
+      names one place.
   """
   signs = {name: re.compile(source.sign) for name, source in SOURCES.items()}
   found = (name for name, sign in signs.items() if any(sign.fullmatch(key) for key in weights))
@@ -175,33 +176,41 @@ def translate(weights: Mapping[str, np.ndarray]) -> tuple[str, dict[str, np.ndar
     stem, _, leaf = re.sub(f"^{source.prefix}", "", key).rpartition(source.separator)
     if leaf == "num_batches_tracked":
       continue
+    unknown = ValueError(f"{key} has no place in a {name}")
     matches = ((re.fullmatch(pattern, stem), to) for pattern, to in source.rules)
     module = next((to(match) for match, to in matches if match), None)
     if module is None:
-      raise ValueError(f"{key} has no place in a {name}")
+      raise unknown
     value = np.asarray(value, np.float32)
     part = f"{'trunk' if _TRUNK.match(module) else 'universal'}/{module}"
-    if module == "head":
-      weight = leaf in ("weight", "kernel")
-      ours[f"params/{part}/{'kernel' if weight else 'bias'}"] = (
-        _dense(value, leaf) if weight else value
-      )
-    elif "norm" in module.rpartition("/")[2]:
+    norm = "norm" in module.rpartition("/")[2]
+    if leaf not in (_NORM_LEAVES if norm else ("weight", "kernel", "bias")):
+      raise unknown
+    if norm:
       leaf = _NORM_LEAVES[leaf]
       if leaf == "var":
         value = value + np.float32(source.epsilon - EPSILON)
-      tree = "batch_stats" if leaf in ("mean", "var") else "params"
-      ours[f"{tree}/{part}/norm/{leaf}"] = value
+      target = f"{'batch_stats' if leaf in ('mean', 'var') else 'params'}/{part}/norm/{leaf}"
+    elif module == "head":
+      target = f"params/{part}/{'bias' if leaf == 'bias' else 'kernel'}"
+      value = value if leaf == "bias" else _dense(value, leaf)
     elif leaf == "bias":
       biases[part] = value
+      continue
     else:
       value = _kernel(value, leaf)
       if source.bgr and module == "stem":
         value = value[..., ::-1, :]
-      ours[f"params/{part}/kernel"] = value
+      target = f"params/{part}/kernel"
+    if target in ours:
+      raise ValueError(f"{key} and another name are both the {target} of a {name}")
+    ours[target] = value
   for part, bias in biases.items():
     # (x + b - mean) is (x - (mean - b)).
-    ours[f"batch_stats/{_norm_behind(part)}/norm/mean"] -= bias
+    mean = f"batch_stats/{_norm_behind(part)}/norm/mean"
+    if mean not in ours:
+      raise ValueError(f"{part} of a {name} has a bias, but no norm with a mean behind it")
+    ours[mean] = ours[mean] - bias
   return name, ours
 
 
