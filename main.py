@@ -21,7 +21,7 @@ from ml_collections import config_flags
 from orbax.checkpoint import multihost
 
 from data import pipeline, rendered, store
-from u2s_jax import settings, train
+from u2s_jax import compiling, settings, train
 
 CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Experiment, see configs/; change fields by --config.<field>=<value>."
@@ -63,6 +63,7 @@ def main(argv: list[str]) -> None:
   settings.check(config, workdir, settings.FREE_FIELDS if trains else settings.FREE_IN_EVALUATION)
   if trains and train.is_finished(workdir):
     return
+  compiling.use_cache(workdir / "compiled")
   # One host renders; the others wait, at a barrier that knows no time-out of a collective.
   first = jax.process_index() == 0
   folder = pathlib.Path(config.data.dir or workdir / "prepared")

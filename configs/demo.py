@@ -14,6 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.batch_size = 32
+  config.accumulate_steps = 1
   config.init_from = ""
 
   config.data = ml_collections.ConfigDict()
@@ -51,6 +52,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.non_local_width = 16
   config.model.specific_init = "universal"
   config.model.dtype = "float32"
+  config.model.convolution = "auto"
+  config.model.remat = False
   config.model.pixel_mean = (0.3, 0.3, 0.3)
   config.model.pixel_std = (0.25, 0.25, 0.25)
 

@@ -27,6 +27,9 @@ def get_config(modality: str = "rgb") -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.seed = 0  # of the initial weights, the order of the clips and their crops
   config.batch_size = 20  # clips of a global batch (paper: 20); BN sees all of them as one batch
+  # Parts of a batch that are computed one after the other, where memory is short: their gradients
+  # are added up, BN sees each as a batch. 1: off (paper).
+  config.accumulate_steps = 1
   # Another run's workdir, or a file of weights (u2s_jax/pretrained.py), that stage 1 starts from.
   config.init_from = ""
 
@@ -64,6 +67,11 @@ def get_config(modality: str = "rgb") -> ml_collections.ConfigDict:
   # Where the CSN starts: 'universal' (a copy of the UN), 'pretrained' (init_from) or 'random'.
   config.model.specific_init = "universal"
   config.model.dtype = "float32"  # of the computation: 'float32' or 'bfloat16'
+  # How convolutions over several frames are computed: 'direct', 'concatenated', 'shifted' (see
+  # u2s_jax/models/conv.py), or 'auto', the faster for each.
+  config.model.convolution = "auto"
+  # Keep the inputs of blocks alone for the backward pass: a third more work, little memory.
+  config.model.remat = False
   # Of bytes / 255. RGB: ImageNet's. Flow, for all channels: 128 is no motion; ImageNet's deviation,
   # as TSN takes it.
   is_flow = modality == "flow"

@@ -19,6 +19,9 @@ def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.seed = 0  # of the initial weights, the order of the clips and their crops
   config.batch_size = 20  # clips of a global batch (paper: 20); BN sees all of them as one batch
+  # Parts of a batch that are computed one after the other, where memory is short: their gradients
+  # are added up, BN sees each as a batch. 1: off (paper).
+  config.accumulate_steps = 1
   # Another run's workdir, or a file of weights (u2s_jax/pretrained.py), that stage 1 starts from.
   config.init_from = ""
 
@@ -58,6 +61,11 @@ def get_config() -> ml_collections.ConfigDict:
   # Where the CSN starts: 'universal' (a copy of the UN), 'pretrained' (init_from) or 'random'.
   config.model.specific_init = "universal"
   config.model.dtype = "float32"  # of the computation: 'float32' or 'bfloat16'
+  # How convolutions over several frames are computed: 'direct', 'concatenated', 'shifted' (see
+  # u2s_jax/models/conv.py), or 'auto', the faster for each.
+  config.model.convolution = "auto"
+  # Keep the inputs of blocks alone for the backward pass: a third more work, little memory.
+  config.model.remat = False
   # Of pixels in 0..1, ImageNet's; a single number stands for all channels.
   config.model.pixel_mean = (0.485, 0.456, 0.406)
   config.model.pixel_std = (0.229, 0.224, 0.225)

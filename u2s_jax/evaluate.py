@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Integer, Num
 
-from u2s_jax import fusion, metrics, sharding
+from u2s_jax import compiling, fusion, metrics, sharding
 from u2s_jax.state import TrainState
 from u2s_jax.steps import PREDICTIONS
 
@@ -56,7 +56,7 @@ def compile_eval(step: Callable[..., dict[str, jax.Array]], mesh: Mesh) -> Calla
       key: batch[key] for key in ("label", "mask", "id")
     }
 
-  return jax.jit(run, out_shardings=sharding.replicated(mesh))
+  return jax.jit(run, out_shardings=sharding.replicated(mesh), compiler_options=compiling.options())
 
 
 def score(

@@ -17,6 +17,7 @@ DTYPES = ("float32", "bfloat16")
 MODALITIES = ("rgb", "flow")
 SPLITS = ("train", "validation", "test")
 PIXEL_FIELDS = ("pixel_mean", "pixel_std")
+COMPUTE_FIELDS = ("dtype", "convolution", "remat")  # of `model`: how, not what
 # Fields that change nothing that training computes: a run may go on with other values of them.
 FREE_FIELDS = (
   "log_every_steps",
@@ -43,18 +44,18 @@ def schedule(config: ml_collections.ConfigDict) -> tuple[Stage, Stage, Stage]:
 
 def model_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """The fields of the config's `model` section that are arguments of `U2S`."""
-  others = (*PIXEL_FIELDS, "specific_init")
+  others = (*PIXEL_FIELDS, *COMPUTE_FIELDS, "specific_init")
   return {key: value for key, value in config.model.to_dict().items() if key not in others}
 
 
 def build_model(config: ml_collections.ConfigDict, num_classes: int) -> U2S:
   """The networks that a config asks for; ValueError names a field that cannot be."""
-  fields = model_fields(config)
-  if fields["dtype"] not in DTYPES:
-    raise ValueError(f"model.dtype: {fields['dtype']!r} is not one of {', '.join(DTYPES)}")
-  fields["dtype"] = jnp.dtype(fields["dtype"])
-  backbone = backbones.build(dtype=fields["dtype"], **fields.pop("backbone"))
-  return U2S(num_classes, backbone, **fields)
+  fields, how = model_fields(config), {field: config.model[field] for field in COMPUTE_FIELDS}
+  if how["dtype"] not in DTYPES:
+    raise ValueError(f"model.dtype: {how['dtype']!r} is not one of {', '.join(DTYPES)}")
+  how["dtype"] = jnp.dtype(how["dtype"])
+  backbone = backbones.build(**fields.pop("backbone"), **how)
+  return U2S(num_classes, backbone, dtype=how["dtype"], **fields)
 
 
 def input_channels(config: ml_collections.ConfigDict) -> int:
@@ -78,7 +79,9 @@ def check(
   for field in ("log_every_steps", "checkpoint_every_steps"):
     if config[field] < 1:
       raise ValueError(f"{field}: {config[field]} is not at least 1")
-  sharding.check_batch_size("batch_size", config.batch_size)
+  if config.accumulate_steps < 1:
+    raise ValueError(f"accumulate_steps: {config.accumulate_steps} is not at least 1")
+  sharding.check_batch_size("batch_size", config.batch_size, config.accumulate_steps)
   sharding.check_batch_size("eval.batch_size", config.eval.batch_size)
   if config.data.num_frames < 1:
     raise ValueError(f"data.num_frames: {config.data.num_frames} is not at least 1")

@@ -27,13 +27,21 @@ def batched(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def check_batch_size(field: str, batch_size: int) -> None:
-  """Raises ValueError, naming the config field, where the devices do not divide a global batch."""
+def check_batch_size(field: str, batch_size: int, parts: int = 1) -> None:
+  """Raises ValueError, naming the config field, where the devices do not divide a global batch.
+
+  Args:
+    field: of the config.
+    batch_size: global.
+    parts: that the batch is computed in, one after the other.
+  """
   devices = jax.device_count()
-  if batch_size <= 0 or batch_size % devices:
+  unit = devices * parts
+  if batch_size <= 0 or batch_size % unit:
+    times = f" times accumulate_steps ({parts})" if parts > 1 else ""
     raise ValueError(
-      f"{field}: {batch_size} is not a positive multiple of the {devices} devices;"
-      f" the nearest is {max(devices, round(batch_size / devices) * devices)}"
+      f"{field}: {batch_size} is not a positive multiple of the {devices} devices{times};"
+      f" the nearest is {max(unit, round(batch_size / unit) * unit)}"
     )
 
 

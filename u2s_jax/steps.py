@@ -36,6 +36,7 @@ def make_train_step(
   pixel_std: tuple[float, ...],
   selection: str = "confusing",
   guide: str = "prediction",
+  accumulate_steps: int = 1,
 ) -> Callable[[TrainState, Batch, Float[Array, ""]], tuple[TrainState, dict[str, Array]]]:
   """The update of `stage` as a pure function (state, batch, learning rate) -> (state, metrics).
 
@@ -50,6 +51,8 @@ def make_train_step(
     pixel_std: see `normalize`.
     selection: masks to combine, see `csm.selection`; the regularizer keeps to the binary CSM.
     guide: class that selects them: the universal network's 'prediction', or the 'label'.
+    accumulate_steps: parts of the batch that are computed one after the other, their gradients
+      added up. BN sees each part as a batch, and moves its averages once a part.
 
   Returns:
     A function to be jitted. Its metrics are scalars: `loss` (Eq. 3 with the stage's terms),
@@ -87,9 +90,35 @@ def make_train_step(
     # Frozen subnetworks ran with their averages; Flax hands those back unchanged.
     return loss, (updates["batch_stats"], metrics)
 
+  gradients = jax.grad(loss_fn, has_aux=True)
+
+  def accumulate(trained, state, batch):
+    """`gradients`, part by part."""
+    # Every device keeps its own clips: a part takes some of each device's.
+    parts = jax.tree.map(
+      lambda x: jnp.swapaxes(x.reshape(-1, accumulate_steps, *x.shape[1:]), 0, 1), batch
+    )
+    count = jnp.maximum(jnp.sum(batch["mask"]), 1)
+
+    def add(carry, part):
+      batch_stats, sums = carry
+      grads, (batch_stats, metrics) = gradients(
+        trained, state.replace(batch_stats=batch_stats), part
+      )
+      share = jnp.sum(part["mask"]) / count
+      sums = jax.tree.map(lambda total, x: total + share * x, sums, (grads, metrics))
+      return (batch_stats, sums), None
+
+    part = jax.tree.map(lambda x: x[0], parts)
+    grads, (_, metrics) = jax.eval_shape(gradients, trained, state, part)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, metrics))
+    (batch_stats, (grads, metrics)), _ = jax.lax.scan(add, (state.batch_stats, zeros), parts)
+    return grads, (batch_stats, metrics)
+
   def step(state, batch, learning_rate):
     trained = {name: state.params[name] for name in stage.trainable}
-    grads, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(trained, state, batch)
+    compute = gradients if accumulate_steps == 1 else accumulate
+    grads, (batch_stats, metrics) = compute(trained, state, batch)
     direction, momentum = tx.update(grads, state.momentum, trained)
     trained = jax.tree.map(lambda p, d: p - learning_rate * d, trained, direction)
     metrics["grad_norm"] = optax.tree.norm(grads)

@@ -18,8 +18,18 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from u2s_jax import (
+  compiling,
+  evaluate,
+  fusion,
+  metrics,
+  optimizer,
+  pretrained,
+  settings,
+  sharding,
+  steps,
+)
 from u2s_jax import csm as csm_lib
-from u2s_jax import evaluate, fusion, metrics, optimizer, pretrained, settings, sharding, steps
 from u2s_jax import state as state_lib
 from u2s_jax.checkpoint import Checkpoints, abstract_state
 from u2s_jax.settings import STAGES
@@ -30,6 +40,7 @@ Batches = Iterator[dict[str, np.ndarray]]
 WriteScalars = Callable[[int, dict[str, float]], None]  # of `clu.metric_writers`
 TRAIN_SPLIT, VALIDATION_SPLIT = "train", "validation"
 NUM_SIMILAR = 5  # most similar pairs of classes to show
+STEPS_AHEAD = 2  # that the host may be of the device: each keeps a batch in the device's memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -325,22 +336,42 @@ def run_stage(run: Run, index: int, state: TrainState, plateau: optimizer.Platea
       stage,
       run.tx,
       regularizer_weight=config.regularizer_weight,
+      accumulate_steps=config.accumulate_steps,
       **run.pixels,
       **run.masks,
     ),
     donate_argnums=0,
     out_shardings=(replicated, replicated),
+    compiler_options=compiling.options(),
   )
   log(f"stage {stage.name}: {stage.epochs:g} epochs, {total} steps of {config.batch_size} clips")
   offset = sum(run.total_steps(before) for before in run.stages[:index])
   batches = run.data.train_batches(index, first)
   waiting, started, counted = [], time.monotonic(), first
+
+  def report(step, waiting, rate, started, counted):
+    means = mean_metrics(stage, step, waiting) | {"learning_rate": rate}
+    if step > counted:
+      seconds = max(time.monotonic() - started, 1e-9)
+      means["clips_per_second"] = (step - counted) * config.batch_size / seconds
+    run.write_scalars(
+      offset + step, {f"{stage.name}/{name}": value for name, value in means.items()}
+    )
+    epoch = step * config.batch_size / num_train
+    log(progress(stage, step, total, epoch, config.batch_size, means))
+
+  due = None  # a report that waits until the device has its next step
   for step in range(first + 1, total + 1):
     batch = sharding.global_batch(next(batches), run.mesh)
     seen = (step - 1) * config.batch_size / num_train
     rate = optimizer.learning_rate(stage, seen, plateau)
     state, scalars = train_step(state, batch, rate)
+    if due:
+      report(*due)
+      due = None
     waiting.append(scalars)
+    if len(waiting) > STEPS_AHEAD:
+      jax.block_until_ready(waiting[-1 - STEPS_AHEAD])
     if step == first + 1:
       jax.block_until_ready(scalars)  # compilation is no part of the speed
       started, counted = time.monotonic(), step
@@ -350,17 +381,10 @@ def run_stage(run: Run, index: int, state: TrainState, plateau: optimizer.Platea
     )
     save = step == total or step % config.checkpoint_every_steps == 0
     if epoch_done or save or step % config.log_every_steps == 0:
-      means = mean_metrics(stage, step, waiting)
-      waiting = []
-      speed = (step - counted) * config.batch_size / max(time.monotonic() - started, 1e-9)
-      means |= {"learning_rate": rate}
-      if step > counted:
-        means["clips_per_second"] = speed
-      run.write_scalars(
-        offset + step, {f"{stage.name}/{name}": value for name, value in means.items()}
-      )
-      epoch = step * config.batch_size / num_train
-      log(progress(stage, step, total, epoch, config.batch_size, means))
+      due, waiting = (step, waiting, rate, started, counted), []
+    if epoch_done or save:
+      report(*due)
+      due = None
     if epoch_done:
       results = validate(run, stage, state)
       run.write_scalars(
@@ -455,7 +479,12 @@ def category_similarity(run: Run, state: TrainState) -> CategorySimilarity:
     return jax.tree.map(jnp.add, sums, step(state, batch))
 
   replicated = sharding.replicated(run.mesh)
-  accumulate = jax.jit(accumulate, out_shardings=replicated, donate_argnums=0)
+  accumulate = jax.jit(
+    accumulate,
+    out_shardings=replicated,
+    donate_argnums=0,
+    compiler_options=compiling.options(),
+  )
   sums = None
   for batch in run.data.eval_batches(TRAIN_SPLIT, "center"):
     batch = sharding.global_batch(batch, run.mesh)

@@ -14,8 +14,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from u2s_jax.models.conv import METHODS, Conv
 from u2s_jax.models.eco_lite import eco_lite
 from u2s_jax.models.inception_i3d import inception_i3d
+from u2s_jax.models.layers import Layers
+from u2s_jax.models.norm import BatchNorm
 from u2s_jax.models.resnet import resnet
 
 BACKBONES = {
@@ -39,12 +42,20 @@ class Backbone(NamedTuple):
   branch: Callable[[int], nn.Module]
 
 
-def build(name: str, dtype: DTypeLike = jnp.float32, **fields: Any) -> Backbone:
+def build(
+  name: str,
+  dtype: DTypeLike = jnp.float32,
+  convolution: str = "auto",
+  remat: bool = False,
+  **fields: Any,
+) -> Backbone:
   """The backbone of a name.
 
   Args:
     name: a key of `BACKBONES`.
-    dtype: of the computation.
+    dtype: of the computation; parameters and BN's statistics are float32.
+    convolution: how convolutions over several frames are computed, see `conv.conv3d`.
+    remat: see `Layers`.
     **fields: the other arguments of its constructor.
 
   Raises:
@@ -54,7 +65,7 @@ def build(name: str, dtype: DTypeLike = jnp.float32, **fields: Any) -> Backbone:
     raise ValueError(f"model.backbone.name: {name!r} is not one of {', '.join(BACKBONES)}")
   constructor = BACKBONES[name]
   # What the table fixes is no field.
-  taken = {"dtype", *getattr(constructor, "keywords", ())}
+  taken = {"layers", *getattr(constructor, "keywords", ())}
   parameters = inspect.signature(constructor).parameters.values()
   known = {p.name: p for p in parameters if p.name not in taken}
   unknown = sorted(fields.keys() - known.keys())
@@ -64,4 +75,11 @@ def build(name: str, dtype: DTypeLike = jnp.float32, **fields: Any) -> Backbone:
   missing = [key for key, p in known.items() if p.default is p.empty and key not in fields]
   if missing:
     raise ValueError(f"model.backbone.{missing[0]}: not set, and {name} needs it")
-  return Backbone(*constructor(dtype=dtype, **fields))
+  if convolution not in METHODS:
+    raise ValueError(f"model.convolution: {convolution!r} is not one of {', '.join(METHODS)}")
+  layers = Layers(
+    conv=functools.partial(Conv, method=convolution, dtype=dtype),
+    norm=functools.partial(BatchNorm, dtype=dtype),
+    remat=remat,
+  )
+  return Backbone(*constructor(layers=layers, **fields))

@@ -1,8 +1,7 @@
-"""The one place that knows how a `kt x k x k` convolution over video is computed.
+"""The one place that knows how a `kt x kh x kw` convolution over video is computed.
 
-XLA's gradient of a 3D convolution is far slower than that of a 2D one (`benchmarks/conv.py`), so a
-convolution over `kt` frames runs as ONE 2D convolution over those frames concatenated in channels.
-Parameters keep the usual five-dimensional kernel, whatever computes with it.
+Four ways, one result; `benchmarks/conv.py` measures them. Parameters keep the usual
+five-dimensional kernel, whatever computes with it.
 """
 
 import functools
@@ -15,6 +14,7 @@ from jaxtyping import Array, Float
 
 # He initialisation over the fan-out, as the reference ResNets use it.
 conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+METHODS = ("auto", "direct", "concatenated", "shifted")
 
 
 def conv3d(
@@ -23,6 +23,7 @@ def conv3d(
   stride: int = 1,
   temporal_stride: int = 1,
   padding: str = "symmetric",
+  method: str = "auto",
 ) -> Float[Array, "n t2 h2 w2 d"]:
   """Convolution over frames and pixels, with zeros around the clip.
 
@@ -34,34 +35,71 @@ def conv3d(
     padding: 'symmetric', `k // 2` on both sides, as in PyTorch; 'same', as in TensorFlow: under a
       stride possibly one less before than behind. Weights keep their alignment only under the
       padding that they were trained with.
+    method: how a kernel of several frames is computed. 'direct': as a 3D convolution;
+      'concatenated': one 2D convolution of the neighbouring frames concatenated in channels;
+      'shifted': one 2D convolution with the outputs of all kernel frames, whose shifted sum is
+      taken; 'auto': the one of the last two that makes fewer numbers. Where a kernel sees one
+      frame they are one and the same; where it sees one pixel, both 2D convolutions are matrix
+      products.
 
   Returns:
     `h2 = ceil(h / stride)`, likewise `w2` and `t2`.
   """
-  n, t, h, w, c = video.shape
-  kt, kh, kw, _, d = kernel.shape
-  if kt > 1:
-    before, behind = _border(t, kt, temporal_stride, padding)
-    video = jnp.pad(video, ((0, 0), (before, behind), (0, 0), (0, 0), (0, 0)))
-    last = video.shape[1] - kt + 1
-    frames = [video[:, k : last + k : temporal_stride] for k in range(kt)]
-    video = jnp.concatenate(frames, axis=-1)
-  else:
-    video = video[:, ::temporal_stride]
-  t = video.shape[1]
-  kernel = kernel.transpose(1, 2, 0, 3, 4).reshape(kh, kw, kt * c, d)
+  kt, kh, kw, c, d = kernel.shape
+  border = _border(video.shape[1], kt, temporal_stride, padding)
   if kh == kw == 1:
-    # A plain matrix product, whose gradients are matrix products too: on the CPU four times faster
-    # than a 1x1 convolution forward, up to twice backward.
-    return jnp.einsum("nthwc,cd->nthwd", video[:, :, ::stride, ::stride], kernel[0, 0])
+    video, stride = video[:, :, ::stride, ::stride], 1
+  if kt == 1:
+    return _conv2d(video[:, ::temporal_stride], kernel[0], stride, padding)
+  if method == "direct":
+    borders = (border, *_borders(video, kernel[0], stride, padding))
+    return jax.lax.conv_general_dilated(
+      video,
+      kernel,
+      window_strides=(temporal_stride, stride, stride),
+      padding=borders,
+      dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+    )
+  if method == "auto":
+    method = "concatenated" if c * stride**2 <= d * temporal_stride else "shifted"
+  frames = functools.partial(_frames, extent=kt, stride=temporal_stride, border=border)
+  if method == "concatenated":
+    video = jnp.concatenate([frames(video, k) for k in range(kt)], axis=-1)
+    return _conv2d(video, jnp.moveaxis(kernel, 0, 2).reshape(kh, kw, kt * c, d), stride, padding)
+  out = _conv2d(video, jnp.moveaxis(kernel, 0, 3).reshape(kh, kw, c, kt * d), stride, padding)
+  return sum(frames(out[..., k * d : (k + 1) * d], k) for k in range(kt))
+
+
+def _frames(
+  video: Float[Array, "n t h w c"], k: int, *, extent: int, stride: int, border: tuple[int, int]
+) -> Float[Array, "n t2 h w c"]:
+  """The frame that the kernel's frame `k` meets, for each output frame; zeros behind the ends."""
+  padded = jnp.pad(video, ((0, 0), border, (0, 0), (0, 0), (0, 0)))
+  last = padded.shape[1] - extent + 1
+  return padded[:, k : last + k : stride]
+
+
+def _conv2d(
+  video: Float[Array, "n t h w c"], kernel: Float[Array, "kh kw c d"], stride: int, padding: str
+) -> Float[Array, "n t h2 w2 d"]:
+  """The same 2D convolution of every frame."""
+  n, t = video.shape[:2]
+  if kernel.shape[:2] == (1, 1):
+    # Two dimensions, not five: XLA's CPU compiler would transpose the gradient once more.
+    return (video.reshape(-1, video.shape[-1]) @ kernel[0, 0]).reshape(*video.shape[:-1], -1)
   out = jax.lax.conv_general_dilated(
-    video.reshape(n * t, h, w, kt * c),
+    video.reshape(n * t, *video.shape[2:]),
     kernel,
     window_strides=(stride, stride),
-    padding=(_border(h, kh, stride, padding), _border(w, kw, stride, padding)),
+    padding=_borders(video, kernel, stride, padding),
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
   )
   return out.reshape(n, t, *out.shape[1:])
+
+
+def _borders(video, kernel, stride, padding):
+  """Zeros before and behind rows and columns."""
+  return [_border(video.shape[i + 2], kernel.shape[i], stride, padding) for i in (0, 1)]
 
 
 def _border(size: int, extent: int, stride: int, padding: str) -> tuple[int, int]:
@@ -81,6 +119,7 @@ class Conv(nn.Module):
     stride: spatial stride.
     temporal_stride: in frames.
     padding: see `conv3d`.
+    method: see `conv3d`.
     dtype: of the computation; parameters are float32.
   """
 
@@ -89,6 +128,7 @@ class Conv(nn.Module):
   stride: int = 1
   temporal_stride: int = 1
   padding: str = "symmetric"
+  method: str = "auto"
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
@@ -101,6 +141,7 @@ class Conv(nn.Module):
       self.stride,
       self.temporal_stride,
       self.padding,
+      self.method,
     )
 
 

@@ -9,12 +9,10 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from u2s_jax.models import resnet
-from u2s_jax.models.conv import Conv
-from u2s_jax.models.norm import BatchNorm
+from u2s_jax.models.layers import Layers
 
 
 class ConvUnit(nn.Module):
@@ -23,13 +21,13 @@ class ConvUnit(nn.Module):
   features: int
   extent: int
   stride: int = 1
-  dtype: DTypeLike = jnp.float32
+  layers: Layers = Layers()
 
   @nn.compact
   def __call__(self, x: Float[Array, "n t h w c"], *, train: bool) -> Float[Array, "n t h2 w2 d"]:
     extent = (1, self.extent, self.extent)
-    x = Conv(self.features, extent, self.stride, dtype=self.dtype, name="conv")(x)
-    return nn.relu(BatchNorm(dtype=self.dtype, name="norm")(x, train=train))
+    x = self.layers.conv(self.features, extent, self.stride, name="conv")(x)
+    return nn.relu(self.layers.norm(name="norm")(x, train=train))
 
 
 class Inception(nn.Module):
@@ -39,18 +37,18 @@ class Inception(nn.Module):
     reduce: channels of the 1x1 convolution before the 3x3 one.
     middle: channels of the 3x3 one.
     projection: channels of the 1x1 convolution behind the average pool.
-    dtype: of the computation.
+    layers: how it computes.
   """
 
   reduce: int
   middle: int
   projection: int
-  dtype: DTypeLike = jnp.float32
+  layers: Layers = Layers()
 
   @nn.compact
   def __call__(self, x: Float[Array, "n t h w c"], *, train: bool) -> Float[Array, "n t h w d"]:
     def unit(name, y, features, extent):
-      return ConvUnit(features, extent, dtype=self.dtype, name=name)(y, train=train)
+      return ConvUnit(features, extent, layers=self.layers, name=name)(y, train=train)
 
     single = unit("single", x, 64, 1)
     middle = unit("middle", unit("middle_reduce", x, self.reduce, 1), self.middle, 3)
@@ -64,20 +62,20 @@ class Inception(nn.Module):
 class Trunk(nn.Module):
   """BN-Inception, each frame alone: 96 channels at an eighth of the size."""
 
-  dtype: DTypeLike = jnp.float32
+  layers: Layers = Layers()
 
   @nn.compact
   def __call__(
     self, video: Float[Array, "n t h w c"], *, train: bool
   ) -> Float[Array, "n t h2 w2 96"]:
-    unit = functools.partial(ConvUnit, dtype=self.dtype)
+    unit = functools.partial(ConvUnit, layers=self.layers)
     pool = functools.partial(nn.max_pool, window_shape=(1, 3, 3), strides=(1, 2, 2), padding="SAME")
-    x = Conv(64, (1, 7, 7), stride=2, dtype=self.dtype, name="stem")(video)
-    x = pool(nn.relu(BatchNorm(dtype=self.dtype, name="stem_norm")(x, train=train)))
+    x = self.layers.conv(64, (1, 7, 7), stride=2, name="stem")(video)
+    x = pool(nn.relu(self.layers.norm(name="stem_norm")(x, train=train)))
     x = unit(64, 1, name="conv2_reduce")(x, train=train)
     x = pool(unit(192, 3, name="conv2")(x, train=train))
-    x = Inception(64, 64, 32, self.dtype, name="inception_3a")(x, train=train)
-    x = Inception(64, 96, 64, self.dtype, name="inception_3b")(x, train=train)
+    x = self.layers.block(Inception(64, 64, 32, self.layers, name="inception_3a"), x, train=train)
+    x = self.layers.block(Inception(64, 96, 64, self.layers, name="inception_3b"), x, train=train)
     x = unit(64, 1, name="inception_3c_reduce")(x, train=train)
     return unit(96, 3, name="inception_3c")(x, train=train)
 
@@ -86,19 +84,19 @@ class Branch(nn.Module):
   """3D ResNet-18 from `res3a_2` to `res5b`: 128, 256, 512 channels; the last two stride by 2."""
 
   num_classes: int
-  dtype: DTypeLike = jnp.float32
+  layers: Layers = Layers()
 
   def setup(self):
     block = functools.partial(
-      resnet.PreactBasic, temporal=(3, 3, 3), projection_extent=3, dtype=self.dtype
+      resnet.PreactBasic, temporal=(3, 3, 3), projection_extent=3, layers=self.layers
     )
-    self.res3a = Conv(128, (3, 3, 3), dtype=self.dtype)
+    self.res3a = self.layers.conv(128, (3, 3, 3))
     self.res3b = block(128, 1)
     self.res4a = block(256, 2, temporal_stride=2)
     self.res4b = block(256, 1)
     self.res5a = block(512, 2, temporal_stride=2)
     self.res5b = block(512, 1)
-    self.norm = BatchNorm(dtype=self.dtype)
+    self.norm = self.layers.norm()
     self.head = resnet.head(self.num_classes)
 
   def features(
@@ -107,7 +105,7 @@ class Branch(nn.Module):
     """What lies behind the last ReLU: non-negative; a quarter of the frames."""
     x = self.res3a(trunk)
     for block in (self.res3b, self.res4a, self.res4b, self.res5a, self.res5b):
-      x = block(x, train=train)
+      x = self.layers.block(block, x, train=train)
     return nn.relu(self.norm(x, train=train))
 
   def classify(self, features: Float[Array, "n t h w c"]) -> Float[Array, "n m"]:
@@ -115,8 +113,6 @@ class Branch(nn.Module):
     return self.head(jnp.mean(features, axis=(1, 2, 3), dtype=jnp.float32))
 
 
-def eco_lite(
-  *, dtype: DTypeLike = jnp.float32
-) -> tuple[Callable[[], Trunk], Callable[[int], Branch]]:
+def eco_lite(*, layers: Layers) -> tuple[Callable[[], Trunk], Callable[[int], Branch]]:
   """What makes the trunk, and a branch for a number of classes."""
-  return functools.partial(Trunk, dtype), functools.partial(Branch, dtype=dtype)
+  return functools.partial(Trunk, layers), functools.partial(Branch, layers=layers)

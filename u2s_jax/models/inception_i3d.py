@@ -8,11 +8,9 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from u2s_jax.models.conv import Conv
-from u2s_jax.models.norm import BatchNorm
+from u2s_jax.models.layers import Layers
 from u2s_jax.models.resnet import head
 
 # Channels of a module: 1x1x1; 1x1x1 and 3x3x3 twice; 1x1x1 behind the pool.
@@ -36,12 +34,12 @@ class ConvUnit(nn.Module):
 
   features: int
   extent: int
-  dtype: DTypeLike = jnp.float32
+  layers: Layers = Layers()
 
   @nn.compact
   def __call__(self, x: Float[Array, "n t h w c"], *, train: bool) -> Float[Array, "n t h w d"]:
-    x = Conv(self.features, (self.extent,) * 3, dtype=self.dtype, name="conv")(x)
-    return nn.relu(BatchNorm(scale=False, dtype=self.dtype, name="norm")(x, train=train))
+    x = self.layers.conv(self.features, (self.extent,) * 3, name="conv")(x)
+    return nn.relu(self.layers.norm(scale=False, name="norm")(x, train=train))
 
 
 class Mixed(nn.Module):
@@ -49,16 +47,16 @@ class Mixed(nn.Module):
 
   Attributes:
     channels: see `BOTTOM`.
-    dtype: of the computation.
+    layers: how it computes.
   """
 
   channels: tuple[int, tuple[int, int], tuple[int, int], int]
-  dtype: DTypeLike = jnp.float32
+  layers: Layers = Layers()
 
   @nn.compact
   def __call__(self, x: Float[Array, "n t h w c"], *, train: bool) -> Float[Array, "n t h w d"]:
     def unit(name, y, features, extent):
-      return ConvUnit(features, extent, self.dtype, name=name)(y, train=train)
+      return ConvUnit(features, extent, self.layers, name=name)(y, train=train)
 
     single, second, third, pooled = self.channels
     branches = [unit("Branch_0_0a", x, single, 1)]
@@ -73,22 +71,20 @@ class Mixed(nn.Module):
 class Trunk(nn.Module):
   """From the frames to `Mixed_3c`: 480 channels, half of the frames, an eighth of the size."""
 
-  dtype: DTypeLike = jnp.float32
+  layers: Layers = Layers()
 
   @nn.compact
   def __call__(
     self, video: Float[Array, "n t h w c"], *, train: bool
   ) -> Float[Array, "n t2 h2 w2 480"]:
     pool = functools.partial(nn.max_pool, window_shape=(1, 3, 3), strides=(1, 2, 2), padding="SAME")
-    x = Conv(
-      64, (7, 7, 7), stride=2, temporal_stride=2, padding="same", dtype=self.dtype, name="stem"
-    )(video)
-    norm = BatchNorm(scale=False, dtype=self.dtype, name="stem_norm")
-    x = pool(nn.relu(norm(x, train=train)))
-    x = ConvUnit(64, 1, self.dtype, name="Conv3d_2b")(x, train=train)
-    x = pool(ConvUnit(192, 3, self.dtype, name="Conv3d_2c")(x, train=train))
+    stem = self.layers.conv(64, (7, 7, 7), stride=2, temporal_stride=2, padding="same", name="stem")
+    norm = self.layers.norm(scale=False, name="stem_norm")
+    x = pool(nn.relu(norm(stem(video), train=train)))
+    x = ConvUnit(64, 1, self.layers, name="Conv3d_2b")(x, train=train)
+    x = pool(ConvUnit(192, 3, self.layers, name="Conv3d_2c")(x, train=train))
     for name, channels in BOTTOM.items():
-      x = Mixed(channels, self.dtype, name=name)(x, train=train)
+      x = self.layers.block(Mixed(channels, self.layers, name=name), x, train=train)
     return x
 
 
@@ -96,11 +92,11 @@ class Branch(nn.Module):
   """`Mixed_4b` to `Mixed_5c` and the classifier."""
 
   num_classes: int
-  dtype: DTypeLike = jnp.float32
+  layers: Layers = Layers()
 
   def setup(self):
     for name, channels in TOP.items():
-      setattr(self, name, Mixed(channels, self.dtype))
+      setattr(self, name, Mixed(channels, self.layers))
     self.head = head(self.num_classes)
 
   def features(
@@ -113,7 +109,7 @@ class Branch(nn.Module):
         x = nn.max_pool(x, (3, 3, 3), strides=(2, 2, 2), padding="SAME")
       if name == "Mixed_5b":
         x = nn.max_pool(x, (2, 2, 2), strides=(2, 2, 2), padding="SAME")
-      x = getattr(self, name)(x, train=train)
+      x = self.layers.block(getattr(self, name), x, train=train)
     return x
 
   def classify(self, features: Float[Array, "n t h w c"]) -> Float[Array, "n m"]:
@@ -121,8 +117,6 @@ class Branch(nn.Module):
     return self.head(jnp.mean(features, axis=(1, 2, 3), dtype=jnp.float32))
 
 
-def inception_i3d(
-  *, dtype: DTypeLike = jnp.float32
-) -> tuple[Callable[[], Trunk], Callable[[int], Branch]]:
+def inception_i3d(*, layers: Layers) -> tuple[Callable[[], Trunk], Callable[[int], Branch]]:
   """What makes the trunk, and a branch for a number of classes."""
-  return functools.partial(Trunk, dtype), functools.partial(Branch, dtype=dtype)
+  return functools.partial(Trunk, layers), functools.partial(Branch, layers=layers)

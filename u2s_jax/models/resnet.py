@@ -9,11 +9,10 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from u2s_jax.models.conv import Conv, max_pool
-from u2s_jax.models.norm import BatchNorm
+from u2s_jax.models.conv import max_pool
+from u2s_jax.models.layers import Layers
 from u2s_jax.models.temporal_shift import temporal_shift
 
 EXPANSION = 4  # a bottleneck's output channels over its width
@@ -37,18 +36,17 @@ class PreactBottleneck(nn.Module):
     width: channels of the two inner convolutions; the output has `EXPANSION * width`.
     stride: spatial stride of the 3x3 convolution and of the projection.
     temporal: frames seen by the three convolutions and by the projection shortcut.
-    dtype: of the computation.
+    layers: how it computes.
   """
 
   width: int
   stride: int
   temporal: tuple[int, int, int, int]
-  dtype: DTypeLike = jnp.float32
+  layers: Layers = Layers()
 
   @nn.compact
   def __call__(self, x: Float[Array, "n t h w c"], *, train: bool) -> Float[Array, "n t h2 w2 d"]:
-    conv = functools.partial(Conv, dtype=self.dtype)
-    norm = functools.partial(BatchNorm, dtype=self.dtype)
+    conv, norm = self.layers.conv, self.layers.norm
     first, second, third, projection = self.temporal
     features = EXPANSION * self.width
     y = nn.relu(norm(name="norm1")(x, train=train))
@@ -70,7 +68,7 @@ class PreactBasic(nn.Module):
     temporal: frames seen by the two convolutions and by the projection shortcut.
     temporal_stride: of the first convolution and of the projection.
     projection_extent: rows and columns seen by the projection.
-    dtype: of the computation.
+    layers: how it computes.
   """
 
   width: int
@@ -78,12 +76,11 @@ class PreactBasic(nn.Module):
   temporal: tuple[int, int, int]
   temporal_stride: int = 1
   projection_extent: int = 1
-  dtype: DTypeLike = jnp.float32
+  layers: Layers = Layers()
 
   @nn.compact
   def __call__(self, x: Float[Array, "n t h w c"], *, train: bool) -> Float[Array, "n t2 h2 w2 d"]:
-    conv = functools.partial(Conv, self.width, dtype=self.dtype)
-    norm = functools.partial(BatchNorm, dtype=self.dtype)
+    conv, norm = functools.partial(self.layers.conv, self.width), self.layers.norm
     first, second, projection = self.temporal
     strides = self.stride, self.temporal_stride
     y = nn.relu(norm(name="norm1")(x, train=train))
@@ -105,7 +102,7 @@ class Bottleneck(nn.Module):
     strided: which convolution has the stride, '3x3' (torchvision) or '1x1', the first (He et al.'s
       original, Keras).
     shift: `temporal_shift`'s divisor, of what goes into the first convolution; 0: no shift.
-    dtype: of the computation.
+    layers: how it computes.
   """
 
   width: int
@@ -113,12 +110,11 @@ class Bottleneck(nn.Module):
   temporal: tuple[int, int, int, int]
   strided: str = "3x3"
   shift: int = 0
-  dtype: DTypeLike = jnp.float32
+  layers: Layers = Layers()
 
   @nn.compact
   def __call__(self, x: Float[Array, "n t h w c"], *, train: bool) -> Float[Array, "n t h2 w2 d"]:
-    conv = functools.partial(Conv, dtype=self.dtype)
-    norm = functools.partial(BatchNorm, dtype=self.dtype)
+    conv, norm = self.layers.conv, self.layers.norm
     first, second, third, projection = self.temporal
     features = EXPANSION * self.width
     stride1, stride2 = (self.stride, 1) if self.strided == "1x1" else (1, self.stride)
@@ -142,19 +138,18 @@ class Basic(nn.Module):
     stride: spatial stride of the first convolution and of the projection.
     temporal: frames seen by the two convolutions and by the projection shortcut.
     shift: as in `Bottleneck`.
-    dtype: of the computation.
+    layers: how it computes.
   """
 
   width: int
   stride: int
   temporal: tuple[int, int, int]
   shift: int = 0
-  dtype: DTypeLike = jnp.float32
+  layers: Layers = Layers()
 
   @nn.compact
   def __call__(self, x: Float[Array, "n t h w c"], *, train: bool) -> Float[Array, "n t h2 w2 d"]:
-    conv = functools.partial(Conv, self.width, dtype=self.dtype)
-    norm = functools.partial(BatchNorm, dtype=self.dtype)
+    conv, norm = functools.partial(self.layers.conv, self.width), self.layers.norm
     first, second, projection = self.temporal
     y = temporal_shift(x, self.shift) if self.shift else x
     y = conv((first, 3, 3), self.stride, name="conv1")(y)
@@ -173,16 +168,19 @@ class Group(nn.Module):
     block: makes a block of a stride and a name.
     blocks: how many.
     stride: of the first.
+    layers: how it computes.
   """
 
   block: Callable[..., nn.Module]
   blocks: int
   stride: int
+  layers: Layers = Layers()
 
   @nn.compact
   def __call__(self, x: Float[Array, "n t h w c"], *, train: bool) -> Float[Array, "n t h2 w2 d"]:
     for i in range(self.blocks):
-      x = self.block(stride=self.stride if i == 0 else 1, name=f"block{i}")(x, train=train)
+      block = self.block(stride=self.stride if i == 0 else 1, name=f"block{i}")
+      x = self.layers.block(block, x, train=train)
     return x
 
 
@@ -194,22 +192,22 @@ class Trunk(nn.Module):
     width: channels of the stem.
     stem_norm: BN and ReLU behind the stem (v1).
     stem_pool: 3x3/2 max pool after the 7x7/2 stem convolution; off for small frames.
-    dtype: of the computation.
+    layers: how it computes.
   """
 
   groups: tuple[Callable[..., nn.Module], Callable[..., nn.Module]]
   width: int
   stem_norm: bool
   stem_pool: bool = True
-  dtype: DTypeLike = jnp.float32
+  layers: Layers = Layers()
 
   @nn.compact
   def __call__(
     self, video: Float[Array, "n t h w c"], *, train: bool
   ) -> Float[Array, "n t h2 w2 d"]:
-    x = Conv(self.width, (1, 7, 7), stride=2, dtype=self.dtype, name="stem")(video)
+    x = self.layers.conv(self.width, (1, 7, 7), stride=2, name="stem")(video)
     if self.stem_norm:
-      x = nn.relu(BatchNorm(dtype=self.dtype, name="stem_norm")(x, train=train))
+      x = nn.relu(self.layers.norm(name="stem_norm")(x, train=train))
     if self.stem_pool:
       x = max_pool(x)
     for i, group in enumerate(self.groups):
@@ -224,18 +222,18 @@ class Branch(nn.Module):
     num_classes: M.
     groups: make groups 2 and 3.
     last_norm: BN and ReLU behind group 3 (pre-activation).
-    dtype: of the computation.
+    layers: how it computes.
   """
 
   num_classes: int
   groups: tuple[Callable[..., nn.Module], Callable[..., nn.Module]]
   last_norm: bool
-  dtype: DTypeLike = jnp.float32
+  layers: Layers = Layers()
 
   def setup(self):
     self.group2, self.group3 = (group() for group in self.groups)
     if self.last_norm:
-      self.norm = BatchNorm(dtype=self.dtype)
+      self.norm = self.layers.norm()
     self.head = head(self.num_classes)
 
   def features(
@@ -265,7 +263,7 @@ def resnet(
   strides: tuple[int, int, int, int] = (1, 2, 2, 2),
   stem_pool: bool = True,
   strided: str = "3x3",
-  dtype: DTypeLike = jnp.float32,
+  layers: Layers,
 ) -> tuple[Callable[[], Trunk], Callable[[int], Branch]]:
   """Trunk and branch of a ResNet.
 
@@ -279,7 +277,7 @@ def resnet(
     strides: spatial strides of groups 0 to 3.
     stem_pool: see `Trunk`.
     strided: see `Bottleneck`, of v1.
-    dtype: of the computation.
+    layers: how they compute.
 
   Returns:
     What makes the trunk, and a branch for a number of classes.
@@ -314,9 +312,10 @@ def resnet(
   groups = [
     functools.partial(
       Group,
-      functools.partial(block, width=width * 2**i, temporal=tuple(frames), dtype=dtype),
+      functools.partial(block, width=width * 2**i, temporal=tuple(frames), layers=layers),
       blocks[i],
       strides[i],
+      layers,
     )
     for i, frames in enumerate((flat, flat, *temporal))
   ]
@@ -326,7 +325,9 @@ def resnet(
     width,
     stem_norm=not preactivation,
     stem_pool=stem_pool,
-    dtype=dtype,
+    layers=layers,
   )
-  branch = functools.partial(Branch, groups=tuple(groups[2:]), last_norm=preactivation, dtype=dtype)
+  branch = functools.partial(
+    Branch, groups=tuple(groups[2:]), last_norm=preactivation, layers=layers
+  )
   return trunk, branch

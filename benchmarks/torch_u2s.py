@@ -1,0 +1,166 @@
+"""U2S in PyTorch, as its users would write it: what `benchmarks.train_step` compares with.
+
+The paper's pre-activation ResNet. The trunk's convolutions are `Conv2d` over all frames of all
+clips, channels last; those of the two networks `Conv3d`, channels last. Nothing is copied between.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+EXPANSION = 4
+
+
+class Bottleneck(nn.Module):
+  """BN-ReLU-conv three times, added to the input or to its projection; 2D or 3D."""
+
+  def __init__(self, inputs: int, width: int, stride: int, temporal: tuple[int, ...] | None):
+    super().__init__()
+    outputs = EXPANSION * width
+    norm = nn.BatchNorm2d if temporal is None else nn.BatchNorm3d
+
+    def conv(c, d, extent, stride, frames):
+      if temporal is None:
+        return nn.Conv2d(c, d, extent, stride, extent // 2, bias=False)
+      return nn.Conv3d(
+        c,
+        d,
+        (frames, extent, extent),
+        (1, stride, stride),
+        (frames // 2, extent // 2, extent // 2),
+        bias=False,
+      )
+
+    first, second, third, projection = temporal or (1, 1, 1, 1)
+    self.norm1, self.norm2, self.norm3 = norm(inputs), norm(width), norm(width)
+    self.conv1 = conv(inputs, width, 1, 1, first)
+    self.conv2 = conv(width, width, 3, stride, second)
+    self.conv3 = conv(width, outputs, 1, 1, third)
+    self.projection = None
+    if inputs != outputs or stride != 1:
+      self.projection = conv(inputs, outputs, 1, stride, projection)
+
+  def forward(self, x: torch.Tensor) -> torch.Tensor:
+    y = functional.relu(self.norm1(x))
+    if self.projection is not None:
+      x = self.projection(y)
+    y = functional.relu(self.norm2(self.conv1(y)))
+    y = functional.relu(self.norm3(self.conv2(y)))
+    return x + self.conv3(y)
+
+
+def group(
+  inputs: int, width: int, blocks: int, stride: int, temporal: tuple[int, ...] | None
+) -> nn.Sequential:
+  """`blocks` bottlenecks; the first one strides."""
+  layers = [Bottleneck(inputs, width, stride, temporal)]
+  layers += [Bottleneck(EXPANSION * width, width, 1, temporal) for _ in range(blocks - 1)]
+  return nn.Sequential(*layers)
+
+
+class Branch(nn.Module):
+  """Groups 2 and 3 with their classifier: UN and CSN."""
+
+  def __init__(self, num_classes, blocks, width, temporal, strides):
+    super().__init__()
+    self.group2 = group(8 * width, 4 * width, blocks[0], strides[0], temporal[0])
+    self.group3 = group(16 * width, 8 * width, blocks[1], strides[1], temporal[1])
+    self.norm = nn.BatchNorm3d(32 * width)
+    self.head = nn.Linear(32 * width, num_classes)
+
+  def features(self, x: torch.Tensor) -> torch.Tensor:
+    return functional.relu(self.norm(self.group3(self.group2(x))))
+
+  def classify(self, features: torch.Tensor) -> torch.Tensor:
+    return self.head(features.mean((2, 3, 4)))
+
+
+class U2S(nn.Module):
+  """Trunk, universal network, mask network and category-specific network.
+
+  Args:
+    num_classes: M.
+    blocks: bottlenecks in groups 0 to 3.
+    width: channels of the stem.
+    temporal: as of `u2s_jax.models.resnet.resnet`.
+    strides: spatial strides of groups 0 to 3.
+  """
+
+  def __init__(
+    self,
+    num_classes: int,
+    blocks: tuple[int, int, int, int] = (3, 4, 6, 3),
+    width: int = 64,
+    temporal: tuple = ((3, 3, 3, 3), (3, 3, 3, 1)),
+    strides: tuple[int, int, int, int] = (1, 2, 2, 2),
+  ):
+    super().__init__()
+    self.trunk = nn.Sequential(
+      nn.Conv2d(3, width, 7, 2, 3, bias=False),
+      nn.MaxPool2d(3, 2, 1),
+      group(width, width, blocks[0], strides[0], None),
+      group(4 * width, 2 * width, blocks[1], strides[1], None),
+    )
+    self.universal = Branch(num_classes, blocks[2:], width, temporal, strides[2:])
+    self.specific = Branch(num_classes, blocks[2:], width, temporal, strides[2:])
+    self.mask = nn.Conv3d(32 * width, num_classes, 1, bias=False)
+
+  def one_pass(self, video: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Trunk's and UN's features, and UN's logits, of a video (n, t, c, h, w)."""
+    n, t = video.shape[:2]
+    frames = video.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    trunk = self.trunk(frames)
+    trunk = trunk.unflatten(0, (n, t)).transpose(1, 2)
+    features = self.universal.features(trunk)
+    return trunk, features, self.universal.classify(features)
+
+  def guided(
+    self, trunk: torch.Tensor, features: torch.Tensor, logits: torch.Tensor, csm: torch.Tensor
+  ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bridge and specific logits."""
+    masks = self.mask(features)
+    weights = csm[:, logits.argmax(1)].T
+    weights = (weights / weights.sum(1, keepdim=True)).to(masks.dtype)
+    mask = torch.sigmoid(torch.einsum("nmthw,nm->nthw", masks, weights))
+    specific = self.specific.classify(self.specific.features(trunk) * mask[:, None])
+    return masks.mean((2, 3, 4)), specific
+
+
+def regularizer(kernel: torch.Tensor, csm: torch.Tensor) -> torch.Tensor:
+  """Eq. 5: mean weight similarity of the confusing pairs; kernel (m, c)."""
+  unit = functional.normalize(kernel.float(), dim=1)
+  pairs = csm - torch.eye(len(csm), device=csm.device)
+  return ((1 + unit @ unit.T) / 2 * pairs).sum() / pairs.sum().clamp(min=1)
+
+
+def set_stage(model: U2S, stage: str) -> list[nn.Parameter]:
+  """Freezes what the stage does not train; the parameters that it does."""
+  trained = {
+    "universal": ("trunk", "universal"),
+    "specific": ("specific", "mask"),
+    "joint": ("trunk", "universal", "specific", "mask"),
+  }[stage]
+  for name, module in model.named_children():
+    module.train(name in trained)
+    module.requires_grad_(name in trained)
+  return [p for p in model.parameters() if p.requires_grad]
+
+
+def loss(
+  model: U2S, stage: str, video: torch.Tensor, label: torch.Tensor, csm: torch.Tensor
+) -> torch.Tensor:
+  """Eq. 3 with the stage's terms; video (n, t, c, h, w) normalised."""
+  if stage == "specific":
+    with torch.no_grad():
+      trunk, features, logits = model.one_pass(video)
+  else:
+    trunk, features, logits = model.one_pass(video)
+  total = 0.0
+  if stage != "specific":
+    total = functional.cross_entropy(logits.float(), label)
+  if stage != "universal":
+    bridge, specific = model.guided(trunk, features, logits, csm)
+    total = total + functional.cross_entropy(bridge.float(), label)
+    total = total + functional.cross_entropy(specific.float(), label)
+    total = total + 0.5 * regularizer(model.mask.weight.flatten(1), csm)
+  return total

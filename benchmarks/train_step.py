@@ -1,0 +1,274 @@
+"""Training steps of every stage, ours beside PyTorch's, on synthetic clips.
+
+  python -m benchmarks.train_step --preset=cpu
+  python -m benchmarks.train_step --preset=gpu
+
+Needs jax, flax, optax and torch, no data and no TensorFlow. Both sides have the same network,
+batch, optimizer and type; they take turns, and the median of the repeats counts. Without torch, and
+for backbones that `torch_u2s` has not, ours stands alone.
+"""
+
+import os
+
+# PyTorch needs some of the memory, too.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+# isort: split
+
+import argparse
+import dataclasses
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from u2s_jax import compiling, optimizer, stages, steps
+from u2s_jax import state as state_lib
+from u2s_jax.models import backbones
+from u2s_jax.models.resnet import DEPTHS
+from u2s_jax.models.u2s import U2S
+
+try:
+  import torch
+
+  from benchmarks import torch_u2s
+except ImportError:
+  torch = None
+
+STAGES = ("universal", "specific", "joint")
+PAPER = {"temporal": ((3, 3, 3, 3), (3, 3, 3, 1))}
+FLAT = {"temporal": ((1, 1, 1, 1), (1, 1, 1, 1))}
+# The fields of the backbones beside the paper's, at their own size.
+OTHERS = {"resnet": FLAT, "tsm_resnet": FLAT, "eco_lite": {}, "inception_i3d": {}}
+OPTIMIZER = {"momentum": 0.9, "weight_decay": 1e-4}
+RATE = 1e-3
+REGULARIZER_WEIGHT = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+  """Sizes of a comparison.
+
+  Attributes:
+    video: frames, rows, columns.
+    num_classes: M.
+    batches: clips of a batch, each measured.
+    dtype: of the computation.
+    backbone: fields of `preact_resnet`.
+    repeats: turns of each side.
+    steps: in a turn.
+    matrix: rows of the square matrices whose product gives the machine's rate.
+  """
+
+  video: tuple[int, int, int]
+  num_classes: int
+  batches: tuple[int, ...]
+  dtype: str
+  backbone: dict[str, Any]
+  repeats: int
+  steps: int
+  matrix: int
+
+
+PRESETS = {
+  # configs/demo.py
+  "cpu": Preset(
+    (8, 56, 56), 28, (32,), "float32",
+    PAPER | {"depth": 14, "width": 8, "strides": (1, 2, 2, 1)}, 15, 1, 2048,
+  ),
+  # configs/sthv2.py
+  "gpu": Preset((18, 224, 224), 174, (4, 8, 16, 20, 32), "bfloat16", PAPER, 5, 5, 8192),
+}  # fmt: skip
+
+
+@dataclasses.dataclass
+class Side:
+  """One of those that take turns.
+
+  Attributes:
+    name: shown.
+    turn: does as many steps as it is told and waits for them.
+    compile_seconds: until the first step was done.
+    memory: peak, bytes; 0 where it cannot be told.
+    parameters: of the network; in stage 1 ours does not yet have the other two.
+  """
+
+  name: str
+  turn: Callable[[int], None]
+  compile_seconds: float
+  memory: int
+  parameters: int
+
+
+def make_ours(
+  preset: Preset, name: str, fields: dict[str, Any], batch_size: int, stage_name: str
+) -> tuple[Side, float]:
+  """Our side, and the FLOPs of a step by XLA's count before it optimises."""
+  dtype = jnp.dtype(preset.dtype)
+  model = U2S(preset.num_classes, backbones.build(name, dtype, **fields), dtype=dtype)
+  tx = optimizer.sgd(**OPTIMIZER)
+  durations = dict.fromkeys(STAGES, {"learning_rate": RATE, "epochs": 1.0})
+  schedule = stages.schedule(durations, attention="mask", specific_init="universal", control=False)
+  state = None
+  for stage in schedule[: STAGES.index(stage_name) + 1]:
+    begin = lambda previous, stage=stage: state_lib.begin(  # noqa: E731
+      model, stage, tx, jax.random.key(0), (1, preset.video[0], 32, 32, 3), previous
+    )
+    state = jax.jit(begin)(state)
+  rng = np.random.default_rng(0)
+  batch = {
+    "video": rng.integers(0, 256, (batch_size, *preset.video, 3), np.uint8),
+    "label": rng.integers(0, preset.num_classes, batch_size, np.int32),
+    "mask": np.ones(batch_size, bool),
+  }
+  batch = jax.device_put(batch)
+  step = steps.make_train_step(
+    model,
+    stage,
+    tx,
+    regularizer_weight=REGULARIZER_WEIGHT,
+    pixel_mean=(0.5, 0.5, 0.5),
+    pixel_std=(0.25, 0.25, 0.25),
+  )
+  parameters = sum(x.size for x in jax.tree.leaves(state.params))
+  started = time.perf_counter()
+  lowered = jax.jit(step, donate_argnums=0, compiler_options=compiling.options()).lower(
+    state, batch, RATE
+  )
+  step = lowered.compile()
+  seconds = time.perf_counter() - started
+  memory = step.memory_analysis()
+  peak = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+
+  def turn(count):
+    nonlocal state
+    for _ in range(count):
+      state, metrics = step(state, batch, RATE)
+    jax.block_until_ready(metrics)
+
+  return Side("ours", turn, seconds, peak, parameters), lowered.cost_analysis()["flops"]
+
+
+def make_torch(preset: Preset, batch_size: int, stage_name: str, compiled: bool) -> Side:
+  """PyTorch's side, eager or compiled, on the GPU where there is one."""
+  device = "cuda" if torch.cuda.is_available() else "cpu"
+  torch.manual_seed(0)
+  fields = dict(preset.backbone)
+  _, blocks = DEPTHS[fields.pop("depth", 50)]
+  model = torch_u2s.U2S(preset.num_classes, blocks=blocks, **fields).to(device)
+  for module in model.modules():
+    if isinstance(module, torch.nn.Conv2d):
+      module.to(memory_format=torch.channels_last)
+    if isinstance(module, torch.nn.Conv3d):
+      module.to(memory_format=torch.channels_last_3d)
+  frames, rows, columns = preset.video
+  video = torch.randint(0, 256, (batch_size, frames, 3, rows, columns), dtype=torch.uint8)
+  video = video.to(device)
+  label = torch.randint(0, preset.num_classes, (batch_size,), device=device)
+  csm = torch.eye(preset.num_classes, device=device)
+  trained = torch_u2s.set_stage(model, stage_name)
+  sgd = torch.optim.SGD(trained, RATE, **OPTIMIZER)
+  mixed = preset.dtype == "bfloat16"
+
+  def loss():
+    with torch.autocast(device, torch.bfloat16, enabled=mixed):
+      return torch_u2s.loss(model, stage_name, (video / 255 - 0.5) / 0.25, label, csm)
+
+  if compiled:
+    loss = torch.compile(loss)
+
+  def turn(count):
+    for _ in range(count):
+      sgd.zero_grad(set_to_none=True)
+      loss().backward()
+      sgd.step()
+    if device == "cuda":
+      torch.cuda.synchronize()
+
+  if device == "cuda":
+    torch.cuda.reset_peak_memory_stats()
+  started = time.perf_counter()
+  turn(1)
+  seconds = time.perf_counter() - started
+  memory = torch.cuda.max_memory_allocated() if device == "cuda" else 0
+  name = "PyTorch compiled" if compiled else "PyTorch eager"
+  return Side(name, turn, seconds, memory, sum(p.numel() for p in model.parameters()))
+
+
+def matrix_rate(preset: Preset) -> float:
+  """FLOP/s of a product of square matrices: what the machine can do."""
+  n = preset.matrix
+  x = jnp.ones((n, n), jnp.dtype(preset.dtype))
+  product = jax.jit(jnp.matmul)
+  jax.block_until_ready(product(x, x))
+  times = []
+  for _ in range(10):
+    started = time.perf_counter()
+    jax.block_until_ready(product(x, x))
+    times.append(time.perf_counter() - started)
+  return 2 * n**3 / statistics.median(times)
+
+
+def seconds_a_step(sides: list[Side], preset: Preset) -> list[float]:
+  """Median of the turns, one side after the other, after a turn that warms up."""
+  times = [[] for _ in sides]
+  for repeat in range(preset.repeats + 1):
+    for side, taken in zip(sides, times, strict=True):
+      started = time.perf_counter()
+      side.turn(preset.steps)
+      if repeat:
+        taken.append((time.perf_counter() - started) / preset.steps)
+  return [statistics.median(taken) for taken in times]
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--preset", choices=PRESETS, required=True)
+  parser.add_argument(
+    "--backbone", choices=("preact_resnet", *OTHERS), default="preact_resnet", help="of ours"
+  )
+  parser.add_argument("--batches", type=int, nargs="+", help="in place of the preset's")
+  args = parser.parse_args()
+  preset = PRESETS[args.preset]
+  rate = matrix_rate(preset)
+  device = jax.devices()[0].device_kind
+  versions = f"jax {jax.__version__}" + (f", torch {torch.__version__}" if torch else "")
+  print(f"{device} ({platform.machine()}, {os.cpu_count()} CPUs), {versions}, {preset.dtype}")
+  print(f"product of {preset.matrix} x {preset.matrix} matrices: {rate / 1e12:.3f} TFLOP/s")
+  print(f"{args.backbone}, clips of {' x '.join(map(str, preset.video))}")
+  print(
+    f"{'stage':10} {'batch':>5}  {'side':16} {'compile':>8} {'step':>10} {'clips/s':>8}"
+    f" {'TFLOP/s':>8} {'of peak':>7} {'memory':>9} {'ratio':>6}"
+  )
+  for batch_size in args.batches or preset.batches:
+    for stage in STAGES:
+      fields = preset.backbone if args.backbone == "preact_resnet" else OTHERS[args.backbone]
+      ours, flops = make_ours(preset, args.backbone, fields, batch_size, stage)
+      sides = [ours]
+      if torch and args.backbone == "preact_resnet":
+        for compiled in (False, True):
+          try:
+            sides.append(make_torch(preset, batch_size, stage, compiled))
+          except Exception as error:
+            reason = " ".join(str(error).split())[:80]
+            print(f"{stage:10} {batch_size:5}  PyTorch, compiled={compiled}: failed ({reason})")
+      if stage != "universal" and len({side.parameters for side in sides}) > 1:
+        raise AssertionError(f"not the same network: {[side.parameters for side in sides]}")
+      medians = seconds_a_step(sides, preset)
+      for side, median in zip(sides, medians, strict=True):
+        memory = f"{side.memory / 2**30:6.2f} GiB" if side.memory else "-"
+        print(
+          f"{stage:10} {batch_size:5}  {side.name:16} {side.compile_seconds:6.1f} s"
+          f" {median * 1e3:7.1f} ms {batch_size / median:8.1f} {flops / median / 1e12:8.3f}"
+          f" {flops / median / rate:7.2f} {memory:>9} {median / medians[0]:6.2f}",
+          flush=True,
+        )
+
+
+if __name__ == "__main__":
+  main()
