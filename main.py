@@ -20,7 +20,7 @@ from clu import metric_writers
 from ml_collections import config_flags
 from orbax.checkpoint import multihost
 
-from data import pipeline, rendered, store
+from data import memory, pipeline, rendered, store
 from u2s_jax import compiling, settings, train
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -41,6 +41,7 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"unknown argument {argv[1]!r}")
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it writes
+  memory.keep_freed()
   slurm = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
   # JAX finds out by itself whether a TPU is one host's or a pod's.
   tpu = importlib.util.find_spec("libtpu") and glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*")

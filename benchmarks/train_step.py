@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data import memory
 from u2s_jax import compiling, optimizer, stages, steps
 from u2s_jax import state as state_lib
 from u2s_jax.models import backbones
@@ -234,6 +235,7 @@ def main() -> None:
   )
   parser.add_argument("--batches", type=int, nargs="+", help="in place of the preset's")
   args = parser.parse_args()
+  memory.keep_freed()  # as main.py, and for both sides
   preset = PRESETS[args.preset]
   rate = matrix_rate(preset)
   device = jax.devices()[0].device_kind
@@ -261,11 +263,11 @@ def main() -> None:
         raise AssertionError(f"not the same network: {[side.parameters for side in sides]}")
       medians = seconds_a_step(sides, preset)
       for side, median in zip(sides, medians, strict=True):
-        memory = f"{side.memory / 2**30:6.2f} GiB" if side.memory else "-"
+        peak = f"{side.memory / 2**30:6.2f} GiB" if side.memory else "-"
         print(
           f"{stage:10} {batch_size:5}  {side.name:16} {side.compile_seconds:6.1f} s"
           f" {median * 1e3:7.1f} ms {batch_size / median:8.1f} {flops / median / 1e12:8.3f}"
-          f" {flops / median / rate:7.2f} {memory:>9} {median / medians[0]:6.2f}",
+          f" {flops / median / rate:7.2f} {peak:>9} {median / medians[0]:6.2f}",
           flush=True,
         )
 

@@ -5,9 +5,6 @@ from ArrayRecord, and everything random about a clip is a function of (seed, sta
 So a stream that starts at step s is, bit for bit, what an uninterrupted one yields from step s.
 """
 
-import contextlib
-import ctypes
-import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Real
@@ -17,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from data import image_ops, sampling, store
+from data import image_ops, memory, sampling, store
 
 
 def num_examples(builder: tfds.core.DatasetBuilder, split: str) -> int:
@@ -359,28 +356,11 @@ def _stacks(components: tf.Tensor, pairs: tf.Tensor) -> tf.Tensor:
   return tf.transpose(stacks, [0, 2, 3, 1])
 
 
-@functools.cache
-def _keep_freed_memory() -> None:
-  """Has the C library keep what is freed, for the next batch, instead of giving it back at once.
-
-  Records, clips and batches are megabytes each (a batch of 20 clips 54 MB). To get them from the
-  kernel anew each time, page by page, took 0.3 of 2 cores: 187 clips a second instead of 209
-  (medians of 10 and 4 runs). The threshold for mappings could not be set as high as a batch.
-  """
-  with contextlib.suppress(OSError, AttributeError):  # no glibc
-    libc = ctypes.CDLL("libc.so.6")
-    libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: how much to keep, in bytes
-    libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for large blocks
-    # M_ARENA_MAX: what one thread frees, all can use. With an arena for each thread, 16 streams one
-    # after the other, as of 16 evaluations, left 1.6 GB behind instead of 0.85.
-    libc.mallopt(-8, 1)
-
-
 def _run(
   numbers: tf.data.Dataset, clip: Callable, local: int, num_threads: int | None
 ) -> Iterator[dict[str, np.ndarray]]:
   """Makes clip after clip, in parallel, and batches them in order."""
-  _keep_freed_memory()
+  memory.keep_freed()
   dataset = numbers.map(clip, num_parallel_calls=num_threads or tf.data.AUTOTUNE)
   dataset = dataset.batch(local, drop_remainder=True).prefetch(2)
   options = tf.data.Options()

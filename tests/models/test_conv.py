@@ -7,28 +7,30 @@ import numpy as np
 import pytest
 
 from benchmarks.conv import native
-from u2s_jax.models.conv import Conv, conv3d, max_pool
+from u2s_jax.models.conv import METHODS, Conv, conv3d, max_pool
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("extent", [(1, 1, 1), (3, 1, 1), (1, 3, 3), (3, 3, 3), (1, 7, 7)])
-@pytest.mark.parametrize("shape", [(2, 3, 8, 7, 3), (1, 1, 5, 5, 3)])
-def test_is_the_3d_convolution_and_so_are_its_gradients(shape, extent, stride):
+def test_is_the_3d_convolution_and_so_are_its_gradients(extent, stride, method):
+  shape = (2, 3, 8, 7, 3)
   keys = jax.random.split(jax.random.key(0), 3)
   video = jax.random.normal(keys[0], shape)
   kernel = jax.random.normal(keys[1], (*extent, 3, 4))
   expected, expected_vjp = jax.vjp(lambda v, k: native(v, k, stride), video, kernel)
-  out, vjp = jax.vjp(lambda v, k: conv3d(v, k, stride), video, kernel)
-  np.testing.assert_allclose(out, expected, atol=1e-4)
+  out, vjp = jax.vjp(lambda v, k: conv3d(v, k, stride, method=method), video, kernel)
+  np.testing.assert_allclose(out, expected, atol=1e-5 * np.abs(expected).max())
   cotangent = jax.random.normal(keys[2], out.shape)
   for got, wanted in zip(vjp(cotangent), expected_vjp(cotangent), strict=True):
-    np.testing.assert_allclose(got, wanted, atol=2e-4)
+    np.testing.assert_allclose(got, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("extent", [(1, 1, 1), (3, 3, 3), (7, 7, 7)])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("extent", [(3, 1, 1), (7, 7, 7)])
 @pytest.mark.parametrize("strides", [(1, 2), (2, 1), (2, 2)])  # spatial, temporal
 @pytest.mark.parametrize("padding", ["symmetric", "same"])
-def test_strides_in_time_and_both_paddings(extent, strides, padding):
+def test_strides_in_time_and_both_paddings(extent, strides, padding, method):
   keys = jax.random.split(jax.random.key(0), 2)
   video = jax.random.normal(keys[0], (1, 6, 9, 8, 3))
   kernel = jax.random.normal(keys[1], (*extent, 3, 4))
@@ -39,7 +41,16 @@ def test_strides_in_time_and_both_paddings(extent, strides, padding):
     "SAME" if padding == "same" else [(k // 2, k // 2) for k in extent],
     dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
   )
-  np.testing.assert_allclose(conv3d(video, kernel, *strides, padding), expected, atol=1e-4)
+  out = conv3d(video, kernel, *strides, padding, method)
+  np.testing.assert_allclose(out, expected, atol=1e-4)
+
+
+def test_clips_of_one_frame():
+  video = jax.random.normal(jax.random.key(0), (1, 1, 5, 5, 3))
+  kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 3, 4))
+  for method in METHODS:
+    out = conv3d(video, kernel, method=method)
+    np.testing.assert_allclose(out, native(video, kernel, 1), atol=1e-4)
 
 
 def test_parameters_are_float32_whatever_computes():
