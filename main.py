@@ -120,9 +120,13 @@ def main(argv: list[str]) -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """absl's parser; an unknown field of the config, or no such config, is one line."""
+  """absl's parser; a wrong flag, an unknown field of the config, or no such config, is one line."""
   try:
-    return app.parse_flags_with_usage(argv)
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    # Where a config raised, the message is the whole traceback.
+    last = str(error).strip().splitlines()[-1]
+    sys.exit(f"error: {last.strip().removeprefix('ValueError: ')} (--helpfull shows all flags)")
   except (AttributeError, OSError) as error:
     reason = error
     while isinstance(reason, Exception):  # ml_collections wraps the message in exceptions

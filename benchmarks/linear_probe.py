@@ -42,6 +42,7 @@ def features(
     weights,
     fresh["params"],
     fresh["batch_stats"],
+    backbone=config.model.backbone.to_dict(),
     stages=settings.STAGES,
     class_names=names,
     needs_classifier=False,

@@ -1,8 +1,9 @@
-"""FLOPs of a training step of each stage, by XLA's cost analysis, over stage 1's.
+"""FLOPs of a training step of each stage, by XLA's cost analysis and counted by hand.
 
   python -m benchmarks.step_cost
 
-Lowered at the paper's size (ResNet-50, 18 frames of 224 x 224, 174 classes), never run.
+Lowered at the paper's size (pre-activation ResNet-50, 18 frames of 224 x 224, 174 classes), never
+run.
 """
 
 import jax
@@ -10,14 +11,20 @@ import jax.numpy as jnp
 
 from u2s_jax import optimizer, stages, state, steps
 from u2s_jax.models.backbones import build
+from u2s_jax.models.resnet import DEPTHS, EXPANSION
 from u2s_jax.models.u2s import U2S
 
-BATCH = (1, 18, 224, 224, 3)
+TEMPORAL = ((3, 3, 3, 3), (3, 3, 3, 1))
+PAPER = {"video": (18, 224, 224), "num_classes": 174, "depth": 50, "width": 64}
 
 
-def stage_flops() -> dict[str, float]:
-  """FLOPs of one training step on one clip, by stage."""
-  model = U2S(174, build("preact_resnet", temporal=((3, 3, 3, 3), (3, 3, 3, 1))))
+def analysed(
+  video: tuple[int, int, int], num_classes: int, depth: int, width: int
+) -> dict[str, float]:
+  """FLOPs of one training step on one clip of (frames, rows, columns), by stage, by XLA."""
+  shape = (1, *video, 3)
+  backbone = build("preact_resnet", temporal=TEMPORAL, depth=depth, width=width)
+  model = U2S(num_classes, backbone)
   tx = optimizer.sgd(momentum=0.9, weight_decay=1e-4)
   duration = {"learning_rate": 1e-3, "epochs": 1.0}
   schedule = stages.schedule(
@@ -27,16 +34,16 @@ def stage_flops() -> dict[str, float]:
     control=False,
   )
   batch = {
-    "video": jax.ShapeDtypeStruct(BATCH, jnp.uint8),
-    "label": jax.ShapeDtypeStruct(BATCH[:1], jnp.int32),
-    "mask": jax.ShapeDtypeStruct(BATCH[:1], jnp.bool_),
+    "video": jax.ShapeDtypeStruct(shape, jnp.uint8),
+    "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
+    "mask": jax.ShapeDtypeStruct(shape[:1], jnp.bool_),
   }
   flops = {}
   previous = None
   for stage in schedule:
     previous = jax.eval_shape(
       lambda previous, stage=stage: state.begin(
-        model, stage, tx, jax.random.key(0), BATCH, previous
+        model, stage, tx, jax.random.key(0), shape, previous
       ),
       previous,
     )
@@ -52,7 +59,62 @@ def stage_flops() -> dict[str, float]:
   return flops
 
 
+def counted(
+  video: tuple[int, int, int], num_classes: int, depth: int, width: int
+) -> dict[str, float]:
+  """The same by hand: two for each multiplication of a convolution, nothing else.
+
+  Multiplications with the zeros around a frame are left out, as by XLA; those with the zeros before
+  and behind a clip count.
+
+  A trained convolution is computed three times (forward, gradients of input and kernel), a frozen
+  one once. No gradient goes into the pixels, nor from a trained network into a frozen one.
+  """
+  frames, size = video[0], video[1]
+  trunk, branch = [], []  # multiplications of the convolutions
+  trunk.append(frames * taps(size, 7, 2) ** 2 * 3 * width)
+  size, inputs = -(-size // 4), width
+  for group, (blocks, stride) in enumerate(zip(DEPTHS[depth][1], (1, 2, 2, 2), strict=True)):
+    convolutions = trunk if group < 2 else branch
+    times = (1, 1, 1, 1) if group < 2 else TEMPORAL[group - 2]
+    inner = width * 2**group
+    for block in range(blocks):
+      before, size = size, -(-size // stride) if block == 0 else size
+      places, outputs = frames * size**2, EXPANSION * inner
+      if block == 0:
+        convolutions.append(places * times[3] * inputs * outputs)
+      convolutions += [
+        frames * before**2 * times[0] * inputs * inner,
+        frames * taps(before, 3, stride if block == 0 else 1) ** 2 * times[1] * inner**2,
+        places * times[2] * inner * outputs,
+      ]
+      inputs = outputs
+  mask = frames * size**2 * inputs * num_classes
+  # Of a network trained on what a frozen one gives, the first block's projection and convolution.
+  first = sum(branch[:2])
+  everything = 3 * (sum(trunk) + 2 * sum(branch) + mask) - trunk[0]
+  return {
+    "universal": 2.0 * (3 * (sum(trunk) + sum(branch)) - trunk[0]),
+    "specific": 2.0 * (sum(trunk) + sum(branch) + 3 * sum(branch) - first + 2 * mask),
+    "joint": 2.0 * everything,
+  }
+
+
+def taps(size: int, extent: int, stride: int) -> int:
+  """How often a kernel's row meets a row of `size`, and not the border of zeros."""
+  first = range(-(extent // 2), size - extent // 2, stride)
+  return sum(0 <= start + k < size for start in first for k in range(extent))
+
+
+def main() -> None:
+  by_xla, by_hand = analysed(**PAPER), counted(**PAPER)
+  print(f"{'stage':10} {'XLA':>16} {'by hand':>16} {'ratio':>7} {'of stage 1':>11}")
+  for name, count in by_xla.items():
+    print(
+      f"{name:10} {count / 1e9:10.1f} GFLOP {by_hand[name] / 1e9:10.1f} GFLOP"
+      f" {count / by_hand[name]:7.3f} {count / by_xla['universal']:11.3f}"
+    )
+
+
 if __name__ == "__main__":
-  measured = stage_flops()
-  for name, count in measured.items():
-    print(f"{name:10} {count / 1e9:8.1f} GFLOP a clip  {count / measured['universal']:.3f}")
+  main()

@@ -36,15 +36,22 @@ BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "
 
 
 class Topology(NamedTuple):
-  """A slice of a TPU pod: its name in XLA, and a chip's memory in GiB by Google's word."""
+  """A slice of a TPU pod.
+
+  Attributes:
+    name: in XLA.
+    gibibytes: a chip's memory, by Google's documentation.
+    chip: XLA's name of how a chip's cores are used.
+  """
 
   name: str
   gibibytes: float
+  chip: str = "default"
 
 
 TOPOLOGIES = {
   "v5e-16": Topology("v5e:4x4", 16),
-  "v4-32": Topology("v4:2x2x4", 32),  # 32 cores, 16 chips
+  "v4-32": Topology("v4:2x2x4", 32, "megacore"),  # 32 cores, two of a chip as one device
   "v5e-256": Topology("v5e:16x16", 16),
 }
 
@@ -90,7 +97,9 @@ def main() -> None:
 def fits(config, name: str, program: str, clips_per_chip: int) -> bool:
   """Compiles one program, prints its row, and says whether a chip's memory holds it."""
   topology = TOPOLOGIES[name]
-  description = topologies.get_topology_desc(platform="tpu", topology_name=topology.name)
+  description = topologies.get_topology_desc(
+    platform="tpu", topology_name=topology.name, chip_config_name=topology.chip
+  )
   mesh = topologies.make_mesh(description, (len(description.devices),), ("data",))
   replicated, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
   size = (config.data.num_frames, *[config.data.crop_size] * 2, settings.input_channels(config))

@@ -170,14 +170,35 @@ def test_the_command_prints_every_stream_and_their_fusion(tmp_path, capsys):
   out = tmp_path / "fused.npz"
   fusion.main(["--scores", *paths, "--weights", "1", "3", "--out", str(out)])
   lines = capsys.readouterr().out.splitlines()
-  assert lines[2].split() == [paths[0], "1", "50.00", "100.00", "50.00"]
-  assert lines[4].split() == ["fused", "50.00", "100.00", "50.00"]
+  assert lines[0] == f"written: {out}"
+  assert lines[3].split() == [paths[0], "1", "50.00", "100.00", "50.00"]
+  assert lines[5].split() == ["fused", "50.00", "100.00", "50.00"]
   fused = evaluate.read_scores(out)["universal"]
   np.testing.assert_allclose(fused[0], [(1 + 3 * 0.05) / 4, 3 * 0.95 / 4], rtol=1e-6)
+  words, weights = tmp_path / "words.npz", tmp_path / "weights.npz"
+  words.write_text("words")
+  np.savez(weights, kernel=np.zeros(2))
   for arguments, message in (
     (["--scores", *paths, "--out", str(out)], "it is there already"),
     (["--scores", *paths, "--weights", "1"], "--weights: 1 for 2 files"),
     (["--scores", paths[0], str(tmp_path / "none.npz")], "No such file"),
+    (["--scores", paths[0], str(words)], "words.npz: damaged, or no .npz"),
+    (["--scores", paths[0], str(weights)], "weights.npz: no scores .*'ids'"),
   ):
     with pytest.raises(SystemExit, match=message):
       fusion.main(arguments)
+
+
+def test_streams_without_labels_and_with_other_predictions(tmp_path, capsys):
+  paths = [tmp_path / f"{i}.npz" for i in range(2)]
+  for path, names in zip(paths, (("universal", "bridge"), ("universal",)), strict=True):
+    evaluate.write_scores(path, _stream(range(4), 0, names=names))
+  fusion.main(["--scores", *map(str, paths)])
+  assert "not fused, because not every file has them: bridge" in capsys.readouterr().out
+  out = tmp_path / "out.npz"
+  for path in paths:
+    unlabelled = _stream(range(4), 0, names=("universal",))
+    unlabelled["label"] = np.full(4, -1)
+    evaluate.write_scores(path, unlabelled)
+  fusion.main(["--scores", *map(str, paths), "--out", str(out)])
+  assert out.exists() and "no accuracies" in capsys.readouterr().out

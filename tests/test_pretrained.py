@@ -29,12 +29,13 @@ def fresh(backbone, classes=5, channels=3):
   return jax.tree.map(lambda x: np.full(x.shape, -1, np.float32), shapes)
 
 
-def load(path, backbone, classes=5, channels=3, needs_classifier=False):
+def load(path, name, fields, classes=5, channels=3, needs_classifier=False):
   """Loaded arrays by name, and the lines that tell of it."""
   lines = []
   params, batch_stats = pretrained.load(
     path,
-    **fresh(backbone, classes, channels),
+    **fresh(build(name, **fields), classes, channels),
+    backbone={"name": name, **fields},
     stages=("universal", "specific", "joint"),
     class_names=[str(i) for i in range(classes)],
     needs_classifier=needs_classifier,
@@ -125,7 +126,7 @@ def test_a_uniform_input_gives_the_response_in_proportion(channels):
 
 
 def test_every_array_of_a_file_is_where_it_belongs(file, state):
-  loaded, lines = load(file, build("resnet", **SMALL), needs_classifier=True)
+  loaded, lines = load(file, "resnet", SMALL, needs_classifier=True)
   assert lines[1:] == [f"  {len(loaded)} of {len(loaded)} arrays loaded"]
   block, kernel = "trunk/group1/block0", state["layer2.0.conv2.weight"]
   for i in range(4):
@@ -145,7 +146,7 @@ def test_every_array_of_a_file_is_where_it_belongs(file, state):
 
 
 def test_other_names_for_the_same(file, state, tmp_path):
-  expected, _ = load(file, build("resnet", **SMALL))
+  expected, _ = load(file, "resnet", SMALL)
   wrapped = {name.replace("fc.", "new_fc."): value for name, value in state.items()}
   for i in range(1, 5):
     wrapped[f"layer{i}.0.conv1.net.weight"] = wrapped.pop(f"layer{i}.0.conv1.weight")
@@ -156,7 +157,7 @@ def test_other_names_for_the_same(file, state, tmp_path):
   for number, names in enumerate((wrapped, mmaction2(state))):
     path = tmp_path / f"{number}.npz"
     np.savez(path, **names)
-    loaded, _ = load(path, build("tsm_resnet", **SMALL))
+    loaded, _ = load(path, "tsm_resnet", SMALL)
     assert loaded.keys() == expected.keys()
     for name, value in expected.items():
       np.testing.assert_array_equal(loaded[name], value, err_msg=name)
@@ -164,7 +165,7 @@ def test_other_names_for_the_same(file, state, tmp_path):
 
 def test_kernels_inflate_and_the_first_convolution_averages(file, state):
   fields = SMALL | {"temporal": ((3, 1, 1, 1), (1, 3, 1, 3))}
-  loaded, lines = load(file, build("resnet", **fields), channels=10)
+  loaded, lines = load(file, "resnet", fields, channels=10)
   first = loaded["params/universal/group2/block0/conv1/kernel"]
   assert first.shape[0] == 3
   expected = state["layer3.0.conv1.weight"].transpose(2, 3, 1, 0) / np.float32(3)
@@ -179,14 +180,14 @@ def test_kernels_inflate_and_the_first_convolution_averages(file, state):
 
 
 def test_another_number_of_classes_is_a_new_classifier(file):
-  loaded, lines = load(file, build("resnet", **SMALL), classes=4)
+  loaded, lines = load(file, "resnet", SMALL, classes=4)
   assert lines[-2:] == [
     "  classifier: freshly initialised, the classes are others",
     f"  {len(loaded) - 2} of {len(loaded)} arrays loaded",
   ]
   assert (loaded["params/universal/head/kernel"] == -1).all()
-  with pytest.raises(ValueError, match="its classes are others, but universal.epochs is 0"):
-    load(file, build("resnet", **SMALL), classes=4, needs_classifier=True)
+  with pytest.raises(ValueError, match="take over .the classes are others., but universal.epochs"):
+    load(file, "resnet", SMALL, classes=4, needs_classifier=True)
 
 
 def test_keras_by_hand():
@@ -226,7 +227,7 @@ def test_keras_by_hand():
 def test_real_weights_leave_nothing_out(name, backbone, fields, classes):
   if not SHARED.is_dir():
     pytest.skip(f"no folder {SHARED}")
-  loaded, lines = load(SHARED / name, build(backbone, **fields), classes, needs_classifier=True)
+  loaded, lines = load(SHARED / name, backbone, fields, classes, needs_classifier=True)
   assert lines[-1] == f"  {len(loaded)} of {len(loaded)} arrays loaded"
   assert all(np.isfinite(value).all() for value in loaded.values())
   assert min((v.min() for n, v in loaded.items() if n.endswith("/var")), default=0) > 0
@@ -240,7 +241,7 @@ def _npz(path, arrays):
 def test_errors(file, state, tmp_path):
   def fails(path, match, **fields):
     with pytest.raises(ValueError, match=match) as error:
-      load(path, build("resnet", **SMALL | fields))
+      load(path, "resnet", SMALL | fields)
     assert str(error.value).startswith(f"init_from: {path}: ")
     assert "\n" not in str(error.value)
 
@@ -267,11 +268,20 @@ def test_errors(file, state, tmp_path):
   )
   fails(
     _npz(tmp_path / "bias.npz", state | {"layer9.0.conv1.bias": np.zeros(4)}),
-    "group8/block0/conv1 of a torchvision ResNet or TSM has a bias, but no norm",
+    "group8/block0/conv1 of a torchvision ResNet has a bias, but no norm",
   )
   deep = {**state, **{n.replace("layer1.0", "layer1.1"): v for n, v in state.items()}}
   fails(_npz(tmp_path / "deep.npz", deep), r"group0/block1/.* and None here; set config.model.back")
   fails(_npz(tmp_path / "else.npz", {"w": np.zeros(2)}), "weights of no known source .*: w, ...")
+  wide = state | {"conv1.bias": np.zeros(1)}
+  fails(_npz(tmp_path / "wide.npz", wide), "trunk/stem of a torchvision .* no norm of its size")
+  fails(_npz(tmp_path / "empty.npz", {}), "weights of no known source .*: no arrays")
+  fails(file, "its network has backbone.strided = 3x3, not 1x1; set config.model", strided="1x1")
+  shifted = {
+    name.replace("conv1.weight", "conv1.net.weight"): value for name, value in state.items()
+  }
+  shifted["conv1.weight"] = shifted.pop("conv1.net.weight")
+  fails(_npz(tmp_path / "tsm.npz", shifted), "its network has backbone.name = tsm_resnet, not resn")
   (tmp_path / "x.h5").write_bytes(b"")
   fails(tmp_path / "x.h5", "not one of .pth")
   (tmp_path / "x.npz").write_bytes(b"words")
@@ -289,10 +299,10 @@ def test_nothing_in_a_file_is_executed(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   np.savez("evil.npz", **{"layer1.0.conv1.weight": np.array([_Evil()], object)})
   with pytest.raises(ValueError, match="^init_from: evil.npz: Object arrays cannot be loaded"):
-    load(pathlib.Path("evil.npz"), build("resnet", **SMALL))
+    load(pathlib.Path("evil.npz"), "resnet", SMALL)
   assert not pathlib.Path("executed").exists()
   pytest.importorskip("torch", reason="PyTorch is not installed: no .pth files")
-  pathlib.Path("evil.pth").write_bytes(pickle.dumps({"layer1.0.conv1.weight": _Evil()}))
-  with pytest.raises(ValueError, match="^init_from: evil.pth: "):
-    load(pathlib.Path("evil.pth"), build("resnet", **SMALL))
+  pathlib.Path("evil.pth").write_bytes(pickle.dumps({"layer1.0.conv1.weight": _Evil()}, 2))
+  with pytest.raises(ValueError, match="^init_from: evil.pth: it is damaged or holds objects bes"):
+    load(pathlib.Path("evil.pth"), "resnet", SMALL)
   assert not pathlib.Path("executed").exists()

@@ -513,6 +513,7 @@ def start_from(folder, workdir, data, lines, **fields):
   return pretrained.load(
     folder,
     *sevens,
+    backbone=run.config.model.backbone.to_dict(),
     stages=train.STAGES,
     class_names=data.class_names,
     needs_classifier=False,

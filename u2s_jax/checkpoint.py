@@ -119,9 +119,9 @@ def read_subnetworks(
     names: of the subnetworks.
 
   Returns:
-    The checkpoint's folder, its `params` and `batch_stats` of those subnetworks as NumPy arrays,
-    and the description of the model that wrote it; None where there is no checkpoint. The first
-    host's word: another run may still be training.
+    The checkpoint's folder, `<stage>/<step>`, its `params` and `batch_stats` of those subnetworks
+    as NumPy arrays, and its record with the description of the model that wrote it; None where
+    there is no checkpoint. The first host's word: another run may still be training.
   """
   newest = -1, 0
   for i, stage in enumerate(stages):
@@ -141,7 +141,7 @@ def read_subnetworks(
     path / "state",
     ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True),
   )
-  return path, weights, record["model"]
+  return path, weights, record
 
 
 def abstract_state(state: TrainState, placement: jax.sharding.Sharding) -> TrainState:

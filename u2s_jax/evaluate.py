@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pathlib
+import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -125,9 +126,19 @@ def write_scores(path: pathlib.Path, scores: dict[str, np.ndarray]) -> None:
 
 
 def read_scores(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """What `write_scores` wrote, under the keys of `score`."""
-  with np.load(path) as file:
-    arrays = dict(file)
+  """What `write_scores` wrote, under the keys of `score`.
+
+  Raises:
+    ValueError: the file is no such one.
+  """
+  try:
+    with np.load(path) as file:
+      arrays = dict(file)
+  except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    raise ValueError(f"{path}: damaged, or no .npz file of scores") from error
+  for name in ("ids", "labels", "class_names"):
+    if name not in arrays:
+      raise ValueError(f"{path}: no scores that an evaluation wrote: it has no {name!r}")
   return {"id": arrays.pop("ids"), "label": arrays.pop("labels"), **arrays}
 
 

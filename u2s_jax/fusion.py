@@ -213,10 +213,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     fused = join(streams, given.weights)
     if given.out:
       evaluate.write_scores(given.out, fused)
-    if fused["label"].min() < 0:
-      raise ValueError("clips without a label: no accuracies")
-  except (OSError, ValueError, KeyError) as error:
+      print(f"written: {given.out}")
+  except (OSError, ValueError) as error:
     sys.exit(f"error: {error}")
+  if fused["label"].min() < 0:
+    print("there are clips without a label: no accuracies")
+    return
+  own = {name for scores in streams.values() for name in evaluate.predictions(scores)}
+  left_out = sorted(own - evaluate.predictions(fused).keys())
+  if left_out:
+    print(f"not fused, because not every file has them: {', '.join(left_out)}")
   weights = given.weights or [1.0] * len(streams)
   rows = [
     [stream, f"{weight:g}"] + _figures(metrics.summarize(evaluate.merged(scores), scores["label"]))

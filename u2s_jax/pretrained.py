@@ -1,7 +1,8 @@
 """Weights that training starts from in place of random ones: of another run, or of a file."""
 
 import pathlib
-from collections.abc import Callable, Sequence
+import pickle
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +14,10 @@ from u2s_jax import checkpoint, weight_names
 
 SUBNETWORKS = ("trunk", "universal")  # the one-pass model
 STEM, HEAD = "params/trunk/stem/kernel", "params/universal/head/"
+STATE_KEYS = ("state_dict", "model_state_dict", "model_state", "model")  # of PyTorch checkpoints
+# Fields of a backbone that change what it computes but no parameter's shape.
+NO_SHAPE_TELLS = ("strides", "stem_pool", "strided")
+DEFAULTS = {"strides": (1, 2, 2, 2), "stem_pool": True, "strided": "3x3"}
 TORCH, SUFFIXES = (".pth", ".pt", ".tar"), (".pth", ".pt", ".tar", ".safetensors", ".npz")
 
 Variables = dict[str, Any]
@@ -57,6 +62,7 @@ def load(
   params: Variables,
   batch_stats: Variables,
   *,
+  backbone: Mapping[str, Any],
   stages: tuple[str, ...],
   class_names: Sequence[str],
   needs_classifier: bool,
@@ -75,28 +81,45 @@ def load(
       Inception-I3D as .npz.
     params: freshly initialised parameters of `trunk` and `universal`, replicated.
     batch_stats: likewise BN's running averages.
+    backbone: `name` and fields of this run's backbone, as in the config. Those that no shape tells
+      have to be the ones that the weights were trained with.
     stages: names of the stages in the order of training.
     class_names: of this run, in the order of the labels.
-    needs_classifier: whether a classifier of other classes is an error.
+    needs_classifier: whether the weights are used as they are: then a classifier of other classes
+      is an error, and a run's first stage that did not come to its end.
     log: takes a line on what was done.
 
   Returns:
     `params` and `batch_stats` with the values from there, as NumPy arrays.
 
   Raises:
-    ValueError: nothing to be read there, or weights of a network with other parameters.
+    ValueError: nothing to be read there, or weights of another network.
+    OSError: a file that cannot be read.
   """
   fresh = jax.device_get({"params": params, "batch_stats": batch_stats})
   fresh = traverse_util.flatten_dict(fresh, sep="/")
   if path.is_dir():
-    where, weights, same_classes = _from_run(path, stages, class_names)
+    where, weights, record = _from_run(path, stages)
     log(f"starting from the one-pass model of {where}")
+    model = record["model"]
+    demands = {name: model.get(f"backbone.{name}", DEFAULTS.get(name)) for name in NO_SHAPE_TELLS}
+    same_classes = model["class_names"] == list(class_names)
+    new_classes = "the classes are others"
+    _check_trained(where, stages, record, needs_classifier)
   else:
     where, (source, weights) = path, _from_file(path)
-    log(f"starting from {where}, a {source}")
-    there = [weights[name].shape for name in weights if name.startswith(HEAD)]
-    same_classes = there == [fresh[name].shape for name in weights if name.startswith(HEAD)]
-    same_classes = same_classes and bool(there)
+    log(f"starting from {where}, a {source.name}")
+    demands = source.demands
+    there = {name: value.shape for name, value in weights.items() if name.startswith(HEAD)}
+    same_classes = bool(there) and all(fresh[name].shape == there[name] for name in there)
+    new_classes = "the classes are others" if there else "the file has none"
+  for name, value in demands.items():
+    here = backbone.get(name, DEFAULTS.get(name))
+    if _listed(here) != _listed(value):
+      raise ValueError(
+        f"init_from: {where}: its network has backbone.{name} = {value}, not {here}; set"
+        f" config.model.backbone.{name} as there"
+      )
   inflated = 0
   for name in fresh.keys() & weights.keys():
     here, there = fresh[name].shape, weights[name].shape
@@ -111,8 +134,10 @@ def load(
     log(f"  {inflated} convolutions inflated over time")
   if not same_classes:
     if needs_classifier:
-      raise ValueError(f"init_from: {where}: its classes are others, but universal.epochs is 0")
-    log("  classifier: freshly initialised, the classes are others")
+      raise ValueError(
+        f"init_from: {where}: no classifier to take over ({new_classes}), but universal.epochs is 0"
+      )
+    log(f"  classifier: freshly initialised, {new_classes}")
     weights = {name: value for name, value in weights.items() if not name.startswith(HEAD)}
     weights |= {name: value for name, value in fresh.items() if name.startswith(HEAD)}
   # Parameters first: their shapes tell more than those of statistics.
@@ -124,15 +149,31 @@ def load(
         f"init_from: {where}: {name} has shape {there} there and {here} here; set"
         " config.model.backbone as there"
       )
-  log(f"  {len(weights) - 2 * (not same_classes)} of {len(fresh)} arrays loaded")
+  new = 0 if same_classes else sum(name.startswith(HEAD) for name in fresh)
+  log(f"  {len(weights) - new} of {len(fresh)} arrays loaded")
   weights = traverse_util.unflatten_dict(weights, sep="/")
   return weights["params"], weights["batch_stats"]
 
 
+def _check_trained(where, stages, record, needs_end):
+  """Raises ValueError for a first stage that has not begun or, if need be, not ended."""
+  step, total = int(where.name), record.get("total_steps", 0)
+  if where.parent.name == stages[0] and step < total and (needs_end or step == 0):
+    raise ValueError(
+      f"init_from: {where}: its stage {stages[0]} is at step {step} of {total}; let it come to its"
+      " end first"
+    )
+
+
+def _listed(value):
+  """Tuples as lists, as JSON gives them back."""
+  return [_listed(item) for item in value] if isinstance(value, tuple | list) else value
+
+
 def _from_run(
-  path: pathlib.Path, stages: tuple[str, ...], class_names: Sequence[str]
-) -> tuple[pathlib.Path, dict[str, np.ndarray], bool]:
-  """Where the checkpoint lies, its weights by name, and whether its classes are ours."""
+  path: pathlib.Path, stages: tuple[str, ...]
+) -> tuple[pathlib.Path, dict[str, np.ndarray], dict[str, Any]]:
+  """Where the checkpoint lies, its weights by name, and its record."""
   folder = path / "checkpoints"
   if path.parent.name == "checkpoints" and path.name in stages:
     folder, stages = path.parent, (path.name,)
@@ -142,12 +183,11 @@ def _from_run(
       f"init_from: no checkpoint in {path}; name the --workdir of a run that has trained, or"
       " <workdir>/checkpoints/<stage>"
     )
-  where, weights, model = found
-  weights = traverse_util.flatten_dict(weights, sep="/")
-  return where, weights, model["class_names"] == list(class_names)
+  where, weights, record = found
+  return where, traverse_util.flatten_dict(weights, sep="/"), record
 
 
-def _from_file(path: pathlib.Path) -> tuple[str, dict[str, np.ndarray]]:
+def _from_file(path: pathlib.Path) -> tuple[weight_names.Source, dict[str, np.ndarray]]:
   """The kind of a weight file, and its arrays under our names."""
   try:
     if path.suffix in TORCH:
@@ -165,19 +205,29 @@ def _from_file(path: pathlib.Path) -> tuple[str, dict[str, np.ndarray]]:
   except OSError:
     raise
   except Exception as error:
-    reason = " ".join(str(error).split())
+    reason = " ".join(str(error).split()) or f"it cannot be read ({type(error).__name__})"
     raise ValueError(f"init_from: {path}: {reason}") from error
 
 
 def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """A PyTorch state dict, alone or as `state_dict` in a checkpoint; nothing in it is executed."""
+  """A PyTorch state dict, alone or in a checkpoint; nothing in it is executed."""
   try:
     import torch
   except ImportError as error:
     raise ValueError(
       "reading it needs PyTorch: `pip install torch`, or convert it to .safetensors"
     ) from error
-  state = torch.load(path, map_location="cpu", weights_only=True)
-  state = state.get("state_dict", state)
+  try:
+    state = torch.load(path, map_location="cpu", weights_only=True)
+  except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    raise ValueError(
+      "it is damaged or holds objects besides tensors, and none is executed; save its state dict"
+      " alone, or convert it to .safetensors"
+    ) from error
+  if not isinstance(state, dict):
+    raise ValueError(f"no state dict but a {type(state).__name__}")
+  state = next((state[key] for key in STATE_KEYS if isinstance(state.get(key), dict)), state)
   tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
-  return {name: value.float().numpy() for name, value in tensors.items()}  # NumPy has no bfloat16
+  return {
+    name: value.detach().float().numpy() for name, value in tensors.items()
+  }  # NumPy has no bfloat16

@@ -28,8 +28,10 @@ FREE_FIELDS = (
   "data.render.dir",
   "data.render.workers",
 )
-# An evaluation trains nothing, so how it looks at the run is free as well.
-FREE_IN_EVALUATION = (*FREE_FIELDS, "eval")
+# An evaluation trains nothing, so how it looks at the run is free as well, and which masks it
+# combines.
+MASK_FIELDS = ("selection", "guide")  # of `csm`
+FREE_IN_EVALUATION = (*FREE_FIELDS, "eval", *(f"csm.{field}" for field in MASK_FIELDS))
 
 
 def schedule(config: ml_collections.ConfigDict) -> tuple[Stage, Stage, Stage]:
@@ -97,9 +99,14 @@ def check(
     raise ValueError(f"csm.target_accuracy: {config.csm.target_accuracy} is no fraction in (0, 1]")
   if config.csm.n < 0:
     raise ValueError(f"csm.n: {config.csm.n} is negative; 0 lets csm.target_accuracy decide")
-  for field, values in (("selection", csm.SELECTIONS), ("guide", csm.GUIDES)):
+  for field, values in zip(MASK_FIELDS, (csm.SELECTIONS, csm.GUIDES), strict=True):
     if config.csm[field] not in values:
       raise ValueError(f"csm.{field}: {config.csm[field]!r} is not one of {values}")
+    if config.csm[field] != values[0] and config.model.attention != "mask":
+      raise ValueError(
+        f"csm.{field}: {config.csm[field]!r} is about masks, but model.attention is"
+        f" {config.model.attention!r}"
+      )
   schedule(config)
   build_model(config, num_classes=1)
   if config.eval.views not in evaluate.MIRRORED:

@@ -160,8 +160,8 @@ def make_eval_step(
 
   Returns:
     (state, video, label) -> for each prediction the softmax scores, averaged over the v views; a
-    label is read only where it guides. It raises ValueError where there are not as many views as
-    entries in `mirror_columns`.
+    label is read only where it guides, in a mirrored view as the class that it turns into. It
+    raises ValueError where there are not as many views as entries in `mirror_columns`.
   """
 
   def step(state, video, label):
@@ -169,7 +169,8 @@ def make_eval_step(
       raise ValueError(f"{video.shape[1]} views of a clip, but {len(mirror_columns)} are asked for")
     variables = {"params": state.params, "batch_stats": state.batch_stats}
 
-    def one_view(pixels):
+    def one_view(view):
+      pixels, label = view
       clips = normalize(pixels, pixel_mean, pixel_std)
       if stage.one_pass:
         outputs = model.apply(variables, clips, method=U2S.one_pass)
@@ -178,7 +179,10 @@ def make_eval_step(
       return {name: jax.nn.softmax(outputs[name]) for name in PREDICTIONS if name in outputs}
 
     # One view after the other: ten at once would take ten times the memory.
-    by_view = jax.lax.map(one_view, jnp.moveaxis(video, 1, 0))
+    labels = [
+      label if columns is None else jnp.asarray(columns)[label] for columns in mirror_columns
+    ]
+    by_view = jax.lax.map(one_view, (jnp.moveaxis(video, 1, 0), jnp.stack(labels)))
     return {
       name: jnp.mean(
         jnp.stack(

@@ -97,7 +97,7 @@ class Run:
     self.config_name = config_name
     self.mesh = sharding.data_mesh()
     self.pixels = {key: tuple(config.model[key]) for key in settings.PIXEL_FIELDS}
-    self.masks = {"selection": config.csm.selection, "guide": config.csm.guide}
+    self.masks = {field: config.csm[field] for field in settings.MASK_FIELDS}
     self.stages = settings.schedule(config)
     self.model = settings.build_model(config, len(data.class_names))
     # What a checkpoint has to agree with, in words of JSON.
@@ -121,6 +121,11 @@ class Run:
       )
       for views in ("center", config.eval.views)
     }
+    if config.csm.n >= len(data.class_names):
+      raise ValueError(
+        f"csm.n: {config.csm.n} confusing classes a class, but there are"
+        f" {len(data.class_names)} in all"
+      )
     unknown = [name for name in config.eval.classes if name not in data.class_names]
     if unknown:
       raise ValueError(f"eval.classes: {unknown[0]!r} is not one of the data set's classes")
@@ -131,6 +136,10 @@ class Run:
     """Steps of a stage: its epochs' examples over the batch size, at least one unless 0 epochs."""
     count = round(stage.epochs * self.data.num_train / self.config.batch_size)
     return max(1, count) if stage.epochs else 0
+
+  def record(self, stage: Stage, plateau: optimizer.Plateau) -> dict[str, Any]:
+    """What is saved beside a state."""
+    return {"plateau": dataclasses.asdict(plateau), "total_steps": self.total_steps(stage)}
 
   def begin(self, stage: Stage) -> Callable[[TrainState | None], TrainState]:
     """A jit-able function that makes the stage's first state from the state before."""
@@ -155,7 +164,7 @@ class Run:
       self.compiled[key] = evaluate.compile_eval(step, self.mesh)
     batches = self.data.eval_batches(split, views)
     scores = evaluate.score(self.compiled[key], state, batches, self.mesh, self.data.class_names)
-    if self.config.csm.guide == "label" and scores["label"].min() < 0:
+    if self.config.csm.guide == "label" and not stage.one_pass and scores["label"].min() < 0:
       raise ValueError(f"csm.guide: 'label', but clips of the split {split!r} have no label")
     return scores
 
@@ -195,8 +204,6 @@ def train(
   run = Run(config, workdir, data, write_scalars, config_name)
   # Closing waits for a checkpoint that is just being written, whatever happens.
   with contextlib.closing(run.checkpoints):
-    if jax.process_index() == 0:
-      evaluate.write_json(settings.path_of(workdir), settings.jsonable(config))
     state, record, done = None, None, -1
     latest = find_latest(run)
     if latest:
@@ -231,8 +238,9 @@ def evaluate_latest(
   """Evaluates the newest checkpoint and the one-pass model with `config.eval`; trains nothing.
 
   The scores and the summary of a finished run are written anew. Those of a run half-way, or in
-  other views than the run's own, go to `<workdir>/eval/<views>_<stage>_<step>`, and those of
-  another split than validation to `<workdir>/eval/<split>_<views>_<stage>_<step>`.
+  other views than the run's own, go to `<workdir>/eval/<views>_<stage>_<step>`, with `<split>_` in
+  front for another split than validation, and with the `csm.selection` and `csm.guide` behind that
+  are not the run's own.
 
   Args and raises as `train`; ValueError also where there is no checkpoint.
   """
@@ -243,11 +251,15 @@ def evaluate_latest(
     if not latest:
       raise ValueError(f"{workdir / 'checkpoints'}: no checkpoint to evaluate; train first")
     split, views, folder = config.eval.split, config.eval.views, workdir
-    own_views = (settings.read(workdir) or config)["eval"]["views"]
+    own = settings.read(workdir) or config
     name = f"{views}_{latest[0]}_{latest[1]}"
+    other = [value for field, value in run.masks.items() if value != own["csm"][field]]
+    name = "_".join([name, *other])
     if split != VALIDATION_SPLIT:
       folder = workdir / "eval" / f"{split}_{name}"
-    elif latest != (STAGES[-1], run.total_steps(run.stages[-1])) or views != own_views:
+    elif latest != (STAGES[-1], run.total_steps(run.stages[-1])) or (
+      other or views != own["eval"]["views"]
+    ):
       folder = workdir / "eval" / name
     state, _ = restore(run, *latest)
     log(f"evaluating stage {latest[0]}, step {latest[1]}, split: {split}, views: {views}")
@@ -286,7 +298,10 @@ def begin_stage(
     state = start_from(run, stage, state, "specific")
   if similarity is not None:
     state = state.replace(csm=similarity)
-  record = {"plateau": dataclasses.asdict(optimizer.Plateau())}
+  if previous is None and jax.process_index() == 0:
+    # Not before: whoever corrects a wrong `init_from` may do so in the same folder.
+    evaluate.write_json(settings.path_of(run.workdir), settings.jsonable(run.config))
+  record = run.record(stage, optimizer.Plateau())
   run.checkpoints.save(stage.name, 0, state, record)
   return state, record
 
@@ -300,6 +315,7 @@ def start_from(run: Run, stage: Stage, state: TrainState, network: str) -> Train
   params, batch_stats = pretrained.load(
     pathlib.Path(run.config.init_from),
     **trees,
+    backbone=run.config.model.backbone.to_dict(),
     stages=STAGES,
     class_names=run.data.class_names,
     needs_classifier=stage.epochs == 0,
@@ -398,8 +414,7 @@ def run_stage(run: Run, index: int, state: TrainState, plateau: optimizer.Platea
     if save:
       if not state_lib.all_finite(state):
         raise FloatingPointError(diverged(stage, step, "a parameter or statistic is not finite"))
-      record = {"plateau": dataclasses.asdict(plateau)}
-      run.checkpoints.save(stage.name, step, state, record)
+      run.checkpoints.save(stage.name, step, state, run.record(stage, plateau))
   run.checkpoints.wait()
   return state
 
@@ -501,8 +516,6 @@ def category_similarity(run: Run, state: TrainState) -> CategorySimilarity:
   scores = run.scores(run.stages[0], state, "center")
   curve = metrics.top_n_curve(scores["universal"], scores["label"])
   n = run.config.csm.n or csm_lib.confusing_count(curve, run.config.csm.target_accuracy)
-  if n > len(curve):
-    raise ValueError(f"csm.n: {n} confusing classes a class, but there are {len(curve)} in all")
   sparsity = csm_lib.class_sparsity(zeros, responses)
   similarity = csm_lib.similarity_matrix(sparsity, run.config.csm.distance)
   alpha = csm_lib.threshold(similarity, n)

@@ -6,6 +6,7 @@ A table's rules say which of our modules a module is. Ours are named as in
 
 import re
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -17,20 +18,26 @@ class Source(NamedTuple):
   """How a family of weight files names and stores things.
 
   Attributes:
-    sign: a name that tells the family, as a pattern.
+    name: for messages.
+    sign: a name of an array that tells the family, as a pattern.
     separator: between a module's name and its leaf's.
     prefix: pattern of what stands before the names.
     rules: (pattern of a whole module name, function of the match to our module's name).
     epsilon: what its batch normalisation adds to the variance.
     bgr: whether its first convolution takes blue, green, red.
+    preactivation: whether norms stand before their convolutions.
+    demands: fields of `model.backbone` that its networks have and no shape tells.
   """
 
+  name: str
   sign: str
   separator: str
   prefix: str
   rules: tuple[tuple[str, Callable[[re.Match], str]], ...]
   epsilon: float = 1e-5
   bgr: bool = False
+  preactivation: bool = False
+  demands: Mapping[str, str] = MappingProxyType({})
 
 
 def _block(kind: str, layer: int) -> Callable[[re.Match], str]:
@@ -69,28 +76,54 @@ _RESNET = (
   (r"layer(\d)\.(\d+)\.downsample\.1", _block("projection_norm", 1)),
   (r"fc|new_fc", _to("head")),
 )
-SOURCES = {
-  "torchvision ResNet or TSM": Source(
-    r"(module\.)?(base_model\.)?layer1\.0\.conv1(\.net)?\.weight",
+_MMACTION2 = (
+  (r"conv1\.conv", _to("stem")),
+  (r"conv1\.bn", _to("stem_norm")),
+  (r"layer(\d)\.(\d+)\.conv(\d)\.conv(?:\.net)?", _block("conv", 1)),
+  (r"layer(\d)\.(\d+)\.conv(\d)\.bn", _block("norm", 1)),
+  (r"layer(\d)\.(\d+)\.downsample\.conv", _block("projection", 1)),
+  (r"layer(\d)\.(\d+)\.downsample\.bn", _block("projection_norm", 1)),
+  (r"fc_cls", _to("head")),
+)
+_TORCHVISION_PREFIX = r"(module\.)?(base_model\.)?"
+_MMACTION2_PREFIX = r"(backbone\.|cls_head\.)?"
+_SHIFTED = MappingProxyType({"name": "tsm_resnet", "strided": "3x3"})
+_UNSHIFTED = MappingProxyType({"strided": "3x3"})  # under a shift as well: ImageNet's for TSM
+SOURCES = (
+  Source(
+    "torchvision ResNet",
+    _TORCHVISION_PREFIX + r"layer1\.0\.conv1\.weight",
     ".",
-    r"(module\.)?(base_model\.)?",
+    _TORCHVISION_PREFIX,
     _RESNET,
+    demands=_UNSHIFTED,
   ),
-  "mmaction2": Source(
-    r"backbone\.layer1\.0\.conv1\.conv(\.net)?\.weight",
+  Source(
+    "TSM",
+    _TORCHVISION_PREFIX + r"layer1\.0\.conv1\.net\.weight",
     ".",
-    r"(backbone\.|cls_head\.)?",
-    (
-      (r"conv1\.conv", _to("stem")),
-      (r"conv1\.bn", _to("stem_norm")),
-      (r"layer(\d)\.(\d+)\.conv(\d)\.conv(?:\.net)?", _block("conv", 1)),
-      (r"layer(\d)\.(\d+)\.conv(\d)\.bn", _block("norm", 1)),
-      (r"layer(\d)\.(\d+)\.downsample\.conv", _block("projection", 1)),
-      (r"layer(\d)\.(\d+)\.downsample\.bn", _block("projection_norm", 1)),
-      (r"fc_cls", _to("head")),
-    ),
+    _TORCHVISION_PREFIX,
+    _RESNET,
+    demands=_SHIFTED,
   ),
-  "timm resnetv2": Source(
+  Source(
+    "mmaction2 ResNet",
+    r"backbone\.layer1\.0\.conv1\.conv\.weight",
+    ".",
+    _MMACTION2_PREFIX,
+    _MMACTION2,
+    demands=_UNSHIFTED,
+  ),
+  Source(
+    "mmaction2 TSM",
+    r"backbone\.layer1\.0\.conv1\.conv\.net\.weight",
+    ".",
+    _MMACTION2_PREFIX,
+    _MMACTION2,
+    demands=_SHIFTED,
+  ),
+  Source(
+    "timm resnetv2",
     r"stages\.0\.blocks\.0\.conv1\.weight",
     ".",
     "",
@@ -102,8 +135,10 @@ SOURCES = {
       (r"norm", _to("norm")),
       (r"head\.fc", _to("head")),
     ),
+    preactivation=True,
   ),
-  "Keras ResNet": Source(
+  Source(
+    "Keras ResNet",
     r"res2a_branch2a/kernel",
     "/",
     "",
@@ -116,8 +151,10 @@ SOURCES = {
     ),
     epsilon=1e-3,
     bgr=True,
+    demands=MappingProxyType({"strided": "1x1"}),
   ),
-  "Inception-I3D": Source(
+  Source(
+    "Inception-I3D",
     r"params\|Conv3d_1a_7x7\|Conv_0\|kernel",
     "|",
     r"(params\||batch_stats\|)",
@@ -138,7 +175,7 @@ SOURCES = {
     ),
     epsilon=1e-3,
   ),
-}
+)
 # Our leaf of a norm by its name elsewhere.
 _NORM_LEAVES = {
   "weight": "scale", "gamma": "scale", "bias": "bias", "beta": "bias", "running_mean": "mean",
@@ -148,14 +185,14 @@ _NORM_LEAVES = {
 _TRUNK = re.compile(r"stem|group[01]/|Conv3d_|Mixed_3")
 
 
-def translate(weights: Mapping[str, np.ndarray]) -> tuple[str, dict[str, np.ndarray]]:
+def translate(weights: Mapping[str, np.ndarray]) -> tuple[Source, dict[str, np.ndarray]]:
   """Weights of a file under our names.
 
   Args:
     weights: arrays by their names in the file.
 
   Returns:
-    Which table was used, and float32 arrays by our names, as in
+    The source whose table was used, and float32 arrays by our names, as in
     `params/trunk/group0/block0/conv1/kernel`: kernels are (kt, kh, kw, c, d) with the file's own
     kt, a bias of a convolution is part of the mean of the norm behind it, and variances are meant
     for our norm's epsilon.
@@ -164,28 +201,28 @@ def translate(weights: Mapping[str, np.ndarray]) -> tuple[str, dict[str, np.ndar
     ValueError: no table knows the file, or its table does not know a name in it, or gives two
       names one place.
   """
-  signs = {name: re.compile(source.sign) for name, source in SOURCES.items()}
-  found = (name for name, sign in signs.items() if any(sign.fullmatch(key) for key in weights))
-  name = next(found, None)
-  if name is None:
-    first = ", ".join(sorted(weights)[:3])
-    raise ValueError(f"weights of no known source ({', '.join(SOURCES)}): {first}, ...")
-  source = SOURCES[name]
+  source = next(
+    (source for source in SOURCES if any(re.fullmatch(source.sign, key) for key in weights)), None
+  )
+  if source is None:
+    first = ", ".join(sorted(weights)[:3]) or "no arrays"
+    known = ", ".join(source.name for source in SOURCES)
+    raise ValueError(f"weights of no known source ({known}): {first}, ...")
   ours, biases = {}, {}
   for key, value in weights.items():
     stem, _, leaf = re.sub(f"^{source.prefix}", "", key).rpartition(source.separator)
     if leaf == "num_batches_tracked":
       continue
-    unknown = ValueError(f"{key} has no place in a {name}")
+    unknown = f"{key} has no place in a {source.name}"
     matches = ((re.fullmatch(pattern, stem), to) for pattern, to in source.rules)
     module = next((to(match) for match, to in matches if match), None)
     if module is None:
-      raise unknown
+      raise ValueError(unknown)
     value = np.asarray(value, np.float32)
     part = f"{'trunk' if _TRUNK.match(module) else 'universal'}/{module}"
     norm = "norm" in module.rpartition("/")[2]
     if leaf not in (_NORM_LEAVES if norm else ("weight", "kernel", "bias")):
-      raise unknown
+      raise ValueError(unknown)
     if norm:
       leaf = _NORM_LEAVES[leaf]
       if leaf == "var":
@@ -203,15 +240,15 @@ def translate(weights: Mapping[str, np.ndarray]) -> tuple[str, dict[str, np.ndar
         value = value[..., ::-1, :]
       target = f"params/{part}/kernel"
     if target in ours:
-      raise ValueError(f"{key} and another name are both the {target} of a {name}")
+      raise ValueError(f"{key} and another name are both the {target} of a {source.name}")
     ours[target] = value
   for part, bias in biases.items():
     # (x + b - mean) is (x - (mean - b)).
     mean = f"batch_stats/{_norm_behind(part)}/norm/mean"
-    if mean not in ours:
-      raise ValueError(f"{part} of a {name} has a bias, but no norm with a mean behind it")
+    if source.preactivation or mean not in ours or ours[mean].shape != bias.shape:
+      raise ValueError(f"{part} of a {source.name} has a bias, but no norm of its size behind it")
     ours[mean] = ours[mean] - bias
-  return name, ours
+  return source, ours
 
 
 def _norm_behind(conv: str) -> str:

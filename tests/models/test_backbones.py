@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from u2s_jax.models import resnet
 from u2s_jax.models.backbones import BACKBONES, build
 from u2s_jax.models.temporal_shift import temporal_shift
 from u2s_jax.models.u2s import U2S
@@ -110,6 +111,18 @@ def test_temporal_shift_by_hand():
 
 
 @pytest.mark.parametrize(
+  ("depth", "shifts"), [(50, 3 + 4 + 6 + 3), (101, 2 + 2 + 12 + 2)]
+)  # of 3, 4, 23 and 3 blocks every other one
+def test_tsm_shifts_every_other_block_of_its_deep_networks(depth, shifts, monkeypatch):
+  calls = []
+  monkeypatch.setattr(resnet, "temporal_shift", lambda video, divisor: calls.append(1) or video)
+  model = U2S(2, build("tsm_resnet", temporal=FLAT, depth=depth, width=2))
+  video = jnp.zeros((1, 2, 32, 32, 3))
+  jax.eval_shape(lambda: model.init(jax.random.key(0), video, method=U2S.one_pass))
+  assert len(calls) == shifts
+
+
+@pytest.mark.parametrize(
   ("name", "fields", "message"),
   [
     ("vgg", {}, "model.backbone.name: 'vgg' is not one of preact_resnet, resnet, tsm_resnet, "),
@@ -120,8 +133,12 @@ def test_temporal_shift_by_hand():
     ("resnet", {"temporal": FLAT_BASIC}, "model.backbone.temporal: .* is not 4 odd numbers for"),
     ("resnet", {"temporal": ((2, 1, 1, 1),) * 2}, "model.backbone.temporal: .* is not 4 odd"),
     ("resnet", {"temporal": FLAT, "strided": "2x2"}, "model.backbone.strided: '2x2' is not one"),
-    ("preact_resnet", {"temporal": FLAT, "strided": "1x1"}, "model.backbone.strided: a pre-act"),
-    ("preact_resnet", {"temporal": FLAT, "shift": 8}, "model.backbone.shift: only 'tsm_resnet'"),
+    ("preact_resnet", {"temporal": FLAT, "strided": "1x1"}, "model.backbone.strided: '1x1' is for"),
+    ("resnet", {"temporal": FLAT_BASIC, "depth": 18, "strided": "1x1"}, "model.backbone.strided: "),
+    ("resnet", {"temporal": FLAT, "shift": 8}, "model.backbone.shift: resnet has no such field"),
+    ("resnet", {"temporal": FLAT, "strides": (1, 2, 2, 0)}, "model.backbone.strides: .* is not"),
+    ("resnet", {"temporal": FLAT, "width": 0}, "model.backbone.width: 0 is not at least 1"),
+    ("resnet", {"temporal": FLAT, "convolution": "fft"}, "model.convolution: 'fft' is not one of"),
   ],
 )
 def test_what_cannot_be_built(name, fields, message):

@@ -276,6 +276,7 @@ def load(zeros, weights, folder, name="weights.pth"):
     path,
     zeros["params"],
     zeros["batch_stats"],
+    backbone={"name": "tsm_resnet"},  # which takes weights with and without a shift
     stages=("universal",),
     class_names=[str(k) for k in range(CLASSES)],
     needs_classifier=True,

@@ -22,8 +22,8 @@ from u2s_jax.models.norm import BatchNorm
 from u2s_jax.models.resnet import resnet
 
 BACKBONES = {
-  "preact_resnet": functools.partial(resnet, preactivation=True),  # the paper's
-  "resnet": functools.partial(resnet, preactivation=False),
+  "preact_resnet": functools.partial(resnet, preactivation=True, shift=0),  # the paper's
+  "resnet": functools.partial(resnet, preactivation=False, shift=0),
   "tsm_resnet": functools.partial(resnet, preactivation=False, shift=8),
   "eco_lite": eco_lite,
   "inception_i3d": inception_i3d,

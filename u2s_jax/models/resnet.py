@@ -168,18 +168,21 @@ class Group(nn.Module):
     block: makes a block of a stride and a name.
     blocks: how many.
     stride: of the first.
+    shift_every: 2: only every other block, from the first on, keeps its shift.
     layers: how it computes.
   """
 
   block: Callable[..., nn.Module]
   blocks: int
   stride: int
+  shift_every: int = 1
   layers: Layers = Layers()
 
   @nn.compact
   def __call__(self, x: Float[Array, "n t h w c"], *, train: bool) -> Float[Array, "n t h2 w2 d"]:
     for i in range(self.blocks):
-      block = self.block(stride=self.stride if i == 0 else 1, name=f"block{i}")
+      still = {"shift": 0} if i % self.shift_every else {}
+      block = self.block(stride=self.stride if i == 0 else 1, name=f"block{i}", **still)
       x = self.layers.block(block, x, train=train)
     return x
 
@@ -269,7 +272,8 @@ def resnet(
 
   Args:
     preactivation: BN-ReLU-conv (v2, the paper's) or conv-BN-ReLU (v1).
-    shift: divisor of the temporal shift in every block of v1; 0: none.
+    shift: divisor of the temporal shift in the blocks of v1, in every other one from depth 101 on,
+      as TSM's authors do; 0: none.
     temporal: for group 2 and group 3, the frames seen by a block's convolutions, three of a
       bottleneck or two, and by its projection: odd.
     depth: 18, 34 (two 3x3 convolutions a block), 50, 101, 152, or small 14, 26 (bottlenecks).
@@ -287,27 +291,32 @@ def resnet(
   """
   if depth not in DEPTHS:
     raise ValueError(f"model.backbone.depth: {depth} is not one of {', '.join(map(str, DEPTHS))}")
+  if len(strides) != 4 or min(strides) < 1:
+    raise ValueError(f"model.backbone.strides: {strides} is not four numbers of at least 1")
+  if width < 1:
+    raise ValueError(f"model.backbone.width: {width} is not at least 1")
   if strided not in STRIDED:
     raise ValueError(f"model.backbone.strided: {strided!r} is not one of {STRIDED}")
-  if preactivation and strided != "3x3":
-    raise ValueError("model.backbone.strided: a pre-activation ResNet has its stride at '3x3' only")
   bottlenecks, blocks = DEPTHS[depth]
+  if strided != "3x3" and (preactivation or not bottlenecks):
+    raise ValueError(
+      f"model.backbone.strided: {strided!r} is for bottlenecks of 'resnet' and 'tsm_resnet' only"
+    )
   extents = 4 if bottlenecks else 3
-  if [len(group) for group in temporal] != [extents] * 2 or any(
+  if [len(group) for group in temporal if isinstance(group, tuple | list)] != [extents] * 2 or any(
     extent < 1 or extent % 2 == 0 for group in temporal for extent in group
   ):
     raise ValueError(
       f"model.backbone.temporal: {temporal} is not {extents} odd numbers for each of groups 2 and"
       f" 3: with depth {depth} a block has {extents - 1} convolutions and a projection"
     )
-  if preactivation and shift:
-    raise ValueError("model.backbone.shift: only 'tsm_resnet' shifts")
   if preactivation:
     block = PreactBottleneck if bottlenecks else PreactBasic
   elif bottlenecks:
     block = functools.partial(Bottleneck, strided=strided, shift=shift)
   else:
     block = functools.partial(Basic, shift=shift)
+  shift_every = 2 if shift and blocks[2] >= 23 else 1
   flat = (1,) * extents
   groups = [
     functools.partial(
@@ -315,6 +324,7 @@ def resnet(
       functools.partial(block, width=width * 2**i, temporal=tuple(frames), layers=layers),
       blocks[i],
       strides[i],
+      shift_every,
       layers,
     )
     for i, frames in enumerate((flat, flat, *temporal))
