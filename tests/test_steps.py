@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType
 
@@ -211,6 +212,14 @@ def test_a_batch_that_the_devices_do_not_divide(size, nearest):
     sharding.check_batch_size("batch_size", size)
 
 
+def test_a_batch_that_its_parts_do_not_divide():
+  sharding.check_batch_size("batch_size", 32, 2)
+  with pytest.raises(
+    ValueError, match=r"8 devices times accumulate_steps \(3\); the nearest is 24"
+  ):
+    sharding.check_batch_size("batch_size", 32, 3)
+
+
 @pytest.mark.parametrize(
   ("selection", "guide"), [("own", "prediction"), ("soft", "prediction"), ("confusing", "label")]
 )
@@ -242,6 +251,64 @@ def test_the_masks_that_an_ablation_combines(trained, selection, guide):
   _, metrics = jax.jit(train)(current, example, 0.1)
   expected = regularizer.category_regularizer(current.params["mask"]["kernel"], CSM)
   np.testing.assert_allclose(metrics["regularizer"], expected, atol=1e-6)  # the binary CSM's
+
+
+def test_the_label_guides_a_mirrored_view_as_what_it_turns_into(trained):
+  columns, example = np.array([1, 0, 2, 3]), batch(5, size=8)
+  current = trained[1]["joint"][2]
+  masks = {"selection": "own", "guide": "label"}
+
+  def scores(video, label, mirror_columns):
+    step = steps.make_eval_step(
+      MODEL, SCHEDULE[2], mirror_columns=mirror_columns, **PIXELS, **masks
+    )
+    return jax.jit(step)(current, jnp.asarray(video), jnp.asarray(label))["specific"]
+
+  video, label = example["video"][:, None], example["label"]
+  seen = scores(video, columns[label], (None,))
+  assert np.abs(seen - scores(video, label, (None,))).max() > 1e-6
+  np.testing.assert_allclose(scores(video, label, (columns,)), seen[:, columns], atol=1e-6)
+
+
+def test_accumulated_gradients_are_the_mean_of_the_parts(trained):
+  # Parts are clips 0, 2, 4, ... and 1, 3, 5, ...: every device keeps its own.
+  stage, (first, _, _) = SCHEDULE[2], trained[1]["joint"]
+  example = batch(7, size=8) | {"mask": np.array([True] * 5 + [False, True, False])}
+  example = {name: jnp.asarray(value) for name, value in example.items()}
+  step = steps.make_train_step(
+    MODEL, stage, optax.identity(), regularizer_weight=0.5, accumulate_steps=2, **PIXELS
+  )
+  after, metrics = jax.jit(step)(first, example, 1.0)
+  single = steps.make_train_step(MODEL, stage, optax.identity(), regularizer_weight=0.5, **PIXELS)
+  single = jax.jit(single)
+  current, shares, moved = first, (4 / 6, 2 / 6), []
+  for offset in (0, 1):
+    part = {name: value[offset::2] for name, value in example.items()}
+    # At the same parameters, with the BN averages of the part before.
+    new, part_metrics = single(current, part, 1.0)
+    moved.append((jax.tree.map(jnp.subtract, current.params, new.params), part_metrics))
+    current = current.replace(batch_stats=new.batch_stats)
+  sums = jax.tree.map(lambda a, b: shares[0] * a + shares[1] * b, *moved)
+  got = jax.tree.map(jnp.subtract, first.params, after.params)
+  close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5)  # noqa: E731
+  jax.tree.map(close, got, sums[0])
+  jax.tree.map(close, after.batch_stats, current.batch_stats)
+  for name in ("loss", "loss_bridge", "regularizer", "accuracy_universal"):
+    close(metrics[name], sums[1][name])
+
+
+def test_rematerialisation_changes_nothing_but_memory(trained):
+  stage, (first, _, _) = SCHEDULE[2], trained[1]["joint"]
+  example = {name: jnp.asarray(value) for name, value in batch(7, size=16).items()}
+  backbone = build("preact_resnet", temporal=TEMPORAL, depth=14, width=2, remat=True)
+  results, memory = [], []
+  for model in (MODEL, U2S(CLASSES, backbone)):
+    step = steps.make_train_step(model, stage, TX, regularizer_weight=0.5, **PIXELS)
+    compiled = jax.jit(step).lower(first, example, 0.01).compile()
+    results.append(compiled(first, example, 0.01))
+    memory.append(compiled.cost_analysis()["flops"])
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *results)
+  assert memory[1] > 1.1 * memory[0]  # the forward pass is there twice
 
 
 def test_another_number_of_views_is_an_error(trained):

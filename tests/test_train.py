@@ -325,6 +325,7 @@ def test_other_data_is_refused(finished, data, message):
     ("csm.distance", "l1", "csm.distance: 'l1' is not one of"),
     ("csm.target_accuracy", 85.0, "csm.target_accuracy: 85.0 is no fraction"),
     ("csm.n", -1, "csm.n: -1 is negative"),
+    ("accumulate_steps", 0, "accumulate_steps: 0 is not at least 1"),
     ("csm.selection", "all", "csm.selection: 'all' is not one of"),
     ("csm.guide", "oracle", "csm.guide: 'oracle' is not one of"),
     ("universal.epochs", 0.0, "universal.epochs: 0, but there is no init_from"),
@@ -454,6 +455,36 @@ def test_an_ablation_starts_from_the_end_of_stage_1(finished, tmp_path, monkeypa
   with pytest.raises(ValueError, match="^csm.guide: 'label', but clips of the split 'test' have"):
     config.eval.split = "test"
     train.evaluate_latest(config, tmp_path, Source(unknown=(3,)).data(), Writer(), "x")
+
+
+def test_an_evaluation_with_other_masks_lies_beside_the_run(finished):
+  workdir = finished[0]
+  before = (workdir / "summary.json").read_bytes()
+  config = config_of(**{"csm.guide": "label", "csm.selection": "own"})
+  train.evaluate_latest(config, workdir, Source().data(), Writer(), "x")
+  assert (workdir / "eval/center_joint_3_own_label/summary.json").exists()
+  assert (workdir / "summary.json").read_bytes() == before
+  shutil.rmtree(workdir / "eval")
+
+
+def test_stages_2_and_3_start_from_no_half_trained_stage_1(finished, tmp_path):
+  half, folder = tmp_path / "half", tmp_path / "run"
+  shutil.copytree(finished[0] / "checkpoints/universal", half / "checkpoints/universal")
+  shutil.rmtree(half / "checkpoints/universal/3")
+  step = max(int(path.name) for path in (half / "checkpoints/universal").glob("[0-9]*"))
+  config = config_of(init_from=str(half), **{"universal.epochs": 0.0})
+  message = f"^init_from: .*universal/{step}: its stage universal is at step {step} of 3; let"
+  with pytest.raises(ValueError, match=message):
+    train.train(config, folder, Source().data(), Writer(), "x")
+  # Whoever corrects it may do so in the same folder.
+  settings.check(config_of(init_from=str(finished[0])), folder)
+
+
+def test_a_run_with_other_strides_is_no_start(finished, tmp_path):
+  with pytest.raises(ValueError, match="joint/3: its network has backbone.strides = "):
+    start_from(
+      finished[0], tmp_path, Source().data(), [], **{"model.backbone.strides": (2, 2, 2, 2)}
+    )
 
 
 @pytest.fixture(scope="module")
