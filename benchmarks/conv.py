@@ -1,10 +1,12 @@
-"""`models.conv.conv3d` beside XLA's own 3D convolution, forward and backward.
+"""The ways to compute `models.conv.conv3d`, forward and backward.
 
   python -m benchmarks.conv
 
-Shapes of ResNet-50's groups 2 and 3 at 18 frames of 224 x 224, one clip. Median of repeats.
+Shapes of ResNet-50's groups 2 and 3 at 18 frames of 224 x 224, one clip. Median of repeats, the
+ways taking turns; the last column is XLA's 3D convolution as it compiles by itself.
 """
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -12,11 +14,18 @@ from collections.abc import Callable
 import jax
 from jaxtyping import Array, Float
 
-from u2s_jax.models.conv import conv3d
+from u2s_jax import compiling
+from u2s_jax.models.conv import METHODS, conv3d
 
 REPEATS = 5
-# Frames, pixels, channels in, channels out, stride.
-SHAPES = ((18, 28, 256, 256, 2), (18, 14, 256, 256, 1), (18, 7, 512, 512, 1))
+# Frames, pixels, channels in, channels out, stride, rows and columns of the kernel.
+SHAPES = (
+  (18, 28, 256, 256, 2, 3),
+  (18, 14, 256, 256, 1, 3),
+  (18, 7, 512, 512, 1, 3),
+  (18, 14, 1024, 256, 1, 1),
+  (18, 14, 256, 1024, 1, 1),
+)
 
 
 def native(
@@ -32,26 +41,32 @@ def native(
   )
 
 
-def seconds(conv: Callable, video: jax.Array, kernel: jax.Array, stride: int) -> float:
-  """Median time of a forward and backward pass, after one that compiles."""
-  step = jax.jit(jax.grad(lambda v, k: (conv(v, k, stride) ** 2).mean(), argnums=(0, 1)))
-  jax.block_until_ready(step(video, kernel))
-  times = []
-  for _ in range(REPEATS):
-    start = time.perf_counter()
-    jax.block_until_ready(step(video, kernel))
-    times.append(time.perf_counter() - start)
-  return statistics.median(times)
+def step_of(conv: Callable, stride: int, options: dict[str, str] | None) -> Callable:
+  """Both gradients, compiled."""
+  gradients = jax.grad(lambda v, k: (conv(v, k, stride) ** 2).mean(), argnums=(0, 1))
+  return jax.jit(gradients, compiler_options=options)
 
 
 def main() -> None:
-  print(f"{'3x3x3 convolution':32} {'XLA 3D':>10} {'conv3d':>10} {'ratio':>7}")
-  for frames, size, channels, features, stride in SHAPES:
+  names = [name for name in METHODS if name != "auto"]
+  print(f"{'milliseconds':38} " + " ".join(f"{name:>13}" for name in (*names, "XLA's own")))
+  for frames, size, channels, features, stride, extent in SHAPES:
     video = jax.random.normal(jax.random.key(0), (1, frames, size, size, channels))
-    kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, channels, features))
-    theirs, ours = (seconds(conv, video, kernel, stride) for conv in (native, conv3d))
-    name = f"{frames} x {size} x {size}, {channels} -> {features} / {stride}"
-    print(f"{name:32} {theirs * 1e3:7.0f} ms {ours * 1e3:7.0f} ms {theirs / ours:6.1f}x")
+    kernel = jax.random.normal(jax.random.key(1), (3, extent, extent, channels, features))
+    runs = [
+      step_of(functools.partial(conv3d, method=name), stride, compiling.options()) for name in names
+    ]
+    runs.append(step_of(native, stride, None))
+    times = [[] for _ in runs]
+    for repeat in range(REPEATS + 1):
+      for run, taken in zip(runs, times, strict=True):
+        start = time.perf_counter()
+        jax.block_until_ready(run(video, kernel))
+        if repeat:
+          taken.append(time.perf_counter() - start)
+    name = f"3x{extent}x{extent}, {frames} x {size} x {size}, {channels} -> {features} / {stride}"
+    medians = " ".join(f"{statistics.median(taken) * 1e3:13.0f}" for taken in times)
+    print(f"{name:38} {medians}", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,6 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 import argparse
 import importlib
-import math
-import re
 import sys
 import time
 from typing import NamedTuple
@@ -27,12 +25,11 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
+from benchmarks.collectives import collective_bytes
 from u2s_jax import evaluate, optimizer, settings, steps
 from u2s_jax import state as state_lib
 
 NUM_CLASSES = 174  # Something-Something V2's
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
 
 
 class Topology(NamedTuple):
@@ -54,17 +51,6 @@ TOPOLOGIES = {
   "v4-32": Topology("v4:2x2x4", 32, "megacore"),  # 32 cores, two of a chip as one device
   "v5e-256": Topology("v5e:16x16", 16),
 }
-
-
-def collective_bytes(program: str) -> int:
-  """Bytes of the results of all collectives of a compiled program, on one chip."""
-  total = 0
-  for line in program.splitlines():
-    match = re.match(rf"\s*(?:ROOT )?\S+ = (.*?) (?:{'|'.join(COLLECTIVES)})(?:-start)?\(", line)
-    if match:
-      for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", match[1]):
-        total += BYTES[kind] * math.prod(int(n) for n in shape.split(",") if n)
-  return total
 
 
 def main() -> None:

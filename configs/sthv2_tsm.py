@@ -28,6 +28,8 @@ def get_config(frames: str = "8f") -> ml_collections.ConfigDict:
   config.seed = 0  # of the initial weights, the order of the clips and their crops
   # Clips of a global batch; BN sees all of them as one batch. The paper: smaller than 20 here.
   config.batch_size = 10
+  # Parts of a batch that are computed one after the other, where memory is short: their gradients
+  # are added up, BN sees each as a batch. 1: off (paper).
   config.accumulate_steps = 1
   # Another run's workdir, or a file of weights (u2s_jax/pretrained.py), that stage 1 starts from.
   config.init_from = ""

@@ -38,9 +38,9 @@ def conv3d(
     method: how a kernel of several frames is computed. 'direct': as a 3D convolution;
       'concatenated': one 2D convolution of the neighbouring frames concatenated in channels;
       'shifted': one 2D convolution with the outputs of all kernel frames, whose shifted sum is
-      taken; 'auto': 'concatenated', the fastest by measurement (benchmarks/README.md). Where a
-      kernel sees one frame all are the same; where it sees one pixel, the 2D convolution is a
-      matrix product.
+      taken; 'auto': the one of these two that makes fewer numbers, by measurement the faster one
+      (benchmarks/README.md). Where a kernel sees one frame all are the same; where it sees one
+      pixel, the 2D convolution is a matrix product.
 
   Returns:
     `h2 = ceil(h / stride)`, likewise `w2` and `t2`.
@@ -60,8 +60,10 @@ def conv3d(
       padding=borders,
       dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
     )
+  if method == "auto":
+    method = "concatenated" if c * stride**2 <= d * temporal_stride else "shifted"
   frames = functools.partial(_frames, extent=kt, stride=temporal_stride, border=border)
-  if method != "shifted":
+  if method == "concatenated":
     video = jnp.concatenate([frames(video, k) for k in range(kt)], axis=-1)
     return _conv2d(video, jnp.moveaxis(kernel, 0, 2).reshape(kh, kw, kt * c, d), stride, padding)
   out = _conv2d(video, jnp.moveaxis(kernel, 0, 3).reshape(kh, kw, c, kt * d), stride, padding)
