@@ -87,19 +87,78 @@ def _conv2d(
   if kernel.shape[:2] == (1, 1):
     # Two dimensions, not five: XLA's CPU compiler would transpose the gradient once more.
     return (video.reshape(-1, video.shape[-1]) @ kernel[0, 0]).reshape(*video.shape[:-1], -1)
-  out = jax.lax.conv_general_dilated(
-    video.reshape(n * t, *video.shape[2:]),
+  images = video.reshape(n * t, *video.shape[2:])
+  borders = _borders(video, kernel, stride, padding)
+  width, c = images.shape[2:]
+  # Few channels: XLA's CPU compiler has nothing to vectorise over. Up to 8 outputs are as few.
+  columns = stride * (4 if kernel.shape[-1] <= 8 else 1)
+  if c <= 3 and stride > 1 and width % columns == 0 and jax.default_backend() == "cpu":
+    out = _folded(images, kernel, stride, borders, columns)
+  else:
+    out = _plain(images, kernel, (stride, stride), borders)
+  return out.reshape(n, t, *out.shape[1:])
+
+
+def _plain(images, kernel, strides, borders):
+  """XLA's 2D convolution of images."""
+  return jax.lax.conv_general_dilated(
+    images,
     kernel,
-    window_strides=(stride, stride),
-    padding=_borders(video, kernel, stride, padding),
+    window_strides=strides,
+    padding=borders,
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
   )
-  return out.reshape(n, t, *out.shape[1:])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _folded(
+  images: Float[Array, "n h w c"],
+  kernel: Float[Array, "kh kw c d"],
+  stride: int,
+  borders: tuple[tuple[int, int], tuple[int, int]],
+  columns: int,
+) -> Float[Array, "n h2 w2 d"]:
+  """`_plain` with `columns` neighbouring columns, and the outputs that start there, as channels.
+
+  Each output has a copy of the kernel, at its place among zeros: more products, in less time
+  (benchmarks/README.md). Its gradients would take more; they are `_plain`'s.
+  """
+  (n, _, width, c), (kh, kw, _, d) = images.shape, kernel.shape
+  outputs = columns // stride
+  blocks = -(-(kw + columns - stride) // columns)
+  before = borders[1][0]
+  behind = (blocks - 1) * columns - before  # may crop what no window reaches
+  kernels = [
+    jnp.pad(kernel, ((0, 0), (i * stride, blocks * columns - kw - i * stride), (0, 0), (0, 0)))
+    for i in range(outputs)
+  ]
+  zero = jnp.zeros((), images.dtype)
+  images = jax.lax.pad(images, zero, [(0, 0, 0), (0, 0, 0), (before, behind, 0), (0, 0, 0)])
+  out = _plain(
+    images.reshape(n, -1, width // columns + blocks - 1, columns * c),
+    jnp.stack(kernels, 3).reshape(kh, blocks, columns * c, outputs * d),
+    (stride, 1),
+    (borders[0], (0, 0)),
+  )
+  return out.reshape(n, -1, width // stride, d)
+
+
+def _folded_forward(images, kernel, stride, borders, columns):
+  return _folded(images, kernel, stride, borders, columns), (images, kernel)
+
+
+def _folded_backward(stride, borders, columns, operands, gradient):
+  del columns
+  plain = functools.partial(_plain, strides=(stride, stride), borders=borders)
+  return jax.vjp(plain, *operands)[1](gradient)
+
+
+_folded.defvjp(_folded_forward, _folded_backward)
 
 
 def _borders(video, kernel, stride, padding):
   """Zeros before and behind rows and columns."""
-  return [_border(video.shape[i + 2], kernel.shape[i], stride, padding) for i in (0, 1)]
+  return tuple(_border(video.shape[i + 2], kernel.shape[i], stride, padding) for i in (0, 1))
 
 
 def _border(size: int, extent: int, stride: int, padding: str) -> tuple[int, int]:
