@@ -80,7 +80,7 @@ PRESETS = {
   # configs/demo.py
   "cpu": Preset(
     (8, 56, 56), 28, (32,), "float32",
-    PAPER | {"depth": 14, "width": 8, "strides": (1, 2, 2, 1)}, 15, 1, 2048,
+    PAPER | {"depth": 14, "width": 8, "strides": (1, 2, 2, 1)}, 9, 5, 2048,
   ),
   # configs/sthv2.py
   "gpu": Preset((18, 224, 224), 174, (4, 8, 16, 20, 32), "bfloat16", PAPER, 5, 5, 8192),
