@@ -134,11 +134,11 @@ def test_every_array_of_a_file_is_where_it_belongs(file, state):
       ours = loaded[f"params/{block}/conv2/kernel"][0, :, :, i, j]
       np.testing.assert_array_equal(ours, kernel[j, i])
   for ours, theirs in (
-    (f"params/{block}/norm2/norm/scale", "layer2.0.bn2.weight"),
-    (f"params/{block}/norm3/norm/bias", "layer2.0.bn3.bias"),
-    (f"batch_stats/{block}/projection_norm/norm/mean", "layer2.0.downsample.1.running_mean"),
-    ("batch_stats/universal/group3/block0/norm1/norm/var", "layer4.0.bn1.running_var"),
-    ("params/trunk/stem_norm/norm/scale", "bn1.weight"),
+    (f"params/{block}/norm2/scale", "layer2.0.bn2.weight"),
+    (f"params/{block}/norm3/bias", "layer2.0.bn3.bias"),
+    (f"batch_stats/{block}/projection_norm/mean", "layer2.0.downsample.1.running_mean"),
+    ("batch_stats/universal/group3/block0/norm1/var", "layer4.0.bn1.running_var"),
+    ("params/trunk/stem_norm/scale", "bn1.weight"),
     ("params/universal/head/bias", "fc.bias"),
   ):
     np.testing.assert_array_equal(loaded[ours], state[theirs])
@@ -210,7 +210,7 @@ def test_keras_by_hand():
   theirs = np.sum(kernel[..., 0] * rgb[..., ::-1]) + bias
   theirs = gamma * (theirs - mean) / np.sqrt(variance + 1e-3) + beta
   value = np.sum(ours["params/trunk/stem/kernel"][0, ..., 0] * rgb)
-  norm = "trunk/stem_norm/norm"
+  norm = "trunk/stem_norm"
   value = value - ours[f"batch_stats/{norm}/mean"]
   value = value / np.sqrt(ours[f"batch_stats/{norm}/var"] + 1e-5)
   value = ours[f"params/{norm}/scale"] * value + ours[f"params/{norm}/bias"]
@@ -254,7 +254,7 @@ def test_errors(file, state, tmp_path):
   short = {name: value for name, value in state.items() if name != "layer3.0.bn2.running_var"}
   fails(
     _npz(tmp_path / "short.npz", short),
-    r"batch_stats/universal/group2/block0/norm2/norm/var has shape None there and \(8,\) here",
+    r"batch_stats/universal/group2/block0/norm2/var has shape None there and \(8,\) here",
   )
   more = state | {"layer4.0.se.fc1.weight": np.zeros(3)}
   fails(_npz(tmp_path / "more.npz", more), "layer4.0.se.fc1.weight has no place in a torchvision")

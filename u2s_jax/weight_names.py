@@ -227,7 +227,7 @@ def translate(weights: Mapping[str, np.ndarray]) -> tuple[Source, dict[str, np.n
       leaf = _NORM_LEAVES[leaf]
       if leaf == "var":
         value = value + np.float32(source.epsilon - EPSILON)
-      target = f"{'batch_stats' if leaf in ('mean', 'var') else 'params'}/{part}/norm/{leaf}"
+      target = f"{'batch_stats' if leaf in ('mean', 'var') else 'params'}/{part}/{leaf}"
     elif module == "head":
       target = f"params/{part}/{'bias' if leaf == 'bias' else 'kernel'}"
       value = value if leaf == "bias" else _dense(value, leaf)
@@ -244,7 +244,7 @@ def translate(weights: Mapping[str, np.ndarray]) -> tuple[Source, dict[str, np.n
     ours[target] = value
   for part, bias in biases.items():
     # (x + b - mean) is (x - (mean - b)).
-    mean = f"batch_stats/{_norm_behind(part)}/norm/mean"
+    mean = f"batch_stats/{_norm_behind(part)}/mean"
     if source.preactivation or mean not in ours or ours[mean].shape != bias.shape:
       raise ValueError(f"{part} of a {source.name} has a bias, but no norm of its size behind it")
     ours[mean] = ours[mean] - bias

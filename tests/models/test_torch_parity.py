@@ -452,10 +452,8 @@ def in_torch(tree):
   found = {}
   for name, value in traverse_util.flatten_dict(tree, sep="/").items():
     value = np.asarray(value)
-    name = name.replace("/norm/norm/", "/norm/")
     for pattern, there in (
       (r"/group(\d)/block(\d)/", r"/stages/\1/blocks/\2/"),
-      (r"/norm(\d)/norm/", r"/norm\1/"),
       ("/projection/", "/downsample/conv/"),
       ("/stem/", "/stem/conv/"),
       ("/head/", "/head/fc/"),

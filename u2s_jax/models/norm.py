@@ -1,21 +1,24 @@
 """Batch normalisation as all backbones use it."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 EPSILON = 1e-5  # added to the variance
+MOMENTUM = 0.9  # what the running statistics keep; PyTorch's 0.1
 
 
 class BatchNorm(nn.Module):
   """Batch normalisation; statistics over batch, frames and pixels.
 
-  Under `jit` with a batch sharded over devices these are the statistics of the GLOBAL batch.
+  Under `jit` with a batch sharded over devices these are the statistics of the GLOBAL batch. They
+  are float32, in two passes, because the mean square less the squared mean can go negative.
 
   Attributes:
     scale: whether there is a learned factor for each channel beside the learned offset.
-    dtype: of the computation.
+    dtype: of the result.
   """
 
   scale: bool = True
@@ -23,12 +26,53 @@ class BatchNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "n t h w c"], *, train: bool) -> Float[Array, "n t h w c"]:
-    return nn.BatchNorm(
-      use_running_average=not train,
-      momentum=0.9,  # Flax's 0.9 is PyTorch's 0.1
-      epsilon=EPSILON,
-      dtype=self.dtype,
-      use_scale=self.scale,
-      use_fast_variance=False,  # the fast formula can go negative
-      name="norm",
-    )(x)
+    shape = x.shape[-1:]
+    running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+    running_var = self.variable("batch_stats", "var", jnp.ones, shape)
+    scale = self.param("scale", nn.initializers.ones, shape) if self.scale else jnp.ones(shape)
+    bias = self.param("bias", nn.initializers.zeros, shape)
+    if train:
+      y, mean, var = normalize(x, scale, bias)
+      if not self.is_initializing():
+        running_mean.value = MOMENTUM * running_mean.value + (1 - MOMENTUM) * mean
+        running_var.value = MOMENTUM * running_var.value + (1 - MOMENTUM) * var
+    else:
+      inverse = jax.lax.rsqrt(running_var.value + EPSILON)
+      y = (x - running_mean.value) * (inverse * scale) + bias
+    return y.astype(self.dtype)
+
+
+@jax.custom_vjp
+def normalize(
+  x: Float[Array, "n t h w c"], scale: Float[Array, "c"], bias: Float[Array, "c"]
+) -> tuple[Float[Array, "n t h w c"], Float[Array, "c"], Float[Array, "c"]]:
+  """`x` normalised by its own statistics, float32, with its mean and (biased) variance.
+
+  Statistics carry no gradient of their own. The gradients are written out because two sums over
+  the batch do, where differentiating the forward pass makes three: each is a pass over memory, and
+  a round of communication between devices.
+  """
+  return _normalize_forward(x, scale, bias)[0]
+
+
+def _normalize_forward(x, scale, bias):
+  axes = tuple(range(x.ndim - 1))
+  mean = jnp.mean(x, axes, jnp.float32)
+  var = jnp.mean(jnp.square(x - mean), axes)
+  inverse = jax.lax.rsqrt(var + EPSILON)
+  return ((x - mean) * (inverse * scale) + bias, mean, var), (x, scale, mean, inverse)
+
+
+def _normalize_backward(operands, gradients):
+  x, scale, mean, inverse = operands
+  dy, _, _ = gradients
+  axes = tuple(range(x.ndim - 1))
+  count = x.size // x.shape[-1]
+  centred = x - mean
+  dbias = jnp.sum(dy, axes)
+  dscale = jnp.sum(dy * centred, axes) * inverse
+  dx = (dy - dbias / count - centred * (inverse * dscale / count)) * (inverse * scale)
+  return dx.astype(x.dtype), dscale, dbias
+
+
+normalize.defvjp(_normalize_forward, _normalize_backward)
