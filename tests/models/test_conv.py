@@ -45,6 +45,33 @@ def test_strides_in_time_and_both_paddings(extent, strides, padding, method):
   np.testing.assert_allclose(out, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("extent", [3, 5, 7])
+@pytest.mark.parametrize("channels", [(3, 4), (2, 12)])  # RGB and flow; outputs
+@pytest.mark.parametrize("stride,padding", [(2, "symmetric"), (2, "same"), (3, "symmetric")])
+def test_a_stem_of_few_channels_over_widths_that_fold(extent, channels, stride, padding):
+  keys = jax.random.split(jax.random.key(0), 3)
+  images = jax.random.normal(keys[0], (2, 7, 24, channels[0]))
+  kernel = jax.random.normal(keys[1], (extent, extent, *channels))
+  expected, expected_vjp = jax.vjp(
+    lambda x, k: jax.lax.conv_general_dilated(
+      x,
+      k,
+      (stride, stride),
+      "SAME" if padding == "same" else [(extent // 2, extent // 2)] * 2,
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    ),
+    images,
+    kernel,
+  )
+  out, vjp = jax.vjp(
+    lambda x, k: conv3d(x[None], k[None], stride, padding=padding)[0], images, kernel
+  )
+  np.testing.assert_allclose(out, expected, atol=1e-5 * np.abs(expected).max())
+  cotangent = jax.random.normal(keys[2], out.shape)
+  for got, wanted in zip(vjp(cotangent), expected_vjp(cotangent), strict=True):
+    np.testing.assert_allclose(got, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
 def test_clips_of_one_frame():
   video = jax.random.normal(jax.random.key(0), (1, 1, 5, 5, 3))
   kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 3, 4))

@@ -44,8 +44,8 @@ class BatchNorm(nn.Module):
 
 @jax.custom_vjp
 def normalize(
-  x: Float[Array, "n t h w c"], scale: Float[Array, "c"], bias: Float[Array, "c"]
-) -> tuple[Float[Array, "n t h w c"], Float[Array, "c"], Float[Array, "c"]]:
+  x: Float[Array, "n t h w c"], scale: Float[Array, " c"], bias: Float[Array, " c"]
+) -> tuple[Float[Array, "n t h w c"], Float[Array, " c"], Float[Array, " c"]]:
   """`x` normalised by its own statistics, float32, with its mean and (biased) variance.
 
   Statistics carry no gradient of their own. The gradients are written out because two sums over
