@@ -91,6 +91,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.eval = ml_collections.ConfigDict()
   config.eval.split = "validation"
   config.eval.views = "3crop"
+  # Most similar pairs of classes whose features and masks are kept for the report; 0: nothing is.
+  config.eval.pairs = 4
   # Names of classes whose gain over one-pass is shown apart, as in Table IV.
   config.eval.classes = ()
   config.eval.batch_size = 32

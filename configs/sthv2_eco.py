@@ -95,6 +95,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.eval = ml_collections.ConfigDict()
   config.eval.split = "validation"  # with --mode=eval also 'test' or 'train'
   config.eval.views = "10crop"  # at the end (paper: 10 crops): 'center', '3crop', '5crop', '10crop'
+  # Most similar pairs of classes whose features and masks are kept for the report; 0: nothing is.
+  config.eval.pairs = 4
   # Names of classes whose gain over one-pass is shown apart, as in Table IV.
   config.eval.classes = (
     "Bending something so that it deforms",

@@ -84,6 +84,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.eval = ml_collections.ConfigDict()
   config.eval.split = "validation"
   config.eval.views = "center"
+  # Most similar pairs of classes whose features and masks are kept for the report; 0: nothing is.
+  config.eval.pairs = 4
   config.eval.classes = ()
   config.eval.batch_size = 8
 

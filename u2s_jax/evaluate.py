@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Integer, Num
+from jaxtyping import Integer, Num, UInt8
 
 from u2s_jax import compiling, fusion, metrics, sharding
 from u2s_jax.state import TrainState
@@ -85,18 +85,27 @@ def score(
   """
   parts = []
   for batch in batches:
-    ids = np.asarray(batch["id"]).astype("S")
-    if ids.dtype.itemsize > ID_BYTES:
-      raise ValueError(f"id {max(ids, key=len).decode()}: longer than {ID_BYTES} bytes")
-    codes = ids.astype(f"S{ID_BYTES}").view(np.uint8).reshape(-1, ID_BYTES)
-    out = jax.device_get(run(state, sharding.global_batch({**batch, "id": codes}, mesh)))
+    batch = {**batch, "id": id_codes(batch["id"])}
+    out = jax.device_get(run(state, sharding.global_batch(batch, mesh)))
     real = out.pop("mask").astype(bool)
     parts.append({key: value[real] for key, value in out.items()})
   scores = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-  codes = np.ascontiguousarray(scores["id"])
-  scores["id"] = np.char.decode(codes.view(f"S{ID_BYTES}")[:, 0], "utf-8")
+  scores["id"] = read_id_codes(scores["id"])
   scores["class_names"] = np.array(class_names, str)
   return scores
+
+
+def id_codes(ids: Sequence[bytes] | np.ndarray) -> UInt8[np.ndarray, "n b"]:
+  """Ids as numbers that may be placed on devices; ValueError for one of more than 256 bytes."""
+  ids = np.asarray(ids).astype("S")
+  if ids.dtype.itemsize > ID_BYTES:
+    raise ValueError(f"id {max(ids, key=len).decode()}: longer than {ID_BYTES} bytes")
+  return ids.astype(f"S{ID_BYTES}").view(np.uint8).reshape(-1, ID_BYTES)
+
+
+def read_id_codes(codes: UInt8[np.ndarray, "n b"]) -> np.ndarray:
+  """The ids (n,), str, that `id_codes` was given."""
+  return np.char.decode(np.ascontiguousarray(codes).view(f"S{ID_BYTES}")[:, 0], "utf-8")
 
 
 def predictions(scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -112,16 +121,16 @@ def merged(scores: dict[str, np.ndarray]) -> np.ndarray:
 
 def write_scores(path: pathlib.Path, scores: dict[str, np.ndarray]) -> None:
   """Writes `ids`, `labels`, `class_names`, predictions; the file appears complete or not at all."""
+  arrays = {"ids": scores["id"], "labels": scores["label"], "class_names": scores["class_names"]}
+  write_arrays(path, arrays | predictions(scores))
+
+
+def write_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+  """Writes a compressed `.npz`; the file appears complete or not at all."""
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_suffix(".partial")
   with open(partial, "wb") as file:
-    np.savez(
-      file,
-      ids=scores["id"],
-      labels=scores["label"],
-      class_names=scores["class_names"],
-      **predictions(scores),
-    )
+    np.savez_compressed(file, **arrays)
   os.replace(partial, path)
 
 

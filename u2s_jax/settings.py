@@ -23,6 +23,7 @@ FREE_FIELDS = (
   "log_every_steps",
   "checkpoint_every_steps",
   "eval.classes",
+  "eval.pairs",
   "data.dir",
   "data.num_threads",
   "data.render.dir",

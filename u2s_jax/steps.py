@@ -205,6 +205,61 @@ def _masks(state, selection, guide, label):
   return matrix, label if guide == "label" else None
 
 
+def make_analysis_step(
+  model: U2S,
+  stage: Stage,
+  *,
+  pixel_mean: tuple[float, ...],
+  pixel_std: tuple[float, ...],
+  selection: str = "confusing",
+  guide: str = "prediction",
+) -> Callable[[TrainState, Batch], dict[str, Array]]:
+  """What the figures of the features and masks are made of, as a pure function to be jitted.
+
+  Args:
+    model: the networks.
+    stage: of the state: whether there is more than the universal network.
+    pixel_mean: see `normalize`.
+    pixel_std: see `normalize`.
+    selection: as in `make_train_step`.
+    guide: as in `make_train_step`.
+
+  Returns:
+    (state, batch with centre views (n, 1, t, h, w, c)) -> `predicted` (n,), the universal
+    network's class; for each network 'universal' and, behind stage 1, 'specific': `pooled_*`
+    (n, c), the features that its classifier reads, `zeros_*` (m, c), zero responses by class as in
+    `make_sparsity_step`, and `responses_*` (m,); with a mask network `mask` (n, t, h, w), what the
+    specific features are multiplied by, and `masks` (n, t, h, w, m).
+  """
+
+  def step(state, batch):
+    video = normalize(batch["video"][:, 0], pixel_mean, pixel_std)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    if stage.one_pass:
+      outputs = model.apply(variables, video, method=U2S.one_pass)
+    else:
+      outputs = model.apply(variables, video, *_masks(state, selection, guide, batch["label"]))
+    found = {"predicted": jnp.argmax(outputs["universal"], axis=-1)}
+    for name in ("universal", "specific"):
+      features = outputs.get(f"{name}_features")
+      if features is None:
+        continue
+      zeros, examples = csm_lib.zero_counts(
+        features, batch["label"], batch["mask"], model.num_classes
+      )
+      found[f"zeros_{name}"] = zeros
+      found[f"responses_{name}"] = examples * math.prod(features.shape[1:4])
+      if name == "specific" and "mask" in outputs:
+        features = features * outputs["mask"]
+      found[f"pooled_{name}"] = jnp.mean(features, axis=(1, 2, 3), dtype=jnp.float32)
+    if "mask" in outputs:
+      found["mask"] = outputs["mask"][..., 0].astype(jnp.float32)
+      found["masks"] = outputs["masks"].astype(jnp.float32)
+    return found
+
+  return step
+
+
 def make_sparsity_step(
   model: U2S, *, pixel_mean: tuple[float, ...], pixel_std: tuple[float, ...]
 ) -> Callable[[TrainState, Batch], tuple[Integer[Array, "m c"], Integer[Array, " m"]]]:

@@ -19,6 +19,7 @@ import ml_collections
 import numpy as np
 
 from u2s_jax import (
+  analysis,
   compiling,
   evaluate,
   fusion,
@@ -223,8 +224,9 @@ def train(
         )
     log(f"evaluating, views: {config.eval.views}")
     final = run.scores(run.stages[-1], state, config.eval.views)
+    one_pass = evaluate.read_scores(scores_path(workdir, one_pass_of(VALIDATION_SPLIT)))
+    analyse(run, workdir, run.stages[-1], state, one_pass, final, VALIDATION_SPLIT)
     if jax.process_index() == 0:
-      one_pass = evaluate.read_scores(scores_path(workdir, one_pass_of(VALIDATION_SPLIT)))
       conclude(run, workdir, state, one_pass, final, VALIDATION_SPLIT)
 
 
@@ -268,6 +270,7 @@ def evaluate_latest(
       log(f"evaluating the one-pass model, views: {views}")
       before, _ = restore(run, STAGES[0], run.checkpoints.last_step(STAGES[0]))
       one_pass = run.scores(run.stages[0], before, views, split)
+    analyse(run, folder, run.stages[STAGES.index(latest[0])], state, one_pass, final, split)
     if jax.process_index() == 0:
       write_scores(folder, one_pass_of(split), one_pass)
       conclude(run, folder, state, one_pass, final, split)
@@ -552,6 +555,47 @@ def write_scores(folder: pathlib.Path, name: str, scores: dict[str, np.ndarray])
   """Writes scores to their `scores_path`, on the first host."""
   if jax.process_index() == 0:
     evaluate.write_scores(scores_path(folder, name), scores)
+
+
+def analyse(
+  run: Run,
+  folder: pathlib.Path,
+  stage: Stage,
+  state: TrainState,
+  one_pass: dict[str, np.ndarray],
+  final: dict[str, np.ndarray],
+  split: str,
+) -> None:
+  """Writes `<folder>/analysis/<split>.npz` for the report, where labels are known; all hosts."""
+  count = min(run.config.eval.pairs, math.comb(len(np.unique(final["label"])), 2))
+  if not run.config.eval.pairs or final["label"].min() < 0:
+    return
+  log("features and masks, for the report")
+  before, _ = restore(run, STAGES[0], run.checkpoints.last_step(STAGES[0]))
+  similarity = analysis.class_similarity(state, one_pass)
+  pairs = analysis.confusing_pairs(similarity, final["label"], count)
+
+  def collect(stage, state, examples):
+    step = steps.make_analysis_step(run.model, stage, **run.pixels, **run.masks)
+    return analysis.collect(
+      analysis.compile_step(step, run.mesh),
+      state,
+      run.data.eval_batches(split, "center"),
+      run.mesh,
+      classes=pairs.ravel().tolist(),
+      examples=examples,
+    )
+
+  arrays = analysis.gather(
+    collect(run.stages[0], before, ()),
+    collect(stage, state, analysis.choose_examples(pairs, one_pass, final)),
+    pairs,
+    similarity,
+    state,
+    run.data.class_names,
+  )
+  if jax.process_index() == 0:
+    evaluate.write_arrays(folder / "analysis" / f"{split}.npz", arrays)
 
 
 def conclude(
