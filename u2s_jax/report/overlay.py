@@ -1,0 +1,114 @@
+"""Masks drawn over the frames they were made from: strips, looping clips (Fig. 5 and 6)."""
+
+import io
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw
+
+COLORMAP = "inferno"
+OPACITY = 0.65  # of the mask's highest value
+GAP = 2  # pixels between the frames of a strip
+
+
+def upsample(
+  mask: Float[np.ndarray, "t1 h1 w1"], size: tuple[int, int, int]
+) -> Float[np.ndarray, "t h w"]:
+  """A mask at the frames and pixels that it stands for.
+
+  A cell is the centre of its share of the frame, and values between centres are interpolated; a
+  step in time stands for its share of the frames.
+
+  Args:
+    mask: of a feature map.
+    size: frames, height and width of the clip.
+  """
+  frames, height, width = size
+  steps = [
+    np.asarray(
+      Image.fromarray(np.asarray(step, np.float32)).resize((width, height), Image.BILINEAR)
+    )
+    for step in mask
+  ]
+  return np.stack([steps[k * len(mask) // frames] for k in range(frames)])
+
+
+def frames_of(video: UInt8[np.ndarray, "t h w c"]) -> UInt8[np.ndarray, "t h w 3"]:
+  """What is shown of a clip: RGB as it is; of optical flow how fast it is, white where nothing moves.
+
+  Flow is coded as `data.flow` does, x and y of the first pair in the first two channels.
+  """
+  if video.shape[-1] == 3:
+    return video
+  speed = np.linalg.norm(video[..., :2].astype(np.float32) - 128, axis=-1)
+  return np.repeat((255 - np.minimum(2 * speed, 255)).astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def blend(
+  video: UInt8[np.ndarray, "t h w c"], mask: Float[np.ndarray, "t1 h1 w1"]
+) -> UInt8[np.ndarray, "t h w 3"]:
+  """The clip under its mask: the brighter and the less transparent, the higher the mask is.
+
+  The scale is the clip's own, from its lowest value to its highest: what counts is where the mask
+  is higher than elsewhere in the clip. A mask that is the same everywhere leaves the clip as it is.
+
+  Args:
+    video: the clip, as the network saw it before normalisation.
+    mask: of a feature map.
+  """
+  frames = frames_of(video)
+  mask = upsample(mask, frames.shape[:3])
+  span = mask.max() - mask.min()
+  share = (mask - mask.min()) / span if span > 0 else np.zeros_like(mask)
+  colors = 255 * matplotlib.colormaps[COLORMAP](share)[..., :3]
+  opacity = OPACITY * share[..., None]
+  return np.round((1 - opacity) * frames + opacity * colors).astype(np.uint8)
+
+
+def strip(
+  rows: Sequence[UInt8[np.ndarray, "t h w 3"]], count: int = 8, height: int = 112
+) -> Image.Image:
+  """Frames side by side, evenly chosen, a row for each clip.
+
+  Args:
+    rows: clips of one size and length.
+    count: frames of a row at most.
+    height: of a frame in pixels.
+  """
+  frames, h, w = rows[0].shape[:3]
+  count = min(count, frames)
+  chosen = [(2 * k + 1) * frames // (2 * count) for k in range(count)]
+  width = round(w * height / h)
+  sheet = Image.new(
+    "RGB", (count * (width + GAP) - GAP, len(rows) * (height + GAP) - GAP), "white"
+  )
+  for y, clip in enumerate(rows):
+    for x, k in enumerate(chosen):
+      frame = Image.fromarray(clip[k]).resize((width, height), Image.BICUBIC)
+      sheet.paste(frame, (x * (width + GAP), y * (height + GAP)))
+  return sheet
+
+
+def loop(clip: UInt8[np.ndarray, "t h w 3"], height: int = 168, frame_ms: int = 200) -> bytes:
+  """The clip as an animated WebP that loops; the last frame stays for a second."""
+  width = round(clip.shape[2] * height / clip.shape[1])
+  images = [Image.fromarray(frame).resize((width, height), Image.BICUBIC) for frame in clip]
+  durations = [frame_ms] * (len(images) - 1) + [1000]
+  file = io.BytesIO()
+  images[0].save(
+    file, "WEBP", save_all=True, append_images=images[1:], duration=durations, loop=0, quality=60
+  )
+  return file.getvalue()
+
+
+def labelled(image: Image.Image, lines: Sequence[str]) -> Image.Image:
+  """An image with lines of text above it."""
+  height = 14 * len(lines) + 4
+  sheet = Image.new("RGB", (image.width, image.height + height), "white")
+  draw = ImageDraw.Draw(sheet)
+  for i, line in enumerate(lines):
+    draw.text((2, 2 + 14 * i), line, fill="black")
+  sheet.paste(image, (0, height))
+  return sheet
