@@ -19,10 +19,16 @@ from u2s_jax import csm as csm_lib
 INK = "#1b1f24"
 # Okabe and Ito's colours, which tell apart for all kinds of colour vision.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-# Fig. 4's markers.
-MARKERS = {"one-pass": "^", "universal": "x", "specific": "*", "U2S": "+"}
+# Fig. 4's kinds of features, with the paper's markers and much the same colours.
+KINDS = {
+  "one-pass": ("^", "#009e73"),
+  "universal": ("x", "#e69f00"),
+  "specific": ("*", "#d55e00"),
+  "U2S": ("+", "#0072b2"),
+}
 LINES = ("-", "--", ":", "-.")
 STAGES = ("universal", "specific", "joint")
+PREDICTIONS = ("universal", "bridge", "specific")
 BINS = np.linspace(0, 1, 11)  # intervals of similarity, Fig. 4 b and 7 c
 NAMED = 40  # classes up to which an axis of classes carries their names
 STYLE = {
@@ -70,9 +76,19 @@ def training_curves(history: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndar
   several = len(history) > 1
   panels = (
     (axes[0, 0], "Loss", ("loss",), 1),
-    (axes[0, 1], "Loss terms", ("loss_universal", "loss_bridge", "loss_specific", "regularizer"), 1),
+    (
+      axes[0, 1],
+      "Loss terms",
+      ("loss_universal", "loss_bridge", "loss_specific", "regularizer"),
+      1,
+    ),
     (axes[1, 0], "Training top-1 (%)", tuple(f"accuracy_{name}" for name in PREDICTIONS), 100),
-    (axes[1, 1], "Validation top-1 (%)", tuple(f"validation_{n}" for n in (*PREDICTIONS, "merged")), 1),
+    (
+      axes[1, 1],
+      "Validation top-1 (%)",
+      tuple(f"validation_{n}" for n in (*PREDICTIONS, "merged")),
+      1,
+    ),
   )
   for axis, title, names, factor in panels:
     axis.set_title(title)
@@ -99,9 +115,6 @@ def training_curves(history: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndar
   for axis in axes[1]:
     axis.set_xlabel("step; vertical lines: a stage begins")
   return figure
-
-
-PREDICTIONS = ("universal", "bridge", "specific")
 
 
 def stage_starts(scalars: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[int]:
@@ -144,8 +157,8 @@ def class_accuracy(rows: Sequence[Mapping], limit: int = 40) -> Figure:
   places = np.arange(len(rows))[::-1]
   before, after = (np.array([row[key] for row in rows]) for key in ("one_pass", "merged"))
   axis.hlines(places, before, after, color="grey", linewidth=1)
-  axis.plot(before, places, "^", color=COLORS[2], label="one-pass")
-  axis.plot(after, places, "P", color=COLORS[0], label="U2S")
+  axis.plot(before, places, "^", color=KINDS["one-pass"][1], label="one-pass")
+  axis.plot(after, places, "P", color=KINDS["U2S"][1], label="U2S")
   axis.set_yticks(places, [_short(row["class"]) for row in rows], fontsize=7)
   axis.set_xlabel("top-1 accuracy (%)")
   axis.set_xlim(-2, 102)
@@ -170,8 +183,9 @@ def similarity_and_accuracy(
   left, right = figure.subplots(1, 2)
   _matrix(figure, left, similarity, names, "similarity")
   x = csm_lib.mean_similarity(similarity)
-  right.plot(x, accuracy, MARKERS["one-pass"], color=COLORS[2])
-  _regression(right, x, accuracy, COLORS[2])
+  marker, color = KINDS["one-pass"]
+  right.plot(x, accuracy, marker, color=color)
+  _regression(right, x, accuracy, color)
   right.set_xlabel("mean similarity with the other classes (Eq. 7)")
   right.set_ylabel("top-1 accuracy (%)")
   return figure
@@ -193,12 +207,13 @@ def similarity_by_features(
   figure = Figure(figsize=(10, 4), layout="constrained")
   left, right = figure.subplots(1, 2)
   means = common_mean_similarity(similarities)
-  for color, (kind, x) in zip(_cycle(COLORS), means.items(), strict=False):
-    left.plot(x, accuracies[kind], MARKERS[kind], color=color, label=kind)
+  for kind, x in means.items():
+    marker, color = KINDS[kind]
+    left.plot(x, accuracies[kind], marker, color=color, label=kind)
   left.set_xlabel("mean similarity with the other classes (Eq. 7)")
   left.set_ylabel("top-1 accuracy (%)")
   left.legend()
-  colors = COLORS[: len(means)]
+  colors = [KINDS[kind][1] for kind in means]
   right.hist(list(means.values()), BINS, label=list(means), color=colors)
   right.set_xlabel("mean similarity with the other classes (Eq. 7)")
   right.set_ylabel("classes")
@@ -305,8 +320,8 @@ def accuracy_against_n(
   figure = Figure(figsize=(4.5 * len(accuracies), 3.2), layout="constrained")
   axes = figure.subplots(1, len(accuracies), squeeze=False)[0]
   for axis, (name, values) in zip(axes, accuracies.items(), strict=True):
-    axis.plot(np.array(n)[order], np.array(values)[order], "o-", color=COLORS[0], label="U2S")
-    axis.axhline(one_pass[name], color=COLORS[2], linestyle="--", label="one-pass")
+    axis.plot(np.array(n)[order], np.array(values)[order], "o-", color=KINDS["U2S"][1], label="U2S")
+    axis.axhline(one_pass[name], color=KINDS["one-pass"][1], linestyle="--", label="one-pass")
     axis.set_xlabel("average number of confusing classes N")
     axis.set_ylabel(f"{name} accuracy (%)")
     axis.legend()
@@ -318,13 +333,15 @@ def _cycle(values: Sequence) -> list:
 
 
 def _short(name: str, width: int = 46) -> str:
-  return name if len(name) <= width else name[: width - 1] + "…"
+  """Start and end: names of similar classes often begin alike, or end alike."""
+  tail = width // 2
+  return name if len(name) <= width else f"{name[: width - tail - 1].rstrip()}…{name[-tail:]}"
 
 
 def _matrix_size(names: Sequence[str], factor: float) -> tuple[float, float]:
   """Width and height in inches, so that names are legible where they are shown."""
-  edge = 2 + 0.16 * len(names) if len(names) <= NAMED else 5.5
-  return factor * (edge + 2.2), factor * (edge + 1.2)
+  edge = 1 + 0.12 * len(names) if len(names) <= NAMED else 4.5
+  return factor * (edge + 2), factor * (edge + 0.8)
 
 
 def _class_axes(axis, names: Sequence[str], both: bool) -> None:

@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 
 COLORMAP = "inferno"
-OPACITY = 0.65  # of the mask's highest value
+OPACITY = 0.5  # of the mask over the frame
 GAP = 2  # pixels between the frames of a strip
 
 
@@ -36,7 +36,7 @@ def upsample(
 
 
 def frames_of(video: UInt8[np.ndarray, "t h w c"]) -> UInt8[np.ndarray, "t h w 3"]:
-  """What is shown of a clip: RGB as it is; of optical flow how fast it is, white where nothing moves.
+  """What is shown of a clip: RGB as it is; of optical flow the speed, white where nothing moves.
 
   Flow is coded as `data.flow` does, x and y of the first pair in the first two channels.
   """
@@ -49,7 +49,7 @@ def frames_of(video: UInt8[np.ndarray, "t h w c"]) -> UInt8[np.ndarray, "t h w 3
 def blend(
   video: UInt8[np.ndarray, "t h w c"], mask: Float[np.ndarray, "t1 h1 w1"]
 ) -> UInt8[np.ndarray, "t h w 3"]:
-  """The clip under its mask: the brighter and the less transparent, the higher the mask is.
+  """The clip under its mask: dark where the mask is low, glowing where it is high.
 
   The scale is the clip's own, from its lowest value to its highest: what counts is where the mask
   is higher than elsewhere in the clip. A mask that is the same everywhere leaves the clip as it is.
@@ -61,10 +61,10 @@ def blend(
   frames = frames_of(video)
   mask = upsample(mask, frames.shape[:3])
   span = mask.max() - mask.min()
-  share = (mask - mask.min()) / span if span > 0 else np.zeros_like(mask)
-  colors = 255 * matplotlib.colormaps[COLORMAP](share)[..., :3]
-  opacity = OPACITY * share[..., None]
-  return np.round((1 - opacity) * frames + opacity * colors).astype(np.uint8)
+  if not span:
+    return frames
+  colors = 255 * matplotlib.colormaps[COLORMAP]((mask - mask.min()) / span)[..., :3]
+  return np.round((1 - OPACITY) * frames + OPACITY * colors).astype(np.uint8)
 
 
 def strip(
@@ -81,9 +81,7 @@ def strip(
   count = min(count, frames)
   chosen = [(2 * k + 1) * frames // (2 * count) for k in range(count)]
   width = round(w * height / h)
-  sheet = Image.new(
-    "RGB", (count * (width + GAP) - GAP, len(rows) * (height + GAP) - GAP), "white"
-  )
+  sheet = Image.new("RGB", (count * (width + GAP) - GAP, len(rows) * (height + GAP) - GAP), "white")
   for y, clip in enumerate(rows):
     for x, k in enumerate(chosen):
       frame = Image.fromarray(clip[k]).resize((width, height), Image.BICUBIC)

@@ -1,4 +1,4 @@
-"""`<workdir>/report/`: every figure as PNG and SVG, and one page, `index.html`, that holds them all.
+"""`<workdir>/report/`: every figure as PNG and SVG, and `index.html`, one page that holds them all.
 
 The page opens from disk and asks the network for nothing.
 """
@@ -87,7 +87,9 @@ def write(workdir: pathlib.Path, compare: Sequence[pathlib.Path] = ()) -> pathli
   for folder, other in zip(compare, others, strict=True):
     if other.class_names != run.class_names:
       raise ValueError(f"--compare {folder}: its classes are not those of {workdir}")
-  runs = dict(zip(_unique([run.name, *(other.name for other in others)]), [run, *others], strict=True))
+  runs = dict(
+    zip(_unique([run.name, *(other.name for other in others)]), [run, *others], strict=True)
+  )
   folder = workdir / "report"
   folder.mkdir(exist_ok=True)
 
@@ -200,12 +202,16 @@ def _confusion(run: RunFiles, chart: Callable[..., Chart]) -> Section:
   rows.sort(key=lambda row: (-row[2], -row[4], row[0]))
   columns = [("Class", False), ("Taken for", False), ("Clips", True), ("Of", True)]
   table = Table(
-    "Confused classes, the worst first" + (f" ({WORST_PAIRS} of {len(rows)})" if len(rows) > WORST_PAIRS else ""),
+    "Confused classes, the worst first"
+    + (f" ({WORST_PAIRS} of {len(rows)})" if len(rows) > WORST_PAIRS else ""),
     [*columns, ("Share (%)", True)],
     rows[:WORST_PAIRS],
     sortable=True,
   )
-  caption = "Confusion matrix of the merged prediction: of each class's clips (row) the share taken for each class (column)."
+  caption = (
+    "Confusion matrix of the merged prediction: of each class's clips (row) the share taken for"
+    " each class (column)."
+  )
   figure = chart("confusion", caption, figures.confusion(counts, names))
   return Section("confusion", "Confusion", tables=[table], figures=[figure])
 
@@ -214,21 +220,29 @@ def _classes(run: RunFiles, chart: Callable[..., Chart]) -> Section:
   rows = run.rows()
   columns = [("Class", False), ("Clips", True), ("One-pass (%)", True), ("U2S (%)", True)]
   columns += [("Gain", True)]
-  figure_of = lambda row: [row[k] for k in ("class", "clips", "one_pass", "merged", "gain")]  # noqa: E731
   table = Table(
     "Top-1 accuracy of every class",
     [*columns, ("Most confused with", False)],
-    [[*figure_of(row), row["confused_with"]] for row in sorted(rows, key=lambda r: -(r["gain"] or 0))],
+    [
+      [*_accuracy_cells(row), row["confused_with"]]
+      for row in sorted(rows, key=lambda r: -(r["gain"] or 0))
+    ],
     sortable=True,
   )
   section = Section("classes", "Classes", tables=[table])
   if run.analysis is not None and len(run.analysis["pairs"]):
     ordered = [rows[i] for pair in run.analysis["pairs"] for i in pair]
     caption = "Table IV: the most similar pairs of classes, one pair after the other"
-    section.tables.insert(0, Table(caption, columns, [figure_of(row) for row in ordered]))
-  caption = "Top-1 accuracy of each class before and after U2S, from the largest gain to the largest loss."
+    section.tables.insert(0, Table(caption, columns, [_accuracy_cells(row) for row in ordered]))
+  caption = (
+    "Top-1 accuracy of each class before and after U2S, from the largest gain to the largest loss."
+  )
   section.figures.append(chart("classes", caption, figures.class_accuracy(rows)))
   return section
+
+
+def _accuracy_cells(row: dict[str, Any]) -> list[Any]:
+  return [row[key] for key in ("class", "clips", "one_pass", "merged", "gain")]
 
 
 def _similarity(run: RunFiles, chart: Callable[..., Chart]) -> Section | None:
@@ -237,7 +251,10 @@ def _similarity(run: RunFiles, chart: Callable[..., Chart]) -> Section | None:
     return None
   section = Section("similarity", "Category similarity")
   names = [run.class_names[i] for i in run.known_classes()]
-  caption = "Fig. 1: similarity of the classes by the one-pass features' sparsity (left); accuracy of each class against its mean similarity with the others (right), with the correlation r."
+  caption = (
+    "Fig. 1: similarity of the classes by the one-pass features' sparsity (left); accuracy of each"
+    " class against its mean similarity with the others (right), with the correlation r."
+  )
   section.figures.append(
     chart(
       "fig1",
@@ -245,7 +262,10 @@ def _similarity(run: RunFiles, chart: Callable[..., Chart]) -> Section | None:
       figures.similarity_and_accuracy(similarities["one-pass"], accuracies["one-pass"], names),
     )
   )
-  caption = "Fig. 4: accuracy of each class against its mean similarity with the others, by kind of features (left); how many classes have which similarity (right). One scale for all kinds."
+  caption = (
+    "Fig. 4: accuracy of each class against its mean similarity with the others, by kind of"
+    " features (left); how many classes have which similarity (right). One scale for all kinds."
+  )
   section.figures.append(
     chart("fig4", caption, figures.similarity_by_features(similarities, accuracies))
   )
@@ -284,7 +304,11 @@ def _masks(run: RunFiles, folder: pathlib.Path) -> Section | None:
     strip.save(folder / f"masks_{i}.png")
     loop = overlay.loop(np.concatenate([rows[0], blended], axis=2))
     (folder / f"masks_{i}.webp").write_bytes(loop)
-    said = "the universal network says the same" if predicted == label else f"the universal network says “{names[predicted]}”"
+    said = (
+      "the universal network says the same"
+      if predicted == label
+      else f"the universal network says “{names[predicted]}”"
+    )
     with Image.open(io.BytesIO(loop)) as opened:
       width, height = opened.size
     section.clips.append(
@@ -325,7 +349,8 @@ def _pairs(run: RunFiles, chart: Callable[..., Chart]) -> Section | None:
       arrays["label"][chosen],
       names,
     )
-    caption = f"Fig. 6 f, g: t-SNE of the clips of {' and '.join(f'“{n}”' for n in names.values())}, without U2S and with it."
+    quoted = " and ".join(f"“{name}”" for name in names.values())
+    caption = f"Fig. 6 f, g: t-SNE of the clips of {quoted}, without U2S and with it."
     section.figures.append(chart(f"embedding_{k}", caption, figure))
   return section
 
@@ -340,13 +365,14 @@ def _weights(runs: dict[str, RunFiles], chart: Callable[..., Chart]) -> Section 
   figure = figures.weight_similarities(
     dict(zip(labels, found.values(), strict=True)), next(iter(runs.values())).class_names
   )
-  caption = "Fig. 7: similarity of the mask network's weights of each two classes, sorted by name, and how many pairs have which."
+  caption = (
+    "Fig. 7: similarity of the mask network's weights of each two classes, sorted by name, and how"
+    " many pairs of classes have which."
+  )
   section = Section("weights", "Weights of the mask network")
   section.figures.append(chart("fig7", caption, figure))
   if len(found) == 1:
-    section.texts.append(
-      "Beside a run without category regularization: --compare=<its workdir>."
-    )
+    section.texts.append("Beside a run without category regularization: --compare=<its workdir>.")
   return section
 
 
@@ -361,7 +387,10 @@ def _sweep(runs: dict[str, RunFiles], chart: Callable[..., Chart]) -> Section | 
     {"top-1": [m["top1"] for m in merged], "top-5": [m["top5"] for m in merged]},
     {"top-1": base["top1"], "top-5": base["top5"]},
   )
-  caption = "Fig. 8: accuracy of the merged prediction against N, the average number of confusing classes, of the runs compared."
+  caption = (
+    "Fig. 8: accuracy of the merged prediction against N, the average number of confusing classes,"
+    " of the runs compared."
+  )
   return Section("sweep", "Number of confusing classes", figures=[chart("fig8", caption, figure)])
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from u2s_jax import evaluate, fusion, metrics, regularizer
 from u2s_jax import csm as csm_lib
+from u2s_jax import evaluate, fusion, metrics, regularizer
 
 KINDS = ("one-pass", "universal", "specific", "U2S")  # of features, Fig. 4
 
@@ -124,7 +124,7 @@ def read(workdir: pathlib.Path) -> RunFiles:
 
 
 def read_history(workdir: pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """Scalars of all TensorBoard files by tag; what was computed twice, after a crash, counts once."""
+  """Scalars of all TensorBoard files by tag; a step done twice, after a crash, counts once."""
   # Here, because TensorBoard imports TensorFlow where there is one.
   from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
   from tensorboard.util import tensor_util
