@@ -1,4 +1,7 @@
-"""Trains or evaluates U2S: `python main.py --config=configs/demo.py --workdir=/tmp/u2s_demo`."""
+"""Trains U2S and looks at what it learned: `python main.py --config=configs/demo.py --workdir=...`.
+
+`--mode=eval`, `report`, `predict` and `export` take the `--workdir` of a run that has trained.
+"""
 
 import data  # noqa: F401 - first: it sets what TensorFlow reads at its import
 
@@ -20,20 +23,36 @@ from clu import metric_writers
 from ml_collections import config_flags
 from orbax.checkpoint import multihost
 
-from data import memory, pipeline, rendered, store
-from u2s_jax import compiling, settings, train
+from data import folders, memory, pipeline, rendered, store
+from u2s_jax import compiling, predict, settings, train
 
 CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Experiment, see configs/; change fields by --config.<field>=<value>."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; started again, it goes on.")
-MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "'train' ends with the evaluation.")
+MODE = flags.DEFINE_enum(
+  "mode",
+  "train",
+  ["train", "eval", "report", "predict", "export"],
+  "'train' ends with the evaluation; 'report' draws the figures of a finished run; 'predict' scores"
+  " --video; 'export' writes the networks for other programs. The last three need no --config.",
+)
+COMPARE = flags.DEFINE_multi_string(
+  "compare", [], "Of --mode=report: workdir of a run to put beside this one; may be repeated."
+)
+VIDEO = flags.DEFINE_string(
+  "video", None, "Of --mode=predict: a video or image, a folder of them, or a pattern in quotes."
+)
+JSON = flags.DEFINE_bool("json", False, "Of --mode=predict: JSON in place of text.")
+OVERLAY = flags.DEFINE_string(
+  "overlay", None, "Of --mode=predict: .mp4 file for the clip with its mask drawn over it."
+)
 DISTRIBUTED = flags.DEFINE_bool(
   "distributed", False, "Join the other processes; found out by itself on Slurm and TPU pods."
 )
 PREPARE_HOURS = 1  # that the other hosts wait while the first one renders
 
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flag_as_required("workdir")
 
 
 def main(argv: list[str]) -> None:
@@ -42,6 +61,46 @@ def main(argv: list[str]) -> None:
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it writes
   memory.keep_freed()
+  workdir = pathlib.Path(WORKDIR.value)
+  if "://" in WORKDIR.value:
+    raise ValueError(f"--workdir {WORKDIR.value}: no address but a folder; mount the bucket")
+  if MODE.value != "train" and not workdir.is_dir():
+    raise FileNotFoundError(f"--workdir {workdir}: no such folder; train first")
+  if MODE.value in ("train", "eval"):
+    train_or_evaluate(workdir)
+  elif MODE.value == "report":
+    from u2s_jax.report import page  # with what draws, which takes seconds to import
+
+    print(f"written: {page.write(workdir, [pathlib.Path(other) for other in COMPARE.value])}")
+  elif MODE.value == "predict":
+    sys.exit(0 if predict_files(workdir) else 1)
+  else:
+    from u2s_jax import export
+
+    export.export(predict.load(workdir), workdir / "export")
+    print(f"written: {workdir / 'export'}")
+
+
+def predict_files(workdir: pathlib.Path) -> bool:
+  """Prints what the run says of `--video`; whether all files could be read."""
+  if not VIDEO.value:
+    raise ValueError("--video: --mode=predict needs a video or image, a folder, or a pattern")
+  files = folders.find_files(VIDEO.value)
+  trained = predict.load(workdir)
+  return predict.answer(
+    trained,
+    files,
+    functools.partial(pipeline.file_clip, **trained.clip()),
+    as_json=JSON.value,
+    overlay_path=pathlib.Path(OVERLAY.value) if OVERLAY.value else None,
+  )
+
+
+def train_or_evaluate(workdir: pathlib.Path) -> None:
+  """Prepares or opens the data, then trains, or evaluates what is trained."""
+  if CONFIG.value is None:
+    raise ValueError(f"--config: --mode={MODE.value} needs an experiment, see configs/")
+  config = CONFIG.value
   slurm = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
   # JAX finds out by itself whether a TPU is one host's or a pod's.
   tpu = importlib.util.find_spec("libtpu") and glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*")
@@ -54,11 +113,6 @@ def main(argv: list[str]) -> None:
   for kind in ("GPU", "TPU"):
     tf.config.set_visible_devices([], kind)  # TensorFlow would take the devices' memory
 
-  config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
-  if "://" in WORKDIR.value:
-    raise ValueError(f"--workdir {WORKDIR.value}: no address but a folder; mount the bucket")
-  if MODE.value == "eval" and not workdir.is_dir():
-    raise FileNotFoundError(f"--workdir {workdir}: no such folder; train first")
   workdir.mkdir(parents=True, exist_ok=True)
   trains = MODE.value == "train"
   settings.check(config, workdir, settings.FREE_FIELDS if trains else settings.FREE_IN_EVALUATION)

@@ -22,6 +22,7 @@ from PIL import Image, ImageOps
 
 # A record must stay below 2 GB, and several of them are in memory at a time.
 MAX_CLIP_BYTES = 256 * 2**20
+JPEG_QUALITY = 95  # of frames, unless asked for another
 UNREADABLE = "it cannot be read"  # begins the reason where the file's content is not to blame
 
 

@@ -12,6 +12,7 @@ Without splits, every 5th clip of each class goes to validation.
 import collections
 import csv
 import dataclasses
+import glob
 import io
 import os
 import pathlib
@@ -31,6 +32,31 @@ SPLIT_NAMES = {
   "validation": "validation",
   "test": "test",
 }
+
+
+def is_image(path: str) -> bool:
+  """Whether a file is an image by its extension; a GIF, which may move, is a video."""
+  suffix = pathlib.Path(path).suffix.lower()
+  return suffix in IMAGE_EXTENSIONS and suffix not in VIDEO_EXTENSIONS
+
+
+def find_files(where: str) -> list[str]:
+  """The videos and images that a file, a folder (with all below it) or a pattern names, sorted.
+
+  Raises:
+    FileNotFoundError: there is none.
+  """
+  path = pathlib.Path(where)
+  if path.is_dir():
+    known = VIDEO_EXTENSIONS + IMAGE_EXTENSIONS
+    found = [file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file()]
+  elif path.exists():
+    found = [path]
+  else:
+    found = [pathlib.Path(name) for name in glob.glob(where, recursive=True)]
+  if not found:
+    raise FileNotFoundError(f"{where}: no video or image there")
+  return sorted(map(str, found))
 
 
 @dataclasses.dataclass(frozen=True)

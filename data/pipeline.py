@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from jaxtyping import UInt8
 
-from data import image_ops, memory, sampling, store
+from data import decode, folders, image_ops, memory, sampling, store
 
 
 def num_examples(builder: tfds.core.DatasetBuilder, split: str) -> int:
@@ -211,22 +212,78 @@ def eval_batches(
     whole = image_ops.decode(frames, channels=1 if is_flow else 3)
     if wanted != stored:
       whole = image_ops.resize_short_edge(whole, wanted)
-    if is_flow:
-      whole = _stacks(whole, pairs)
-    crops = []
-    shape = tf.shape(whole)
-    for y, x, mirrored in sampling.crop_offsets(shape[1], shape[2], crop_size, views):
-      crop = whole[:, y : y + crop_size, x : x + crop_size]
-      crops.append(image_ops.mirror(crop, is_flow=is_flow) if mirrored else crop)
+    crops = _crops(_stacks(whole, pairs) if is_flow else whole, crop_size, views, is_flow)
     channels = 2 * flow_pairs if is_flow else 3
     video = tf.ensure_shape(
-      tf.stack(crops), [len(crops), num_frames, crop_size, crop_size, channels]
+      crops, [sampling.VIEWS[views], num_frames, crop_size, crop_size, channels]
     )
     label = tf.cast(label, tf.int32)
     return {"video": video, "label": label, "mask": position < count, "id": clip_id}
 
   steps = -(-count // batch_size)
   return _run(tf.data.Dataset.range(steps * local), clip, local, num_threads)
+
+
+def file_clip(
+  path: str,
+  *,
+  num_frames: int,
+  crop_size: int,
+  short_edge: int,
+  modality: str = "rgb",
+  flow_pairs: int = 5,
+) -> UInt8[np.ndarray, "num_frames crop_size crop_size c"]:
+  """The centre view of a video or image file: the same pixels as after `data.prepare`.
+
+  Args:
+    path: of the file.
+    num_frames: see `eval_batches`.
+    crop_size: see `eval_batches`.
+    short_edge: see `eval_batches`.
+    modality: 'rgb' or 'flow', by TV-L1.
+    flow_pairs: see `eval_batches`.
+
+  Raises:
+    ValueError: the file does not decode; one line, the reason alone.
+    OSError: it cannot be read.
+  """
+  is_flow = modality == "flow"
+  sizes = short_edge, decode.JPEG_QUALITY
+  if is_flow:
+    frames = decode.flow_clip(path, *sizes, "tvl1")
+  elif folders.is_image(path):
+    frames = [decode.image_frame(path, *sizes)]
+  else:
+    frames = decode.rgb_clip(path, *sizes)
+  chosen, pairs = _choose(len(frames), num_frames, flow_pairs, is_flow, 0.5)
+  whole = image_ops.decode(tf.constant([frames[i] for i in chosen]), channels=1 if is_flow else 3)
+  whole = _stacks(whole, tf.constant(pairs)) if is_flow else whole
+  return _crops(whole, crop_size, "center", is_flow)[0].numpy()
+
+
+def _crops(whole: tf.Tensor, size: int, views: str, is_flow: bool) -> tf.Tensor:
+  """The views of a clip (t, h, w, c), (v, t, size, size, c)."""
+  crops = []
+  shape = tf.shape(whole)
+  for y, x, mirrored in sampling.crop_offsets(shape[1], shape[2], size, views):
+    crop = whole[:, y : y + size, x : x + size]
+    crops.append(image_ops.mirror(crop, is_flow=is_flow) if mirrored else crop)
+  return tf.stack(crops)
+
+
+def _choose(
+  count: int, num_frames: int, flow_pairs: int, is_flow: bool, offset: float
+) -> tuple[np.ndarray, np.ndarray]:
+  """Which of a clip's JPEG files are needed, and which pairs of them make each stack of flow."""
+  if not is_flow:
+    return sampling.segment_indices(count, num_frames, offset), np.zeros((0, 0), np.int64)
+  count //= 2
+  # Stacks start where a whole one fits; a shorter clip repeats its last pair.
+  starts = sampling.segment_indices(max(count - flow_pairs + 1, 1), num_frames, offset)
+  wanted = np.minimum(starts[:, None] + np.arange(flow_pairs), count - 1)
+  # Neighbouring stacks overlap: each file is decoded once.
+  used, pairs = np.unique(wanted, return_inverse=True)
+  return np.stack([2 * used, 2 * used + 1], axis=1).ravel(), pairs.reshape(wanted.shape)
 
 
 def _is_flow(builder: tfds.core.DatasetBuilder) -> bool:
@@ -313,18 +370,7 @@ def _reader(
 
   def read(index: np.int64, offset: np.float64) -> tuple[Any, ...]:
     clip_id, label, frames = store.parse(source[int(index)])
-    if is_flow:
-      count = len(frames) // 2
-      # Stacks start where a whole one fits; a shorter clip repeats its last pair.
-      starts = sampling.segment_indices(max(count - flow_pairs + 1, 1), num_frames, float(offset))
-      wanted = np.minimum(starts[:, None] + np.arange(flow_pairs), count - 1)
-      # Neighbouring stacks overlap: each file is decoded once.
-      used, pairs = np.unique(wanted, return_inverse=True)
-      chosen = np.stack([2 * used, 2 * used + 1], axis=1).ravel()
-      pairs = pairs.reshape(wanted.shape)
-    else:
-      chosen = sampling.segment_indices(len(frames), num_frames, float(offset))
-      pairs = np.zeros((0, 0), np.int64)
+    chosen, pairs = _choose(len(frames), num_frames, flow_pairs, is_flow, float(offset))
     # `object`, because NumPy's own byte strings lose zeros at their end.
     chosen = np.array([frames[i] for i in chosen.tolist()], dtype=object)
     return chosen, pairs, np.int64(label), clip_id

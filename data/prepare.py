@@ -62,7 +62,7 @@ def prepare(
   modality: str = "rgb",
   flow_algorithm: str = "tvl1",
   short_edge: int = 240,
-  jpeg_quality: int = 95,
+  jpeg_quality: int = decode.JPEG_QUALITY,
   workers: int,
   max_unreadable: float = 0.01,
 ) -> tfds.core.DatasetBuilder:
@@ -491,7 +491,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   add("--modality", choices=("rgb", "flow"), default="rgb")
   add("--flow_algorithm", choices=flow.ALGORITHMS, default="tvl1", help="'dis' is far faster")
   add("--short_edge", type=int, default=240, help="pixels of the stored frames (default: 240)")
-  add("--jpeg_quality", type=int, default=95, help="1 to 100 (default: 95)")
+  add(
+    "--jpeg_quality", type=int, default=decode.JPEG_QUALITY, help="1 to 100 (default: %(default)s)"
+  )
   add("--workers", type=int, default=os.cpu_count(), help="processes that decode (default: cores)")
   add(
     "--max_unreadable",

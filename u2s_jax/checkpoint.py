@@ -5,6 +5,7 @@ model that wrote it and the learning rate's history.
 """
 
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -123,6 +124,28 @@ def read_subnetworks(
     as NumPy arrays, and its record with the description of the model that wrote it; None where
     there is no checkpoint. The first host's word: another run may still be training.
   """
+
+  def wanted(tree):
+    return {key: {name: tree[key][name] for name in names} for key in ("params", "batch_stats")}
+
+  return _read_newest(folder, stages, wanted)
+
+
+def read_networks(
+  folder: pathlib.Path, stages: tuple[str, ...]
+) -> tuple[pathlib.Path, dict[str, Any], dict[str, Any]] | None:
+  """As `read_subnetworks`, all of them, with the `csm`: what a prediction needs."""
+  return _read_newest(
+    folder, stages, lambda tree: {key: tree[key] for key in ("params", "batch_stats", "csm")}
+  )
+
+
+def _read_newest(
+  folder: pathlib.Path,
+  stages: tuple[str, ...],
+  wanted: Callable[[dict[str, Any]], dict[str, Any]],
+) -> tuple[pathlib.Path, dict[str, Any], dict[str, Any]] | None:
+  """What `wanted` takes of the tree of the newest complete checkpoint's state."""
   newest = -1, 0
   for i, stage in enumerate(stages):
     steps = ocp.utils.checkpoint_steps(folder / stage) if (folder / stage).is_dir() else ()
@@ -133,13 +156,12 @@ def read_subnetworks(
   path = (folder / stages[index] / str(step)).absolute()
   record = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path / "record")
   handler = ocp.PyTreeCheckpointHandler()
-  tree = handler.metadata(path / "state").tree
-  wanted = {key: {name: tree[key][name] for name in names} for key in ("params", "batch_stats")}
+  part = wanted(handler.metadata(path / "state").tree)
   # As NumPy arrays, whatever devices they were on.
-  as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+  as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), part)
   weights = ocp.Checkpointer(handler).restore(
     path / "state",
-    ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True),
+    ocp.args.PyTreeRestore(part, restore_args=as_numpy, partial_restore=True),
   )
   return path, weights, record
 

@@ -1,5 +1,6 @@
 """Weights that training starts from in place of random ones: of another run, or of a file."""
 
+import json
 import pathlib
 import pickle
 from collections.abc import Callable, Mapping, Sequence
@@ -77,8 +78,8 @@ def load(
   Args:
     path: a run's workdir, for its newest checkpoint; `<workdir>/checkpoints/<stage>`, for that
       stage's last one; or a file: a PyTorch state dict (.pth, .pt, .tar or .safetensors) named as
-      in torchvision's ResNet, TSM's repository, mmaction2 or timm's resnetv2, or Keras's ResNet or
-      Inception-I3D as .npz.
+      in torchvision's ResNet, TSM's repository, mmaction2 or timm's resnetv2, Keras's ResNet or
+      Inception-I3D as .npz, or the .safetensors that `export` wrote.
     params: freshly initialised parameters of `trunk` and `universal`, replicated.
     batch_stats: likewise BN's running averages.
     backbone: `name` and fields of this run's backbone, as in the config. Those that no shape tells
@@ -107,12 +108,12 @@ def load(
     new_classes = "the classes are others"
     _check_trained(where, stages, record, needs_classifier)
   else:
-    where, (source, weights) = path, _from_file(path)
+    where, (source, weights) = path, _from_file(path, class_names)
     log(f"starting from {where}, a {source.name}")
     demands = source.demands
     there = {name: value.shape for name, value in weights.items() if name.startswith(HEAD)}
     same_classes = bool(there) and all(fresh[name].shape == there[name] for name in there)
-    new_classes = "the classes are others" if there else "the file has none"
+    new_classes = "the classes are others" if there else "the file has none for these classes"
   for name, value in demands.items():
     here = backbone.get(name, DEFAULTS.get(name))
     if _listed(here) != _listed(value):
@@ -187,7 +188,9 @@ def _from_run(
   return where, traverse_util.flatten_dict(weights, sep="/"), record
 
 
-def _from_file(path: pathlib.Path) -> tuple[weight_names.Source, dict[str, np.ndarray]]:
+def _from_file(
+  path: pathlib.Path, class_names: Sequence[str]
+) -> tuple[weight_names.Source, dict[str, np.ndarray]]:
   """The kind of a weight file, and its arrays under our names."""
   try:
     if path.suffix in TORCH:
@@ -196,6 +199,8 @@ def _from_file(path: pathlib.Path) -> tuple[weight_names.Source, dict[str, np.nd
       import safetensors.numpy
 
       arrays = safetensors.numpy.load_file(path)
+      if STEM in arrays or any(name.startswith("params/trunk/") for name in arrays):
+        return _from_export(path, arrays, class_names)
     elif path.suffix == ".npz":
       with np.load(path) as file:  # refuses pickled objects
         arrays = dict(file)
@@ -207,6 +212,24 @@ def _from_file(path: pathlib.Path) -> tuple[weight_names.Source, dict[str, np.nd
   except Exception as error:
     reason = " ".join(str(error).split()) or f"it cannot be read ({type(error).__name__})"
     raise ValueError(f"init_from: {path}: {reason}") from error
+
+
+def _from_export(
+  path: pathlib.Path, arrays: dict[str, np.ndarray], class_names: Sequence[str]
+) -> tuple[weight_names.Source, dict[str, np.ndarray]]:
+  """The one-pass model in a file that `export` wrote; its classifier only for the same classes."""
+  import safetensors
+
+  with safetensors.safe_open(path, "numpy") as file:
+    facts = {name: json.loads(value) for name, value in file.metadata().items()}
+  demands = {name: facts["backbone"].get(name, DEFAULTS.get(name)) for name in NO_SHAPE_TELLS}
+  same = facts["class_names"] == list(class_names)
+  ours = {
+    name: value
+    for name, value in arrays.items()
+    if name.split("/")[1] in SUBNETWORKS and (same or not name.startswith(HEAD))
+  }
+  return weight_names.Source("u2s_jax export", "", "/", "", (), demands=demands), ours
 
 
 def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:

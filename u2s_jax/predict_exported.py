@@ -1,0 +1,35 @@
+"""Scores clips with an exported model; needs jax and numpy alone.
+
+  python predict_exported.py clips.npy
+
+`clips.npy`: uint8 (n, t, h, w, c), as `model.json` beside this file says under "clip": frames
+from the middles of equal parts of the video, the short edge resized, the centre cropped.
+"""
+
+import json
+import pathlib
+import sys
+
+import jax
+import numpy as np
+from jax import export
+
+
+def load(folder: pathlib.Path):
+  """The model as a function of clips, and its class names."""
+  facts = json.loads((folder / "model.json").read_text())
+  program = export.deserialize(bytearray((folder / "model.jax").read_bytes()))
+  return jax.jit(program.call), facts["class_names"]
+
+
+def main() -> None:
+  call, class_names = load(pathlib.Path(__file__).parent)
+  outputs = call(np.load(sys.argv[1]))
+  predictions = [np.asarray(outputs[key]) for key in outputs if key != "mask"]
+  for i, scores in enumerate(np.mean(predictions, axis=0)):
+    best = np.argsort(-scores, kind="stable")[:5]
+    print(f"clip {i}: " + ", ".join(f"{class_names[j]} {100 * scores[j]:.1f} %" for j in best))
+
+
+if __name__ == "__main__":
+  main()
