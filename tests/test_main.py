@@ -5,15 +5,21 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 
+import av
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+
+from data import pipeline
+from u2s_jax import predict, predict_exported, pretrained
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STAGES = ("universal", "specific", "joint")
@@ -122,6 +128,126 @@ def test_evaluation_in_other_views_has_a_folder_of_its_own(finished, data):
     old, new = np.load(path), np.load(folder / "scores" / path.name)
     np.testing.assert_array_equal(old["ids"], new["ids"])
     assert np.any(old["universal"] != new["universal"])
+
+
+def source_of(data, number):
+  """The video file of a clip."""
+  folder = pathlib.Path(data[0].partition("=")[2])
+  return next(folder.rglob(f"{number}.webm"))
+
+
+def fused(scores, names, row):
+  return np.mean([scores[name][row] for name in names.split("+")], axis=0)
+
+
+def run_mode(mode, workdir, *arguments):
+  """`main.py` without a config: everything is in the workdir."""
+  return subprocess.run(
+    [sys.executable, "main.py", f"--mode={mode}", f"--workdir={workdir}", *arguments],
+    cwd=ROOT,
+    env=environment(),
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+
+
+def test_files_are_scored_as_the_evaluation_did(finished, data, tmp_path):
+  workdir = finished[0]
+  scores = np.load(workdir / "scores/validation.npz")
+  for row in (0, 5):
+    shutil.copy(source_of(data, scores["ids"][row]), tmp_path / f"{row}.webm")
+  (tmp_path / "broken.mp4").write_bytes(b"no video")
+  result = run_mode("predict", workdir, f"--video={tmp_path}", "--json")
+  assert result.returncode == 1, result.stderr
+  answers = {pathlib.Path(a["file"]).name: a for a in json.loads(result.stdout)}
+  assert answers.keys() == {"0.webm", "5.webm", "broken.mp4"}
+  assert "decode" in answers["broken.mp4"]["error"]
+  for row in (0, 5):
+    found = answers[f"{row}.webm"]["predictions"]
+    assert found.keys() == PREDICTIONS
+    for names, best in found.items():
+      expected = fused(scores, names, row)
+      order = np.argsort(-expected, kind="stable")[:5]
+      assert [guess["class"] for guess in best] == [scores["class_names"][j] for j in order]
+      np.testing.assert_allclose([g["score"] for g in best], expected[order], atol=1e-5)
+
+
+def test_one_file_as_text_with_its_mask(finished, data, tmp_path):
+  workdir = finished[0]
+  clip_id = np.load(workdir / "scores/validation.npz")["ids"][0]
+  video, overlay = source_of(data, clip_id), tmp_path / "overlay.mp4"
+  result = run_mode("predict", workdir, f"--video={video}", f"--overlay={overlay}")
+  assert result.returncode == 0, result.stderr
+  assert result.stdout.startswith(str(video)) and result.stdout.count(" %  ") == 7 * 5
+  with av.open(str(overlay)) as container:
+    frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+  assert len(frames) == 4 and min(frames[0].shape[:2]) >= 224
+  assert run_mode("predict", workdir, "--video=/none/*.mp4").returncode == 1
+
+
+def test_an_exported_model_needs_nothing_of_ours(finished, data, tmp_path):
+  workdir = finished[0]
+  result = run_mode("export", workdir)
+  assert result.returncode == 0, result.stderr
+  folder = tmp_path / "elsewhere"
+  shutil.copytree(workdir / "export", folder)
+  facts = json.loads((folder / "model.json").read_text())
+  scores = np.load(workdir / "scores/validation.npz")
+  clips = [
+    pipeline.file_clip(str(source_of(data, clip_id)), **facts["clip"])
+    for clip_id in scores["ids"][:3]
+  ]
+  np.save(folder / "clips.npy", np.stack(clips))
+  # Any other package but NumPy and JAX with what it is made of is kept away.
+  code = (
+    "import sys, runpy\n"
+    "sys.modules.update(dict.fromkeys(('flax', 'u2s_jax', 'tensorflow', 'orbax', 'data')))\n"
+    "sys.argv = ['predict_exported.py', 'clips.npy']\n"
+    "runpy.run_path('predict_exported.py', run_name='__main__')"
+  )
+  result = subprocess.run(
+    [sys.executable, "-c", code], cwd=folder, env=environment(), capture_output=True, text=True
+  )
+  assert result.returncode == 0, result.stderr
+  for row, line in enumerate(result.stdout.splitlines()):
+    assert line.startswith(f"clip {row}: ")
+    best = fused(scores, "universal+bridge+specific", row).argmax()
+    assert line.split(": ", 1)[1].startswith(str(scores["class_names"][best]))
+  call, class_names = predict_exported.load(folder)
+  assert class_names == list(scores["class_names"])
+  for count in (1, 3):  # any number of clips
+    outputs = call(np.stack(clips[:count]))
+    for name in ("universal", "bridge", "specific"):
+      np.testing.assert_allclose(outputs[name], scores[name][:count], atol=1e-5)
+
+
+def test_exported_parameters_are_a_start(finished):
+  workdir = finished[0]
+  if not (workdir / "export").exists():
+    assert run_mode("export", workdir).returncode == 0
+  trained = predict.load(workdir)
+  names = ("trunk", "universal")
+  there = {
+    key: {name: trained.variables[key][name] for name in names} for key in ("params", "batch_stats")
+  }
+  blank = jax.tree.map(np.zeros_like, there)
+  lines = []
+  arguments = {
+    "backbone": trained.config.model.backbone.to_dict(),
+    "stages": STAGES,
+    "log": lines.append,
+  }
+  file = workdir / "export/model.safetensors"
+  params, batch_stats = pretrained.load(
+    file, **blank, class_names=trained.class_names, needs_classifier=True, **arguments
+  )
+  jax.tree.map(np.testing.assert_array_equal, there, {"params": params, "batch_stats": batch_stats})
+  others = [f"other {name}" for name in trained.class_names]
+  params, _ = pretrained.load(
+    file, **blank, class_names=others, needs_classifier=False, **arguments
+  )
+  assert not params["universal"]["head"]["kernel"].any() and params["trunk"]["stem"]["kernel"].any()
 
 
 def test_killed_in_every_stage_ends_with_the_same_bits(finished, data, tmp_path):

@@ -57,12 +57,11 @@ def load(workdir: pathlib.Path) -> Trained:
   Raises:
     ValueError: there is no run, or none that has trained.
   """
-  fields = settings.read(workdir)
-  found = checkpoint.read_networks(workdir / "checkpoints", settings.STAGES) if fields else None
+  config = settings.config_of_run(workdir)
+  found = checkpoint.read_networks(workdir / "checkpoints", settings.STAGES) if config else None
   if not found:
     raise ValueError(f"--workdir {workdir}: no run that has trained; train first")
   where, tree, record = found
-  config = ml_collections.ConfigDict(fields)
   class_names = tuple(record["model"]["class_names"])
   model = settings.build_model(config, len(class_names))
   variables = {key: tree[key] for key in ("params", "batch_stats")}

@@ -198,6 +198,19 @@ def jsonable(config: ml_collections.ConfigDict) -> dict[str, Any]:
   return json.loads(config.to_json_best_effort())
 
 
+def config_of_run(workdir: pathlib.Path) -> ml_collections.ConfigDict | None:
+  """The config that the run in `workdir` began with, None where there is none."""
+  fields = read(workdir)
+  return None if fields is None else ml_collections.ConfigDict(_tuples(fields))
+
+
+def _tuples(value: Any) -> Any:
+  """Lists, which JSON makes of tuples, as tuples."""
+  if isinstance(value, dict):
+    return {key: _tuples(item) for key, item in value.items()}
+  return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
   """Nested dicts to one, keys joined by dots."""
   flat = {}

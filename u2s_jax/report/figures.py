@@ -4,6 +4,7 @@ Every function returns a `Figure`; `save` writes it. Colours tell apart for colo
 every series has its own marker or line style as well.
 """
 
+import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
@@ -48,11 +49,13 @@ STYLE = {
 
 
 def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+  """`draw` under our style, whatever the process's own is."""
+
+  @functools.wraps(draw)
   def styled(*args, **kwargs):
     with matplotlib.rc_context(STYLE):
       return draw(*args, **kwargs)
 
-  styled.__doc__, styled.__name__ = draw.__doc__, draw.__name__
   return styled
 
 
@@ -110,7 +113,7 @@ def training_curves(history: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndar
     for line, scalars in zip(_cycle(LINES), history.values(), strict=False):
       for start in stage_starts(scalars):
         axis.axvline(start, color="grey", linewidth=0.7, linestyle=line)
-    if axis.lines:
+    if axis.get_legend_handles_labels()[0]:
       axis.legend(fontsize=7)
   for axis in axes[1]:
     axis.set_xlabel("step; vertical lines: a stage begins")
@@ -130,7 +133,7 @@ def stage_starts(scalars: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[i
 @_styled
 def confusion(counts: Integer[np.ndarray, "m m"], names: Sequence[str]) -> Figure:
   """Share of each class's clips, a row, that are taken for each class, a column."""
-  figure = Figure(figsize=_matrix_size(names, 1), layout="constrained")
+  figure = Figure(figsize=_matrix_size(names), layout="constrained")
   axis = figure.subplots()
   shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
   image = axis.imshow(shares, cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
@@ -178,7 +181,7 @@ def similarity_and_accuracy(
     accuracy: top-1 of the one-pass model, percent.
     names: of the classes.
   """
-  width, height = _matrix_size(names, 1)
+  width, height = _matrix_size(names)
   figure = Figure(figsize=(2 * width, height), layout="constrained")
   left, right = figure.subplots(1, 2)
   _matrix(figure, left, similarity, names, "similarity")
@@ -338,7 +341,7 @@ def _short(name: str, width: int = 46) -> str:
   return name if len(name) <= width else f"{name[: width - tail - 1].rstrip()}…{name[-tail:]}"
 
 
-def _matrix_size(names: Sequence[str], factor: float) -> tuple[float, float]:
+def _matrix_size(names: Sequence[str], factor: float = 1.0) -> tuple[float, float]:
   """Width and height in inches, so that names are legible where they are shown."""
   edge = 1 + 0.12 * len(names) if len(names) <= NAMED else 4.5
   return factor * (edge + 2), factor * (edge + 0.8)

@@ -1,0 +1,69 @@
+"""Masks at the frames and pixels that they were made from."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from u2s_jax.report import overlay
+
+
+def hot(shape, cell):
+  mask = np.zeros(shape, np.float32)
+  mask[cell] = 1
+  return mask
+
+
+def test_a_cell_covers_its_share_of_frames_and_pixels():
+  up = overlay.upsample(hot((4, 7, 7), (2, 3, 5)), (8, 56, 56))
+  assert up.shape == (8, 56, 56)
+  # Step 2 of 4 stands for frames 4 and 5 of 8, cell (3, 5) for rows 24-31 and columns 40-47.
+  assert np.all(up[[0, 1, 2, 3, 6, 7]] == 0)
+  inside = up[4:6, 24:32, 40:48]
+  assert inside.min() > 0.25 and up.max() == inside.max()
+  rows, columns = (np.flatnonzero(up[4].max(axis) > 0) for axis in (1, 0))
+  # Interpolated to the centres of the neighbours, symmetrically.
+  assert rows.tolist() == list(range(20, 36)) and columns.tolist() == list(range(36, 52))
+  np.testing.assert_array_equal(up[4], up[5])
+
+
+def test_fewer_steps_than_frames_and_one_cell():
+  up = overlay.upsample(np.array([[[1.0]], [[2.0]]]), (5, 3, 4))
+  np.testing.assert_array_equal(up, np.repeat([1, 1, 1, 2, 2], 12).reshape(5, 3, 4))
+
+
+def test_a_blend_is_bright_where_the_mask_is_high():
+  video = np.full((2, 16, 16, 3), 100, np.uint8)
+  blended = overlay.blend(video, hot((2, 2, 2), (1, 0, 1)))
+  # The colour map's ends are near black and pale yellow; half of each over 100.
+  assert np.all(blended[0] <= 60)
+  assert np.all(blended[1, 0, -1] >= [170, 170, 120]) and np.all(blended[1, -1, 0] <= 60)
+
+
+def test_a_mask_that_says_nothing_changes_nothing():
+  video = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+  np.testing.assert_array_equal(overlay.blend(video, np.full((2, 2, 2), 0.7, np.float32)), video)
+
+
+def test_flow_is_shown_as_speed():
+  flow = np.full((1, 1, 3, 10), 128, np.uint8)
+  flow[0, 0, 1, :2] = 128 + 30, 128 - 40  # a speed of 50
+  flow[0, 0, 2, 2:] = 0  # later pairs are not shown
+  np.testing.assert_array_equal(overlay.frames_of(flow)[0, 0], [[255] * 3, [155] * 3, [255] * 3])
+
+
+def test_a_strip_takes_the_middles_of_equal_parts():
+  clip = np.stack([np.full((10, 20, 3), 10 * k, np.uint8) for k in range(8)])
+  sheet = np.asarray(overlay.strip([clip, 255 - clip], count=4, height=10))
+  assert sheet.shape == (2 * 10 + overlay.GAP, 4 * 20 + 3 * overlay.GAP, 3)
+  shown = [sheet[5, 10 + k * (20 + overlay.GAP), 0] for k in range(4)]
+  assert shown == [10, 30, 50, 70]
+  assert sheet[-1, 0, 0] == 255 - 10
+
+
+def test_a_loop_has_all_frames_and_never_ends():
+  clip = np.stack([np.full((12, 12, 3), 60 * k, np.uint8) for k in range(4)])
+  with Image.open(io.BytesIO(overlay.loop(clip, height=24))) as image:
+    assert image.n_frames == 4 and image.size == (24, 24) and image.info["loop"] == 0
+    image.seek(3)
+    assert abs(np.asarray(image.convert("RGB")).mean() - 180) < 6
