@@ -166,11 +166,15 @@ def train_or_evaluate(workdir: pathlib.Path) -> None:
     num_train=pipeline.num_examples(builder, "train"),
     train_batches=lambda stage, step: batches(stage=stage, first_step=step),
     eval_batches=lambda split, name: views(split, views=name),
+    stored=pipeline.how_stored(builder),
   )
   writers = [metric_writers.SummaryWriter(str(workdir))] if first and trains else []
-  begin = train.train if trains else train.evaluate_latest
+  name = flags.FLAGS["config"].config_filename
   with contextlib.closing(metric_writers.AsyncMultiWriter(writers)) as writer:
-    begin(config, workdir, source, writer.write_scalars, flags.FLAGS["config"].config_filename)
+    if trains:
+      train.train(config, workdir, source, writer.write_scalars, name, writer.write_images)
+    else:
+      train.evaluate_latest(config, workdir, source, writer.write_scalars, name)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

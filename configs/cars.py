@@ -111,5 +111,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.eval.batch_size = 20  # clips, of all views each
 
   config.log_every_steps = 50
+  # Writes a profile of five steps to <workdir>/profile, which ui.perfetto.dev opens.
+  config.profile = False
   config.checkpoint_every_steps = 1000
   return config

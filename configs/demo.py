@@ -98,5 +98,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.eval.batch_size = 32
 
   config.log_every_steps = 20
+  # Writes a profile of five steps to <workdir>/profile, which ui.perfetto.dev opens.
+  config.profile = False
   config.checkpoint_every_steps = 100
   return config

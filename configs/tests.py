@@ -90,5 +90,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.eval.batch_size = 8
 
   config.log_every_steps = 2
+  # Writes a profile of five steps to <workdir>/profile, which ui.perfetto.dev opens.
+  config.profile = False
   config.checkpoint_every_steps = 3
   return config

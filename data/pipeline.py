@@ -224,6 +224,12 @@ def eval_batches(
   return _run(tf.data.Dataset.range(steps * local), clip, local, num_threads)
 
 
+def how_stored(builder: tfds.core.DatasetBuilder) -> dict[str, Any]:
+  """What became of the frames when the data set was prepared; JSON-able."""
+  fields = ("short_edge", "jpeg_quality", "flow_algorithm")
+  return {field: builder.info.metadata.get(field) for field in fields}
+
+
 def file_clip(
   path: str,
   *,
@@ -232,31 +238,35 @@ def file_clip(
   short_edge: int,
   modality: str = "rgb",
   flow_pairs: int = 5,
+  stored: Mapping[str, Any],
 ) -> UInt8[np.ndarray, "num_frames crop_size crop_size c"]:
-  """The centre view of a video or image file: the same pixels as after `data.prepare`.
+  """The centre view of a video or image file: the very pixels as after `data.prepare`.
 
   Args:
     path: of the file.
     num_frames: see `eval_batches`.
     crop_size: see `eval_batches`.
     short_edge: see `eval_batches`.
-    modality: 'rgb' or 'flow', by TV-L1.
+    modality: 'rgb' or 'flow'.
     flow_pairs: see `eval_batches`.
+    stored: from `how_stored`, of the data set that the network was trained on.
 
   Raises:
     ValueError: the file does not decode; one line, the reason alone.
     OSError: it cannot be read.
   """
   is_flow = modality == "flow"
-  sizes = short_edge, decode.JPEG_QUALITY
+  sizes = stored["short_edge"], stored["jpeg_quality"]
   if is_flow:
-    frames = decode.flow_clip(path, *sizes, "tvl1")
+    frames = decode.flow_clip(path, *sizes, stored["flow_algorithm"])
   elif folders.is_image(path):
     frames = [decode.image_frame(path, *sizes)]
   else:
     frames = decode.rgb_clip(path, *sizes)
   chosen, pairs = _choose(len(frames), num_frames, flow_pairs, is_flow, 0.5)
   whole = image_ops.decode(tf.constant([frames[i] for i in chosen]), channels=1 if is_flow else 3)
+  if short_edge != stored["short_edge"]:
+    whole = image_ops.resize_short_edge(whole, short_edge)
   whole = _stacks(whole, tf.constant(pairs)) if is_flow else whole
   return _crops(whole, crop_size, "center", is_flow)[0].numpy()
 

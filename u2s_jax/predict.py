@@ -33,7 +33,7 @@ class Trained:
   Attributes:
     config: that it began with.
     class_names: in the order of the labels.
-    checkpoint: where it was read.
+    stored: how the data set was prepared that it was trained on.
     variables: `params` and `batch_stats` by subnetwork, NumPy arrays.
     outputs: (video (n, t, h, w, c) uint8) -> softmax scores (n, m) for each prediction and, with a
       mask network, `mask` (n, t', h', w'); to be jitted.
@@ -41,14 +41,14 @@ class Trained:
 
   config: ml_collections.ConfigDict
   class_names: tuple[str, ...]
-  checkpoint: pathlib.Path
+  stored: dict[str, Any]
   variables: dict[str, Any]
   outputs: Callable[[UInt8[Array, "n t h w c"]], dict[str, Array]]
 
   def clip(self) -> dict[str, Any]:
     """What a clip has to be, in the words of `data.pipeline.file_clip`."""
     fields = ("num_frames", "crop_size", "short_edge", "modality", "flow_pairs")
-    return {field: self.config.data[field] for field in fields}
+    return {field: self.config.data[field] for field in fields} | {"stored": self.stored}
 
 
 def load(workdir: pathlib.Path) -> Trained:
@@ -61,7 +61,7 @@ def load(workdir: pathlib.Path) -> Trained:
   found = checkpoint.read_networks(workdir / "checkpoints", settings.STAGES) if config else None
   if not found:
     raise ValueError(f"--workdir {workdir}: no run that has trained; train first")
-  where, tree, record = found
+  _, tree, record = found
   class_names = tuple(record["model"]["class_names"])
   model = settings.build_model(config, len(class_names))
   variables = {key: tree[key] for key in ("params", "batch_stats")}
@@ -83,7 +83,7 @@ def load(workdir: pathlib.Path) -> Trained:
       result["mask"] = found["mask"][..., 0].astype(jax.numpy.float32)
     return result
 
-  return Trained(config, class_names, where, variables, outputs)
+  return Trained(config, class_names, record["stored"], variables, outputs)
 
 
 def predict(

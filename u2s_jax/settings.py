@@ -22,6 +22,7 @@ COMPUTE_FIELDS = ("dtype", "convolution", "remat")  # of `model`: how, not what
 FREE_FIELDS = (
   "log_every_steps",
   "checkpoint_every_steps",
+  "profile",
   "eval.classes",
   "eval.pairs",
   "data.dir",

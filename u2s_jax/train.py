@@ -9,6 +9,8 @@ import datetime
 import json
 import math
 import pathlib
+import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -33,14 +35,19 @@ from u2s_jax import (
 from u2s_jax import csm as csm_lib
 from u2s_jax import state as state_lib
 from u2s_jax.checkpoint import Checkpoints, abstract_state
+from u2s_jax.report import overlay
 from u2s_jax.settings import STAGES
 from u2s_jax.stages import Stage
 from u2s_jax.state import CategorySimilarity, TrainState
 
 Batches = Iterator[dict[str, np.ndarray]]
 WriteScalars = Callable[[int, dict[str, float]], None]  # of `clu.metric_writers`
+WriteImages = Callable[[int, dict[str, np.ndarray]], None]  # likewise
 TRAIN_SPLIT, VALIDATION_SPLIT = "train", "validation"
 NUM_SIMILAR = 5  # most similar pairs of classes to show
+CLEAR = "\r\x1b[K"  # to the line's beginning, and what is there away
+PROFILE_AFTER, PROFILE_STEPS = 10, 5  # of the first stage that a process trains
+PICTURED = 4  # clips of TensorBoard's picture of the masks
 STEPS_AHEAD = 2  # that the host may be of the device: each keeps a batch in the device's memory
 
 
@@ -56,6 +63,7 @@ class Data:
       on, always the same: `video` (b, t, h, w, c) uint8, `label`, `mask`.
     eval_batches: (split, views) -> this host's batches of one pass over a split: `video`
       (b, v, t, h, w, c) uint8, `label` (-1 where unknown), `mask`, `id`.
+    stored: JSON-able: how the data set was prepared, kept in every checkpoint for `predict`.
   """
 
   class_names: tuple[str, ...]
@@ -63,12 +71,22 @@ class Data:
   channels: int
   train_batches: Callable[[int, int], Batches]
   eval_batches: Callable[[str, str], Batches]
+  stored: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def log(message: str) -> None:
-  """Prints a line on the first host's terminal."""
+  """Prints a line on the first host's terminal, in place of a live one."""
   if jax.process_index() == 0:
-    print(message, flush=True)
+    print(f"{CLEAR}{message}" if sys.stdout.isatty() else message, flush=True)
+
+
+def log_live(message: str) -> None:
+  """On a terminal a line that the next one replaces, elsewhere a line."""
+  if not sys.stdout.isatty():
+    log(message)
+  elif jax.process_index() == 0:
+    columns = shutil.get_terminal_size().columns - 1
+    print(CLEAR + message[:columns], end="", flush=True)
 
 
 class Run:
@@ -80,6 +98,7 @@ class Run:
     data: see `Data`.
     write_scalars: takes a step, counted through all stages, and scalars by name.
     config_name: for the summary.
+    write_images: takes a step and images (n, h, w, 3) uint8 by name; None: no picture is made.
 
   Raises:
     ValueError: a config that cannot work, with the field's name.
@@ -92,9 +111,11 @@ class Run:
     data: Data,
     write_scalars: WriteScalars,
     config_name: str,
+    write_images: WriteImages | None = None,
   ):
     self.config, self.workdir, self.data = config, workdir, data
-    self.write_scalars = write_scalars
+    self.write_scalars, self.write_images = write_scalars, write_images
+    self.profiled = not config.profile
     self.config_name = config_name
     self.mesh = sharding.data_mesh()
     self.pixels = {key: tuple(config.model[key]) for key in settings.PIXEL_FIELDS}
@@ -131,7 +152,8 @@ class Run:
     if unknown:
       raise ValueError(f"eval.classes: {unknown[0]!r} is not one of the data set's classes")
     self.tx = optimizer.sgd(config.optimizer.momentum, config.optimizer.weight_decay)
-    self.compiled = {}  # evaluation by (one-pass or not, views)
+    self.compiled = {}  # evaluation by (one-pass or not, views), and what the picture takes
+    self.pictured = None  # a batch of clips, the same for every picture
 
   def total_steps(self, stage: Stage) -> int:
     """Steps of a stage: its epochs' examples over the batch size, at least one unless 0 epochs."""
@@ -140,7 +162,11 @@ class Run:
 
   def record(self, stage: Stage, plateau: optimizer.Plateau) -> dict[str, Any]:
     """What is saved beside a state."""
-    return {"plateau": dataclasses.asdict(plateau), "total_steps": self.total_steps(stage)}
+    return {
+      "plateau": dataclasses.asdict(plateau),
+      "total_steps": self.total_steps(stage),
+      "stored": self.data.stored,
+    }
 
   def begin(self, stage: Stage) -> Callable[[TrainState | None], TrainState]:
     """A jit-able function that makes the stage's first state from the state before."""
@@ -185,6 +211,7 @@ def train(
   data: Data,
   write_scalars: WriteScalars,
   config_name: str,
+  write_images: WriteImages | None = None,
 ) -> None:
   """Trains all stages and evaluates, from wherever `workdir` left off.
 
@@ -194,6 +221,8 @@ def train(
     data: see `Data`.
     write_scalars: takes a step, counted through all stages, and scalars by name.
     config_name: for the summary.
+    write_images: takes a step and images (n, h, w, 3) uint8 by name, on all hosts; None: no picture
+      of the masks is made.
 
   Raises:
     ValueError: a config that cannot work, or one that is not the one of the run in `workdir`.
@@ -202,7 +231,7 @@ def train(
   settings.check(config, workdir)
   if is_finished(workdir):
     return
-  run = Run(config, workdir, data, write_scalars, config_name)
+  run = Run(config, workdir, data, write_scalars, config_name, write_images)
   # Closing waits for a checkpoint that is just being written, whatever happens.
   with contextlib.closing(run.checkpoints):
     state, record, done = None, None, -1
@@ -377,8 +406,15 @@ def run_stage(run: Run, index: int, state: TrainState, plateau: optimizer.Platea
       offset + step, {f"{stage.name}/{name}": value for name, value in means.items()}
     )
     epoch = step * config.batch_size / num_train
-    log(progress(stage, step, total, epoch, config.batch_size, means))
+    line = progress(stage, step, total, epoch, config.batch_size, means)
+    (log if ends_epoch(step) else log_live)(line)
 
+  def ends_epoch(step):
+    """The first step at or behind an epoch's last example; the stage's last step always is one."""
+    before, after = (math.floor(k * config.batch_size / num_train) for k in (step - 1, step))
+    return step == total or after > before
+
+  tracing = None  # the step whose end ends the profile
   due = None  # a report that waits until the device has its next step
   for step in range(first + 1, total + 1):
     batch = sharding.global_batch(next(batches), run.mesh)
@@ -394,10 +430,16 @@ def run_stage(run: Run, index: int, state: TrainState, plateau: optimizer.Platea
     if step == first + 1:
       jax.block_until_ready(scalars)  # compilation is no part of the speed
       started, counted = time.monotonic(), step
-    # The first step at or behind an epoch's last example; the stage's last step always is one.
-    epoch_done = step == total or (
-      math.floor(step * config.batch_size / num_train) > math.floor(seen)
-    )
+    epoch_done = ends_epoch(step)
+    if tracing and step in (tracing, total):
+      jax.block_until_ready(scalars)
+      jax.profiler.stop_trace()
+      tracing = None
+      log(f"profile of {PROFILE_STEPS} steps: {run.workdir / 'profile'}; see ui.perfetto.dev")
+    elif not run.profiled and step == min(first + PROFILE_AFTER, total - 1):
+      jax.block_until_ready(scalars)
+      jax.profiler.start_trace(run.workdir / "profile", create_perfetto_trace=True)
+      run.profiled, tracing = True, step + PROFILE_STEPS
     save = step == total or step % config.checkpoint_every_steps == 0
     if epoch_done or save or step % config.log_every_steps == 0:
       due, waiting = (step, waiting, rate, started, counted), []
@@ -405,7 +447,7 @@ def run_stage(run: Run, index: int, state: TrainState, plateau: optimizer.Platea
       report(*due)
       due = None
     if epoch_done:
-      results = validate(run, stage, state)
+      results = validate(run, stage, state, offset + step)
       run.write_scalars(
         offset + step, {f"{stage.name}/validation_{k}": v for k, v in results.items()}
       )
@@ -448,25 +490,55 @@ def progress(
   stage: Stage, step: int, total: int, epoch: float, batch_size: int, means: dict[str, float]
 ) -> str:
   """A line for the terminal; ETA is the stage's end."""
-  accuracies = "  ".join(
-    f"{name.removeprefix('accuracy_')} {100 * value:.1f} %"
-    for name, value in means.items()
-    if name.startswith("accuracy_")
-  )
-  line = (
-    f"  {stage.name} epoch {epoch:.1f}/{stage.epochs:g} step {step}/{total}"
-    f"  loss {means['loss']:.3f}  {accuracies}  lr {means['learning_rate']:.2g}"
-  )
+  line = f"  {stage.name} epoch {epoch:.1f}/{stage.epochs:g} step {step}/{total}"
   if "clips_per_second" in means:
     left = datetime.timedelta(
       seconds=round((total - step) * batch_size / means["clips_per_second"])
     )
     line += f"  {means['clips_per_second']:.0f} clips/s  ETA {left}"
+  line += f"  lr {means['learning_rate']:.2g}  loss {means['loss']:.3f}:"
+  for name in stage.losses:
+    line += f"  {name} {means[f'loss_{name}']:.3f} ({100 * means[f'accuracy_{name}']:.1f} %)"
+  if "regularizer" in means:
+    line += f"  regularizer {means['regularizer']:.3f}"
   return line
 
 
-def validate(run: Run, stage: Stage, state: TrainState) -> dict[str, float]:
+def picture(run: Run, stage: Stage, state: TrainState, step: int) -> None:
+  """Writes the first validation clips under their masks, for TensorBoard; all hosts.
+
+  Args:
+    run: the run.
+    stage: of the state.
+    state: the networks.
+    step: counted through all stages.
+  """
+  if not run.write_images or "mask" not in state.params:
+    return
+  if "picture" not in run.compiled:
+    analyse_step = steps.make_analysis_step(run.model, stage, **run.pixels, **run.masks)
+    run.compiled["picture"] = analysis.compile_step(analyse_step, run.mesh)
+    batch = next(iter(run.data.eval_batches(VALIDATION_SPLIT, "center")))
+    run.pictured = {**batch, "id": evaluate.id_codes(batch["id"])}
+  batch = sharding.global_batch(run.pictured, run.mesh)
+  found, batch = run.compiled["picture"](state, batch)
+  videos, masks = (
+    np.asarray(values[:PICTURED]) for values in (batch["video"][:, 0], found["mask"])
+  )
+  rows = []
+  for video, mask in zip(videos, masks, strict=True):
+    rows += [overlay.frames_of(video), overlay.blend(video, mask)]
+  run.write_images(step, {f"{stage.name}/masks": np.asarray(overlay.strip(rows))[None]})
+
+
+def validate(run: Run, stage: Stage, state: TrainState, step: int) -> dict[str, float]:
   """Top-1 in percent of every prediction and of their mean, on the centre view.
+
+  Args:
+    run: the run.
+    stage: of the state.
+    state: the networks.
+    step: counted through all stages, for the picture of the masks.
 
   Raises:
     FloatingPointError: a score is not finite.
@@ -478,6 +550,7 @@ def validate(run: Run, stage: Stage, state: TrainState) -> dict[str, float]:
     name: 100 * metrics.top_k_accuracy(values, scores["label"], 1)
     for name, values in evaluate.predictions(scores).items()
   }
+  picture(run, stage, state, step)
   if len(results) > 1:
     results["merged"] = 100 * metrics.top_k_accuracy(evaluate.merged(scores), scores["label"], 1)
   log("  validation top-1: " + "  ".join(f"{k} {v:.1f} %" for k, v in results.items()))
