@@ -25,6 +25,7 @@ def config_of(**fields):
   config.data.num_frames, config.data.crop_size = 2, 32
   config.data.flip_label_map = ()
   config.csm.target_accuracy = 0.6
+  config.eval.pairs = 0
   with config.ignore_type():
     config.update_from_flattened_dict(fields)
   return config
@@ -94,7 +95,10 @@ LINES = []  # that the finished run printed
 
 class Writer:
   def __init__(self):
-    self.scalars = {}
+    self.scalars, self.images = {}, {}
+
+  def write_images(self, step, images):
+    self.images.setdefault(step, {}).update(images)
 
   def __call__(self, step, scalars):
     self.scalars.setdefault(step, {}).update(scalars)
@@ -119,7 +123,9 @@ def finished(tmp_path_factory):
   workdir, writer = tmp_path_factory.mktemp("run"), Writer()
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(train, "log", LINES.append)
-    train.train(config_of(), workdir, Source().data(), writer, "configs/tests.py")
+    config = config_of(**{"eval.pairs": 2})
+    data = Source().data()
+    train.train(config, workdir, data, writer, "configs/tests.py", writer.write_images)
   return workdir, writer
 
 
@@ -139,6 +145,81 @@ def test_a_run_leaves_scores_summary_and_checkpoints(finished):
     assert (workdir / "checkpoints" / stage / "3").is_dir()
   assert set(writer.scalars) >= {3, 6, 9}  # three steps a stage, counted through
   assert "joint/validation_merged" in writer.scalars[9]
+
+
+def outputs_of(workdir, stage):
+  """The networks' outputs for all validation clips, and the clips."""
+  state = state_at(config_of(), workdir, Source().data(), stage, 3)
+  config = config_of()
+  model = settings.build_model(config, CLASSES)
+  batch = clips("validation", range(VALIDATION))
+  video = (batch["video"] / 255 - np.array(config.model.pixel_mean)) / config.model.pixel_std
+  video = jax.numpy.asarray(video, np.float32)
+  variables = {"params": state.params, "batch_stats": state.batch_stats}
+  variables = jax.tree.map(jax.numpy.asarray, variables)
+  if stage == "universal":
+    return model.apply(variables, video, method="one_pass"), batch
+  return model.apply(variables, video, jax.numpy.asarray(state.csm.matrix)), batch
+
+
+def test_what_the_report_is_made_of(finished):
+  workdir, _ = finished
+  arrays = dict(np.load(workdir / "analysis/validation.npz"))
+  before, batch = outputs_of(workdir, "universal")
+  after, _ = outputs_of(workdir, "joint")
+  labels = batch["label"]
+  features = {
+    "one_pass": before["universal_features"],
+    "universal": after["universal_features"],
+    "specific": after["specific_features"],
+  }
+  for name, values in features.items():
+    zeros = np.mean(np.asarray(values) == 0, axis=(1, 2, 3))
+    expected = [zeros[labels == label].mean(0) for label in range(CLASSES)]
+    np.testing.assert_allclose(arrays[f"sparsity_{name}"], expected, atol=2e-3)
+    if name == "specific":
+      values = values * after["mask"]
+    pooled = np.mean(values, axis=(1, 2, 3))
+    assert arrays["pairs"].shape == (2, 2)
+    kept = np.isin(labels, arrays["pairs"])
+    np.testing.assert_array_equal(arrays["label"], labels[kept])
+    np.testing.assert_allclose(arrays[f"pooled_{name}"], pooled[kept], atol=1e-4)
+  rows = arrays["example_id"].astype(int)
+  assert set(labels[rows]) == set(arrays["pairs"].ravel())
+  np.testing.assert_array_equal(arrays["example_label"], labels[rows])
+  np.testing.assert_array_equal(arrays["video"], batch["video"][rows])
+  np.testing.assert_allclose(arrays["mask"], np.asarray(after["mask"])[rows, ..., 0], atol=1e-4)
+  for k, (row, classes) in enumerate(zip(rows, arrays["mask_classes"], strict=True)):
+    expected = np.asarray(after["masks"])[row][..., classes]
+    np.testing.assert_allclose(arrays["class_masks"][k], expected, atol=1e-4)
+  kernel = final_state(config_of(), workdir).params["mask"]["kernel"]
+  np.testing.assert_array_equal(arrays["mask_kernel"], kernel)
+
+
+def test_an_epoch_ends_with_a_picture_of_the_masks(finished):
+  images = finished[1].images
+  assert {step: list(found) for step, found in images.items()} == {
+    6: ["specific/masks"],
+    9: ["joint/masks"],
+  }
+  picture = images[9]["joint/masks"]
+  # Four clips of two frames, plain and under the mask.
+  assert picture.dtype == np.uint8 and picture.shape[0] == 1
+  frame = 112 + 2
+  assert picture.shape[1:] == (8 * frame - 2, 2 * frame - 2, 3)
+
+
+def test_on_a_terminal_the_live_line_gives_way(monkeypatch, capsys):
+  monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+  train.log_live("step 1")
+  train.log_live("step 2" + 500 * "x")
+  train.log("done")
+  out = capsys.readouterr().out
+  assert out.startswith("\r\x1b[Kstep 1\r\x1b[Kstep 2x") and out.endswith("\r\x1b[Kdone\n")
+  assert out.count("\n") == 1 and out.count("x") < 400
+  monkeypatch.setattr("sys.stdout.isatty", lambda: False, raising=False)
+  train.log_live("step 1")
+  assert capsys.readouterr().out == "step 1\n"
 
 
 def test_the_csm_is_in_the_checkpoint(finished):

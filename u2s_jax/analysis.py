@@ -12,7 +12,7 @@ from jaxtyping import Float, Integer
 
 from u2s_jax import compiling, evaluate, sharding
 from u2s_jax import csm as csm_lib
-from u2s_jax.state import TrainState
+from u2s_jax.state import CategorySimilarity, TrainState
 
 CLIPS = 200  # of a class of a pair: pooled features that are kept for t-SNE
 OTHERS = 3  # classes outside the pair whose masks of an example are kept, as in Fig. 6
@@ -86,18 +86,18 @@ def collect(
 
 
 def class_similarity(
-  state: TrainState, one_pass: dict[str, np.ndarray]
+  csm: CategorySimilarity, one_pass: dict[str, np.ndarray]
 ) -> Float[np.ndarray, "m m"]:
   """Eq. 2 as the run found it; of a run without a CSM how much the one-pass model confuses them.
 
   That is the mean score that the clips of either class give to the other.
 
   Args:
-    state: at the end.
+    csm: of the state at the end.
     one_pass: scores of the one-pass model, as of `evaluate.score`.
   """
-  if int(state.csm.n):
-    return np.asarray(state.csm.similarity)
+  if int(csm.n):
+    return np.asarray(csm.similarity)
   scores, labels = one_pass["universal"], one_pass["label"]
   sums = np.zeros((scores.shape[1],) * 2)
   np.add.at(sums, labels, scores)

@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jaxtyping import Array, Float, UInt8
@@ -66,21 +67,23 @@ def load(workdir: pathlib.Path) -> Trained:
   model = settings.build_model(config, len(class_names))
   variables = {key: tree[key] for key in ("params", "batch_stats")}
   csm = csm_lib.selection(
-    jax.numpy.asarray(tree["csm"]["matrix"]),
-    jax.numpy.asarray(tree["csm"]["similarity"]),
+    jnp.asarray(tree["csm"]["matrix"]),
+    jnp.asarray(tree["csm"]["similarity"]),
     config.csm.selection,
   )
   pixels = [tuple(config.model[field]) for field in settings.PIXEL_FIELDS]
 
+  on_device = jax.tree.map(jnp.asarray, variables)
+
   def outputs(video):
     clips = normalize(video, *pixels)
     if "specific" in variables["params"]:
-      found = model.apply(variables, clips, csm)
+      found = model.apply(on_device, clips, csm)
     else:
-      found = model.apply(variables, clips, method=U2S.one_pass)
+      found = model.apply(on_device, clips, method=U2S.one_pass)
     result = {name: jax.nn.softmax(found[name]) for name in PREDICTIONS if name in found}
     if "mask" in found:
-      result["mask"] = found["mask"][..., 0].astype(jax.numpy.float32)
+      result["mask"] = found["mask"][..., 0].astype(jnp.float32)
     return result
 
   return Trained(config, class_names, record["stored"], variables, outputs)

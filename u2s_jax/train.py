@@ -645,7 +645,7 @@ def analyse(
     return
   log("features and masks, for the report")
   before, _ = restore(run, STAGES[0], run.checkpoints.last_step(STAGES[0]))
-  similarity = analysis.class_similarity(state, one_pass)
+  similarity = analysis.class_similarity(state.csm, one_pass)
   pairs = analysis.confusing_pairs(similarity, final["label"], count)
 
   def collect(stage, state, examples):

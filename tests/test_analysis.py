@@ -1,0 +1,69 @@
+"""Which pairs, clips and masks the report shows, by hand."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from u2s_jax import analysis
+from u2s_jax import state as state_lib
+
+
+def scores_of(label, universal, **others):
+  return {
+    "id": np.array([f"v{i}" for i in range(len(label))]),
+    "label": np.array(label, np.int32),
+    "universal": np.array(universal, np.float32),
+    **others,
+  }
+
+
+def test_without_a_csm_the_one_pass_model_says_what_it_confuses():
+  one_pass = scores_of([0, 0, 1], [[0.6, 0.4, 0], [0.8, 0, 0.2], [0.5, 0.5, 0]])
+  similarity = analysis.class_similarity(state_lib.no_similarity(3), one_pass)
+  # Class 0 gives 0.2 to 1 and 0.1 to 2, class 1 gives 0.5 to 0; 2 has no clip.
+  expected = [[0.7, 0.35, 0.05], [0.35, 0.5, 0], [0.05, 0, 0]]
+  np.testing.assert_allclose(similarity, expected, atol=1e-6)
+
+
+def test_with_a_csm_its_similarity_counts():
+  values = jnp.asarray(np.random.default_rng(0).random((3, 3)), jnp.float32)
+  csm = state_lib.no_similarity(3).replace(similarity=values, n=jnp.int32(1))
+  similarity = analysis.class_similarity(csm, scores_of([0], [[1.0, 0, 0]]))
+  np.testing.assert_array_equal(similarity, values)
+
+
+def test_pairs_are_of_classes_with_clips():
+  similarity = np.array(
+    [[1, 0.9, 0.3, 0.1], [0.9, 1, 0.99, 0.5], [0.3, 0.99, 1, 0.2], [0.1, 0.5, 0.2, 1]], np.float32
+  )
+  labels = np.array([3, 0, 1, 1], np.int32)  # none of class 2
+  pairs = analysis.confusing_pairs(similarity, labels, 2)
+  assert pairs.tolist() == [[0, 1], [1, 3]]
+  assert analysis.confusing_pairs(similarity, labels[:1], 2).shape == (0, 2)
+
+
+def test_a_clip_that_u2s_corrects_is_shown_first():
+  label = [0, 0, 0, 1, 1, 2]
+  right, wrong = [[0.9, 0.1, 0], [0.1, 0.9, 0]], [[0.1, 0.9, 0], [0.9, 0.1, 0]]
+  one_pass = scores_of(label, [right[0], wrong[0], wrong[0], right[1], wrong[1], right[0]])
+  final = scores_of(label, [right[0], wrong[0], right[0], right[1], wrong[1], right[0]])
+  pairs = np.array([[0, 1], [1, 2]], np.int32)
+  # Corrected; right before and after; never right.
+  assert analysis.choose_examples(pairs, one_pass, final) == ["v2", "v3", "v5"]
+
+
+@pytest.mark.parametrize(
+  "label,expected", [(0, [0, 2, 3, 5, 1]), (2, [2, 0, 1, 5, 3]), (5, [5, 3, 1, 2, 4])]
+)
+def test_masks_of_the_class_its_partner_and_three_others(label, expected):
+  similarity = np.eye(6, dtype=np.float32)
+  similarity[0] = [1, 0.1, 0.9, 0.8, 0.5, 0.5]
+  similarity[2] = [0.9, 0.7, 1, 0.1, 0.5, 0.5]
+  similarity[5] = [0.3, 0.9, 0.3, 0.2, 0.1, 1]
+  pairs = np.array([[0, 2], [3, 5]], np.int32)
+  assert analysis.shown_classes(label, pairs, similarity).tolist() == expected
+
+
+def test_two_classes_have_no_others():
+  shown = analysis.shown_classes(1, np.array([[0, 1]], np.int32), np.eye(2, dtype=np.float32))
+  assert shown.tolist() == [1, 0]
