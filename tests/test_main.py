@@ -1,5 +1,6 @@
 """`main.py` as a user starts it: real video files, processes that are killed, bad input."""
 
+import html
 import importlib
 import json
 import os
@@ -248,6 +249,113 @@ def test_exported_parameters_are_a_start(finished):
     file, **blank, class_names=others, needs_classifier=False, **arguments
   )
   assert not params["universal"]["head"]["kernel"].any() and params["trunk"]["stem"]["kernel"].any()
+
+
+@pytest.fixture(scope="module")
+def report(finished, tmp_path_factory):
+  """The page of the run beside a copy with another N and weight of the regularizer."""
+  other = tmp_path_factory.mktemp("other") / "other"
+  shutil.copytree(finished[0], other, ignore=shutil.ignore_patterns("checkpoints", "compiled"))
+  for file, section, field, value in (
+    ("summary.json", "csm", "n", 9),
+    ("config.json", None, "regularizer_weight", 0.0),
+  ):
+    tree = json.loads((other / file).read_text())
+    (tree[section] if section else tree)[field] = value
+    (other / file).write_text(json.dumps(tree))
+  result = run_mode("report", finished[0], f"--compare={other}")
+  assert result.returncode == 0, result.stderr
+  return finished[0] / "report"
+
+
+def test_a_report_has_every_figure(report, finished):
+  # But for t-SNE: there is one clip a class.
+  names = {path.stem for path in report.glob("*.svg")}
+  assert names == {path.stem for path in report.glob("*.png")} - {
+    path.stem for path in report.glob("masks_*.png")
+  }
+  assert names >= {
+    "training", "confusion", "classes", "fig1", "fig4", "top_n", "fig7", "fig8",
+  }  # fmt: skip
+  page = (report / "index.html").read_text()
+  assert page.count("<svg") == len(names)
+  summary = json.loads((finished[0] / "summary.json").read_text())
+  for accuracies in (summary["one_pass"], *summary["predictions"].values()):
+    assert f"{accuracies['top1']:.2f}" in page
+  assert "regularizer_weight" in page and "(λ = 0)" in page
+
+
+BEFORE = """<head><script>
+const problems = [];
+addEventListener("error", (e) => problems.push("error: " + e.message), true);
+addEventListener("securitypolicyviolation", (e) => problems.push("request: " + e.blockedURI));
+console.error = console.warn = (...args) => problems.push("console: " + args);
+</script>"""
+AFTER = """<script>
+document.querySelectorAll("details").forEach((x) => { x.open = true; });
+document.querySelectorAll("img").forEach((x) => { x.loading = "eager"; });
+addEventListener("load", () => setTimeout(() => {
+  const sorted = [...document.querySelectorAll("table.sortable")].map((table) => {
+    const rows = [...table.tBodies[0].rows];
+    const kinds = (i) => new Set(rows.map((row) => row.cells[i].dataset.value)).size;
+    const heads = [...table.tHead.rows[0].cells].filter((x) => x.className === "n");
+    const head = heads.sort((a, b) => kinds(b.cellIndex) - kinds(a.cellIndex))[0];
+    const column = head.cellIndex;
+    return ["descending", "ascending"].map((order) => {
+      head.firstElementChild.click();
+      const cells = [...table.tBodies[0].rows].map((row) => row.cells[column]);
+      const values = cells.map((cell) => Number(cell.dataset.value));
+      return [order, head.getAttribute("aria-sort"), values];
+    });
+  });
+  const result = {
+    problems, sorted,
+    resources: performance.getEntriesByType("resource").map((x) => x.name)
+      .filter((x) => !x.startsWith("data:")),
+    width: [document.documentElement.scrollWidth, innerWidth],
+    broken: [...document.images].filter((x) => !x.naturalWidth).length,
+    unnamed: [...document.querySelectorAll("img:not([alt]), [role=img]:not([aria-label])")].length,
+    images: document.images.length,
+  };
+  parent.postMessage(JSON.stringify(result), "*");
+}, 500));
+</script></body>"""
+# In a frame, because no window of Chromium's is as narrow as a phone.
+FRAME = """<iframe src="page.html" style="width: {width}px; height: 900px; border: 0"></iframe>
+<pre id="result"></pre>
+<script>onmessage = (e) => {{ document.querySelector("pre").textContent = e.data; }};</script>"""
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_the_report_in_a_browser(report, tmp_path, width):
+  browser = shutil.which("chromium") or shutil.which("google-chrome")
+  if not browser:
+    pytest.skip("no Chromium to open the report in")
+  page = (report / "index.html").read_text()
+  page = page.replace("<head>", BEFORE, 1).replace("</body>", AFTER, 1)
+  (tmp_path / "page.html").write_text(page)
+  (tmp_path / "frame.html").write_text(FRAME.format(width=width))
+  result = subprocess.run(
+    [
+      browser, "--headless", "--no-sandbox", "--disable-gpu",
+      f"--user-data-dir={tmp_path}/chromium",
+      "--window-size=1600,1000", "--virtual-time-budget=10000", "--dump-dom",
+      (tmp_path / "frame.html").as_uri(),
+    ],
+    capture_output=True, text=True, timeout=120,
+  )  # fmt: skip
+  found = re.search(r'<pre id="result">(.+?)</pre>', result.stdout, re.DOTALL)
+  assert found, result.stderr[-2000:]
+  found = json.loads(html.unescape(found[1]))
+  assert found["problems"] == [] and found["resources"] == []
+  assert found["broken"] == 0 and found["unnamed"] == 0 and found["images"] > 8
+  assert found["width"][1] == width and found["width"][0] <= width
+  assert len(found["sorted"]) == 2
+  assert max(len(set(values)) for table in found["sorted"] for _, _, values in table) > 1
+  for table in found["sorted"]:
+    for order, said, values in table:
+      assert said == order
+      assert values == sorted(values, reverse=order == "descending")
 
 
 def test_killed_in_every_stage_ends_with_the_same_bits(finished, data, tmp_path):

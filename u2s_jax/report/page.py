@@ -352,7 +352,7 @@ def _pairs(run: RunFiles, chart: Callable[..., Chart]) -> Section | None:
     quoted = " and ".join(f"“{name}”" for name in names.values())
     caption = f"Fig. 6 f, g: t-SNE of the clips of {quoted}, without U2S and with it."
     section.figures.append(chart(f"embedding_{k}", caption, figure))
-  return section
+  return section if section.figures else None
 
 
 def _weights(runs: dict[str, RunFiles], chart: Callable[..., Chart]) -> Section | None:
