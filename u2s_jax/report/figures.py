@@ -344,7 +344,7 @@ def _short(name: str, width: int = 46) -> str:
 def _matrix_size(names: Sequence[str], factor: float = 1.0) -> tuple[float, float]:
   """Width and height in inches, so that names are legible where they are shown."""
   edge = 1 + 0.12 * len(names) if len(names) <= NAMED else 4.5
-  return factor * (edge + 2), factor * (edge + 0.8)
+  return factor * (edge + 2.7), factor * (edge + 0.8)
 
 
 def _class_axes(axis, names: Sequence[str], both: bool) -> None:
