@@ -7,7 +7,6 @@
 
 Features of all clips of a prepared data set, of both its splits: centre view, last feature map
 averaged over frames and pixels, standardised. Multinomial logistic regression, cross-validated.
-Needs scikit-learn.
 """
 
 import argparse

@@ -123,7 +123,7 @@ def finished(tmp_path_factory):
   workdir, writer = tmp_path_factory.mktemp("run"), Writer()
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(train, "log", LINES.append)
-    config = config_of(**{"eval.pairs": 2})
+    config = config_of(**{"eval.pairs": 2, "profile": True})
     data = Source().data()
     train.train(config, workdir, data, writer, "configs/tests.py", writer.write_images)
   return workdir, writer
@@ -145,6 +145,7 @@ def test_a_run_leaves_scores_summary_and_checkpoints(finished):
     assert (workdir / "checkpoints" / stage / "3").is_dir()
   assert set(writer.scalars) >= {3, 6, 9}  # three steps a stage, counted through
   assert "joint/validation_merged" in writer.scalars[9]
+  assert len(list(workdir.glob("profile/**/perfetto_trace.json.gz"))) == 1
 
 
 def outputs_of(workdir, stage):

@@ -90,10 +90,10 @@ def _conv2d(
   images = video.reshape(n * t, *video.shape[2:])
   borders = _borders(video, kernel, stride, padding)
   width, c = images.shape[2:]
-  # Few channels: XLA's CPU compiler has nothing to vectorise over. Up to 8 outputs are as few.
+  # Few channels leave a CPU nothing to vectorise over; up to 8 outputs are as few.
   columns = stride * (4 if kernel.shape[-1] <= 8 else 1)
-  if c <= 3 and stride > 1 and width % columns == 0 and jax.default_backend() == "cpu":
-    out = _folded(images, kernel, stride, borders, columns)
+  if c <= 3 and stride > 1 and width % columns == 0:
+    out = _few_channels(images, kernel, stride, borders, columns)
   else:
     out = _plain(images, kernel, (stride, stride), borders)
   return out.reshape(n, t, *out.shape[1:])
@@ -111,6 +111,29 @@ def _plain(images, kernel, strides, borders):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _few_channels(images, kernel, stride, borders, columns):
+  """`_plain`, computed as `_folded` on a CPU; gradients, which folding slows, are `_plain`'s."""
+  return jax.lax.platform_dependent(  # of the platform compiled for, not the one at hand
+    images,
+    kernel,
+    cpu=functools.partial(_folded, stride=stride, borders=borders, columns=columns),
+    default=functools.partial(_plain, strides=(stride, stride), borders=borders),
+  )
+
+
+def _few_channels_forward(images, kernel, stride, borders, columns):
+  return _few_channels(images, kernel, stride, borders, columns), (images, kernel)
+
+
+def _few_channels_backward(stride, borders, columns, operands, gradient):
+  del columns
+  plain = functools.partial(_plain, strides=(stride, stride), borders=borders)
+  return jax.vjp(plain, *operands)[1](gradient)
+
+
+_few_channels.defvjp(_few_channels_forward, _few_channels_backward)
+
+
 def _folded(
   images: Float[Array, "n h w c"],
   kernel: Float[Array, "kh kw c d"],
@@ -121,7 +144,7 @@ def _folded(
   """`_plain` with `columns` neighbouring columns, and the outputs that start there, as channels.
 
   Each output has a copy of the kernel, at its place among zeros: more products, in less time
-  (benchmarks/README.md). Its gradients would take more; they are `_plain`'s.
+  (benchmarks/README.md).
   """
   (n, _, width, c), (kh, kw, _, d) = images.shape, kernel.shape
   outputs = columns // stride
@@ -141,19 +164,6 @@ def _folded(
     (borders[0], (0, 0)),
   )
   return out.reshape(n, -1, width // stride, d)
-
-
-def _folded_forward(images, kernel, stride, borders, columns):
-  return _folded(images, kernel, stride, borders, columns), (images, kernel)
-
-
-def _folded_backward(stride, borders, columns, operands, gradient):
-  del columns
-  plain = functools.partial(_plain, strides=(stride, stride), borders=borders)
-  return jax.vjp(plain, *operands)[1](gradient)
-
-
-_folded.defvjp(_folded_forward, _folded_backward)
 
 
 def _borders(video, kernel, stride, padding):
