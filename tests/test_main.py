@@ -184,7 +184,12 @@ def test_one_file_as_text_with_its_mask(finished, data, tmp_path):
   with av.open(str(overlay)) as container:
     frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
   assert len(frames) == 4 and min(frames[0].shape[:2]) >= 224
-  assert run_mode("predict", workdir, "--video=/none/*.mp4").returncode == 1
+  for arguments, words in (
+    (("--video=/none/*.mp4",), "/none/*.mp4: no video"),
+    ((f"--video={video}", f"--overlay={overlay}"), "there already"),
+    ((), "--video"),
+  ):
+    assert words in error_of(run_mode("predict", workdir, *arguments))
 
 
 def test_an_exported_model_needs_nothing_of_ours(finished, data, tmp_path):

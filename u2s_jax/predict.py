@@ -97,6 +97,8 @@ def predict(
 ) -> Iterable[dict[str, Any]]:
   """Scores of files, one after the other, on their centre view.
 
+  The universal network's prediction selects the masks, also where `csm.guide` was the label.
+
   Args:
     trained: from `load`.
     files: videos or images.
@@ -178,9 +180,17 @@ def answer(
   as_json: bool,
   overlay_path: pathlib.Path | None,
 ) -> bool:
-  """Prints what `predict` yields, as text or one JSON list; whether all files could be read."""
+  """Prints what `predict` yields, as text or one JSON list; whether all files could be read.
+
+  Raises:
+    ValueError: an overlay of several files, or one that would overwrite something.
+  """
   if overlay_path and len(files) > 1:
     raise ValueError(f"--overlay {overlay_path}: for one file only, and --video names {len(files)}")
+  if overlay_path and overlay_path.suffix != ".mp4":
+    raise ValueError(f"--overlay {overlay_path}: name an .mp4 file")
+  if overlay_path and overlay_path.exists():
+    raise ValueError(f"--overlay {overlay_path}: it is there already; name another file")
   answers = []
   for found in predict(trained, files, read_clip, overlay_path):
     answers.append(found)
