@@ -31,8 +31,8 @@ def features(
   config, folder: pathlib.Path, weights: pathlib.Path, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Pooled features (n, c) and labels (n,) of all clips."""
-  builder = store.open_dataset(folder)
-  names = builder.info.features["label"].names
+  dataset = store.open_dataset(folder)
+  names = dataset.class_names
   model = settings.build_model(config, len(names))
   size = {key: config.data[key] for key in ("num_frames", "short_edge", "crop_size")}
   video = jnp.zeros((1, size["num_frames"], 32, 32, 3))
@@ -59,7 +59,7 @@ def features(
   found, labels = [], []
   for split in ("train", "validation"):
     for batch in pipeline.eval_batches(
-      builder, split, batch_size=batch_size, views="center", **size
+      dataset, split, batch_size=batch_size, views="center", **size
     ):
       found.append(np.asarray(pooled(batch["video"][:, 0]))[batch["mask"]])
       labels.append(batch["label"][batch["mask"]])

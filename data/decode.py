@@ -1,18 +1,13 @@
-"""Decodes one video or image into JPEG frames, in a process of its own.
+"""Decodes one video or image into JPEG frames, as they are stored.
 
-`prepare` starts `python -m data.decode`, several times over. A program of its own rather than
-`multiprocessing`: spawned workers import the parent's main module once more, and with it TensorFlow
-and JAX; and a worker that is killed shows as a closed pipe, not as a hang. So this file imports no
-more than PyAV, NumPy and Pillow, and OpenCV where flow is asked for.
+Processes of `workers` run it, so it imports no TensorFlow, and OpenCV only where flow is asked for.
 """
 
+import dataclasses
 import io
-import json
 import numbers
-import os
-import pickle
-import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import av
 import numpy as np
@@ -20,10 +15,43 @@ from av.stream import Disposition
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from data.workers import Decoded, Skipped
+from u2s_jax.errors import UserError
+
 # A record must stay below 2 GB, and several of them are in memory at a time.
 MAX_CLIP_BYTES = 256 * 2**20
 JPEG_QUALITY = 95  # of frames, unless asked for another
-UNREADABLE = "it cannot be read"  # begins the reason where the file's content is not to blame
+MODALITIES = ("rgb", "flow")
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+  """What becomes of frames when a data set is prepared.
+
+  Attributes:
+    modality: 'rgb' or 'flow'.
+    short_edge: pixels of the stored frames; the long edge keeps the aspect.
+    jpeg_quality: 1 to 100.
+    flow_algorithm: one of `flow.ALGORITHMS`; None for 'rgb'.
+
+  Raises:
+    UserError: a value outside these.
+  """
+
+  modality: str = "rgb"
+  short_edge: int = 240
+  jpeg_quality: int = JPEG_QUALITY
+  flow_algorithm: str | None = None
+
+  def __post_init__(self):
+    if self.modality not in MODALITIES:
+      raise UserError(f"modality: {self.modality!r} is not one of {', '.join(MODALITIES)}")
+    if self.short_edge < 1:
+      raise UserError(f"short_edge: {self.short_edge} is not at least 1 pixel")
+    if not 1 <= self.jpeg_quality <= 100:
+      raise UserError(f"jpeg_quality: {self.jpeg_quality} is not between 1 and 100")
+    if (self.modality == "flow") != (self.flow_algorithm is not None):
+      raise UserError(f"flow_algorithm: {self.flow_algorithm!r} does not go with {self.modality!r}")
 
 
 def video_frames(
@@ -40,7 +68,7 @@ def video_frames(
     The frames in order, all of one size, turned as the file's display matrix asks for.
 
   Raises:
-    ValueError: the file does not decode, is cut short, or has no frame; one line, the reason alone.
+    UserError: the file does not decode, is cut short, or has no frame; one line, the reason alone.
   """
   end, count, size = 0.0, 0, None
   # One for the whole video: PyAV's own sets up a scaler for every frame, and that took 0.21 of
@@ -55,7 +83,7 @@ def video_frames(
         if not stream.disposition & Disposition.attached_pic
       ]
       if not streams:
-        raise ValueError("it has no video stream")
+        raise UserError("it has no video stream")
       stream = streams[0]
       stream.codec_context.thread_count = 1  # There is a process for every core already.
       declared = _seconds(stream.duration, stream.time_base) or _seconds(
@@ -66,7 +94,7 @@ def video_frames(
       start = _seconds(stream.start_time, stream.time_base) or 0.0
       for frame in container.decode(stream):
         if frame.is_corrupt:
-          raise ValueError(f"frame {count} is corrupt")
+          raise UserError(f"frame {count} is corrupt")
         size = size or _even_size(frame.width, frame.height, short_edge)
         end = (frame.time or 0.0) - start + (_seconds(frame.duration, frame.time_base) or 0.0)
         count += 1
@@ -77,15 +105,14 @@ def video_frames(
   except av.error.EOFError:
     pass  # FFmpeg's word for a file that ends before its first frame.
   except av.error.FFmpegError as error:
-    # Some FFmpeg errors are ValueErrors too, so this clause must not come after one for those.
-    raise ValueError(f"it does not decode ({error.strerror})") from error
+    raise UserError(f"it does not decode ({error.strerror})") from error
   if not count:
-    raise ValueError("it has no frames")
+    raise UserError("it has no frames")
   # FFmpeg takes the end of a half-downloaded file for the end of the video. Declared durations are
   # not exact, those of few frames least of all, so only a large difference counts.
   least = 0.85 if is_own and count >= 8 else 0.5
   if declared and (count > 1 or declared > 1) and end < least * declared:
-    raise ValueError(f"it ends after {end:.1f} of {declared:.1f} seconds")
+    raise UserError(f"it ends after {end:.1f} of {declared:.1f} seconds")
 
 
 def _seconds(duration: int | None, unit: numbers.Real) -> float | None:
@@ -112,7 +139,7 @@ def image_frame(file: str | io.BytesIO, short_edge: int, jpeg_quality: int) -> b
     RGB JPEG of that size that needs no turning is kept as it is.
 
   Raises:
-    ValueError: the file is no image, or damaged, or of a kind whose range of values is not known;
+    UserError: the file is no image, or damaged, or of a kind whose range of values is not known;
       one line, the reason alone.
   """
   try:
@@ -130,11 +157,11 @@ def image_frame(file: str | io.BytesIO, short_edge: int, jpeg_quality: int) -> b
   except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
     # Pillow names the file in some messages; the caller does in all.
     reason = "cannot identify it" if isinstance(error, Image.UnidentifiedImageError) else error
-    raise ValueError(f"it does not decode ({reason})") from error
+    raise UserError(f"it does not decode ({reason})") from error
   if opened.format == "PPM" and image.mode == "I":  # PGM of 16 bits, which Pillow widens
     image = image.point(lambda value: value * (1 / 256)).convert("L")
   if image.mode in ("I", "F"):
-    raise ValueError(f"its pixels have 32 bits (mode {image.mode}): save it with 8")
+    raise UserError(f"its pixels have 32 bits (mode {image.mode}): save it with 8")
   if image.mode.startswith("I;16"):
     image = image.point(lambda value: value * (1 / 256)).convert("L")
   if image.has_transparency_data:
@@ -163,7 +190,7 @@ def _jpeg(image: Image.Image, quality: int) -> bytes:
 
 
 def rgb_clip(file: str | io.BytesIO, short_edge: int, jpeg_quality: int) -> list[bytes]:
-  """All frames of a video as JPEG; raises as `video_frames`."""
+  """Returns all frames of a video as JPEG; arguments and errors as of `video_frames`."""
   frames = video_frames(file, short_edge, "rgb24")
   return _limited(_jpeg(Image.fromarray(frame), jpeg_quality) for frame in frames)
 
@@ -171,7 +198,7 @@ def rgb_clip(file: str | io.BytesIO, short_edge: int, jpeg_quality: int) -> list
 def flow_clip(
   file: str | io.BytesIO, short_edge: int, jpeg_quality: int, algorithm: str
 ) -> list[bytes]:
-  """Optical flow of a video: two grey JPEGs, x and y, for each pair of neighbouring frames.
+  """Computes the optical flow of a video: for each pair of frames two grey JPEGs, x and y.
 
   Grey, because a colour JPEG would halve the resolution of what it takes for chroma.
 
@@ -182,7 +209,7 @@ def flow_clip(
     algorithm: one of `flow.ALGORITHMS`.
 
   Raises:
-    ValueError: as `video_frames`, or the video has one frame only.
+    UserError: as `video_frames`, or the video has one frame only.
   """
   import cv2
 
@@ -200,54 +227,69 @@ def flow_clip(
         yield _jpeg(Image.fromarray(np.ascontiguousarray(codes[..., 1])), jpeg_quality)
       before = frame
 
-  found = _limited(components())
-  if not found:
-    raise ValueError("it has one frame only, so no flow")
-  return found
+  jpegs = _limited(components())
+  if not jpegs:
+    raise UserError("it has one frame only, so no flow")
+  return jpegs
 
 
 def _limited(jpegs: Iterator[bytes]) -> list[bytes]:
-  found, size = [], 0
+  """Returns all JPEG files; UserError where they are too many for one record."""
+  kept, size = [], 0
   for jpeg in jpegs:
-    found.append(jpeg)
+    kept.append(jpeg)
     size += len(jpeg)
     if size > MAX_CLIP_BYTES:
-      raise ValueError(
-        f"its first {len(found)} JPEG frames exceed {MAX_CLIP_BYTES >> 20} MiB: cut it into clips"
+      raise UserError(
+        f"its first {len(kept)} JPEG frames exceed {MAX_CLIP_BYTES >> 20} MiB: cut it into clips"
       )
-  return found
+  return kept
 
 
-def _decoder(settings: dict) -> Callable[[str | io.BytesIO], list[bytes]]:
-  """What to do with each file."""
-  sizes = settings["short_edge"], settings["jpeg_quality"]
-  if settings["images"]:
-    return lambda file: [image_frame(file, *sizes)]
-  if settings["flow"]:
-    return lambda file: flow_clip(file, *sizes, settings["flow"])
-  return lambda file: rgb_clip(file, *sizes)
+def frames_of(file: str | io.BytesIO, storage: Storage, *, is_image: bool) -> list[bytes]:
+  """Decodes a file as it is stored: one JPEG a frame, or two for each pair of optical flow.
+
+  Args:
+    file: path or open file.
+    storage: what becomes of the frames.
+    is_image: whether the file is an image.
+
+  Raises:
+    UserError: it does not decode; one line, the reason alone.
+    OSError: it cannot be read.
+  """
+  if is_image:
+    return [image_frame(file, storage.short_edge, storage.jpeg_quality)]
+  if storage.modality == "flow":
+    return flow_clip(file, storage.short_edge, storage.jpeg_quality, storage.flow_algorithm)
+  return rgb_clip(file, storage.short_edge, storage.jpeg_quality)
 
 
-def main() -> None:
-  """Reads pickled (path, content or None) from stdin; answers each with frames or the reason."""
-  decode = _decoder(json.loads(sys.argv[1]))
-  while True:
+def worker(
+  storage: dict[str, Any], is_image: bool
+) -> Callable[[tuple[str, bytes | None]], Decoded | Skipped]:
+  """Returns what a process of `workers` does with a path and, if known, the file's content.
+
+  Args:
+    storage: fields of `Storage`.
+    is_image: whether the files are images.
+  """
+  stored = Storage(**storage)
+
+  def decode(request):
+    path, content = request
     try:
-      path, content = pickle.load(sys.stdin.buffer)
-    except EOFError:
-      return
-    try:
-      answer = decode(path if content is None else io.BytesIO(content))
-    except ValueError as error:
-      answer = " ".join(str(error).split())
+      return Decoded(
+        frames_of(path if content is None else io.BytesIO(content), stored, is_image=is_image)
+      )
+    except UserError as error:
+      return Skipped(" ".join(str(error).split()))
     except OSError as error:
-      answer = f"{UNREADABLE} ({error.strerror or error})"
-    try:
-      pickle.dump(answer, sys.stdout.buffer)
-      sys.stdout.buffer.flush()
-    except BrokenPipeError:  # Who asked is gone.
-      os._exit(1)  # Not `return`: Python would try to flush once more.
+      return unreadable(error)
+
+  return decode
 
 
-if __name__ == "__main__":
-  main()
+def unreadable(error: OSError) -> Skipped:
+  """Returns the answer for a file whose content is not to blame; it may be readable next time."""
+  return Skipped(f"it cannot be read ({error.strerror or error})", retry=True)

@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from u2s_jax.errors import UserError
+
 ALGORITHMS = ("tvl1", "dis")
 BOUND = 20.0  # pixels; larger displacements are clipped, as the two-stream networks' flow is
 
@@ -18,15 +20,14 @@ def make(algorithm: str) -> Any:
       'dis' (hundreds of times faster, less smooth).
 
   Raises:
-    ValueError: unknown.
-    ImportError: OpenCV is there without its contrib modules.
+    UserError: unknown, or OpenCV is installed without its contrib modules.
   """
   if algorithm == "dis":
     return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
   if algorithm != "tvl1":
-    raise ValueError(f"flow algorithm: {algorithm!r} is not one of {', '.join(ALGORITHMS)}")
+    raise UserError(f"flow algorithm: {algorithm!r} is not one of {', '.join(ALGORITHMS)}")
   if not hasattr(cv2, "optflow"):
-    raise ImportError(
+    raise UserError(
       "TV-L1 flow needs OpenCV's contrib modules: pip uninstall opencv-python-headless, "
       "then pip install opencv-contrib-python-headless"
     )
@@ -36,7 +37,7 @@ def make(algorithm: str) -> Any:
 def compute(
   maker: Any, before: UInt8[np.ndarray, "h w"], after: UInt8[np.ndarray, "h w"]
 ) -> Float[np.ndarray, "h w 2"]:
-  """Where each pixel of `before` lies in `after`, relative to its place.
+  """Computes where each pixel of `before` lies in `after`, relative to its place.
 
   Args:
     maker: from `make`.

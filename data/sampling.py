@@ -1,24 +1,34 @@
 """Which frames of a video are used, and which part of them; for NumPy and inside tf.data alike."""
 
+import sys
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from jaxtyping import Float, Int
 
-Integer = int | np.integer | Int[tf.Tensor, ""]
-Real = float | int | np.floating | Float[tf.Tensor, ""]
-VIEWS = {"center": 1, "3crop": 3, "5crop": 5, "10crop": 10}  # Name: number of views.
+from u2s_jax.views import VIEWS
+
+# A number, or a scalar tensor.
+Integer = int | np.integer | Int[Any, ""]
+Real = float | int | np.floating | Float[Any, ""]
+
+
+def _is_tensor(value: Any) -> bool:
+  """Tells whether a value is TensorFlow's, which whoever has a tensor has imported."""
+  tensorflow = sys.modules.get("tensorflow")
+  return tensorflow is not None and tensorflow.is_tensor(value)
 
 
 def _numpy_for(*values: Any) -> Any:
   """Returns NumPy, or TensorFlow's implementation of it when a value is a tensor."""
-  return tf.experimental.numpy if any(tf.is_tensor(value) for value in values) else np
+  if any(map(_is_tensor, values)):
+    return sys.modules["tensorflow"].experimental.numpy
+  return np
 
 
 def segment_indices(
   num_frames: Integer, num_segments: int, offset: Real
-) -> Int[np.ndarray, " num_segments"] | Int[tf.Tensor, " num_segments"]:
+) -> Int[Any, " num_segments"]:
   """Chooses one frame of each of `num_segments` equal parts of a video.
 
   Index k is `floor((k + offset) * num_frames / num_segments)`.
@@ -36,7 +46,7 @@ def segment_indices(
   """
   if num_segments < 1:
     raise ValueError(f"num_segments is {num_segments}; it must be at least 1")
-  if not tf.is_tensor(num_frames) and num_frames < 1:
+  if not _is_tensor(num_frames) and num_frames < 1:
     raise ValueError(f"num_frames is {num_frames}; a video needs at least 1 frame")
   xp = _numpy_for(num_frames, offset)
   # In float32, 17 + 0.99999997 is 18, the first frame of the next part, or past the end. In float64
@@ -68,7 +78,7 @@ def crop_offsets(
   """
   if views not in VIEWS:
     raise ValueError(f"views is {views!r}; it must be one of {', '.join(VIEWS)}")
-  if not (tf.is_tensor(height) or tf.is_tensor(width)) and min(height, width) < size:
+  if not (_is_tensor(height) or _is_tensor(width)) and min(height, width) < size:
     raise ValueError(f"a crop of {size} pixels does not fit a frame of {height} x {width}")
   bottom, right = height - size, width - size
   centre = (bottom // 2, right // 2)
@@ -82,7 +92,6 @@ def crop_offsets(
     corners = [start, centre, end]
   else:
     corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), centre]
-  crops = [(y, x, False) for y, x in corners]
-  if views == "10crop":
-    crops += [(y, x, True) for y, x in corners]
-  return crops
+  mirrored = VIEWS[views]  # the same corners once more, where they are
+  corners *= len(mirrored) // len(corners)
+  return [(y, x, mirror) for (y, x), mirror in zip(corners, mirrored, strict=True)]

@@ -9,10 +9,11 @@ an image is a clip of one frame. Optical flow: two grey JPEGs for each pair of n
 first x, then y, as `flow.quantize` codes them; `num_frames` counts pairs.
 """
 
+import contextlib
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -20,12 +21,14 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from tensorflow_datasets.core import dataset_info
 
+from u2s_jax.errors import UserError
+
 NAME = "clips"
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
 def features(names: Sequence[str]) -> tfds.features.FeaturesDict:
-  """What a record holds.
+  """Returns what a record holds.
 
   Args:
     names: class names in the order of the labels.
@@ -40,6 +43,21 @@ def features(names: Sequence[str]) -> tfds.features.FeaturesDict:
       "frames": tfds.features.Tensor(shape=(None,), dtype=tf.string),
     }
   )
+
+
+def partial_of(path: pathlib.Path) -> pathlib.Path:
+  """Returns the name that a file has until it is whole."""
+  return path.with_name(f".{path.name}.partial")
+
+
+@contextlib.contextmanager
+def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields a path to write to; at the block's end the file appears under its name, or never."""
+  partial = partial_of(path)
+  yield partial
+  with open(partial, "rb") as file:
+    os.fsync(file.fileno())
+  os.replace(partial, path)
 
 
 def write_shard(
@@ -63,28 +81,23 @@ def write_shard(
   Returns:
     How many examples there were, and their size in bytes.
   """
-  spec = features(names)
-  path = shard_path(folder, split, shard, num_shards)
-  partial = path.with_name(f".{path.name}.partial")
+  spec, count, size = features(names), 0, 0
   # Groups of one record: training reads single clips at random. JPEG does not compress any further.
   options = "group_size:1,uncompressed"
-  writer = array_record_module.ArrayRecordWriter(os.fspath(partial), options)
-  count, size = 0, 0
-  try:
-    for example in examples:
-      record = spec.serialize_example(spec.encode_example(example))
-      writer.write(record)
-      count, size = count + 1, size + len(record)
-  finally:
-    writer.close()
-  with open(partial, "rb") as file:
-    os.fsync(file.fileno())
-  os.replace(partial, path)
+  with whole_file(shard_path(folder, split, shard, num_shards)) as partial:
+    writer = array_record_module.ArrayRecordWriter(os.fspath(partial), options)
+    try:
+      for example in examples:
+        record = spec.serialize_example(spec.encode_example(example))
+        writer.write(record)
+        count, size = count + 1, size + len(record)
+    finally:
+      writer.close()
   return count, size
 
 
 def shard_path(folder: pathlib.Path, split: str, shard: int, num_shards: int) -> pathlib.Path:
-  """Where a shard lies."""
+  """Returns where a shard lies."""
   template = _template(folder, split)
   return pathlib.Path(template.sharded_filepath(shard_index=shard, num_shards=num_shards))
 
@@ -153,23 +166,81 @@ def parse(record: bytes) -> tuple[bytes, int, Sequence[bytes]]:
 
 
 def is_finished(folder: pathlib.Path) -> bool:
-  """Whether `finish` came to its end there."""
+  """Tells whether `finish` came to its end there."""
   return (folder / "dataset_info.json").is_file()
 
 
-def open_dataset(folder: str | os.PathLike[str]) -> tfds.core.DatasetBuilder:
+class Split:
+  """One split of a prepared data set.
+
+  Attributes:
+    name: the split's, or of a part of one as `train[:100]`.
+    records: the serialized clips, to be read at random and taken apart by `parse`; at least 1.
+    class_names: in the order of the labels.
+    modality: 'rgb' or 'flow'.
+    short_edge: of the stored frames, pixels.
+  """
+
+  def __init__(self, dataset: "PreparedDataset", name: str, records: Sequence[bytes]):
+    self.name, self.records = name, records
+    self.class_names, self.modality = dataset.class_names, dataset.modality
+    self.short_edge = dataset.short_edge
+
+
+class PreparedDataset:
+  """A prepared data set whose splits are opened once each and stay open.
+
+  A reader holds every shard of its split open, and TensorFlow keeps alive what a stream reads from:
+  with a reader for each stream, open files would grow with every evaluation.
+
+  Attributes:
+    folder: where it lies.
+    info: of TFDS; `metadata` is what `finish` was given.
+    class_names: in the order of the labels.
+    modality: 'rgb' or 'flow'.
+    short_edge: of the stored frames, pixels.
+  """
+
+  def __init__(self, folder: pathlib.Path, builder: tfds.core.DatasetBuilder):
+    self.folder, self.info = folder, builder.info
+    self.class_names = tuple(builder.info.features["label"].names)
+    self.modality = builder.info.metadata["modality"]
+    self.short_edge = builder.info.metadata["short_edge"]
+    self._builder = builder
+    self._splits: dict[str, Split] = {}
+
+  def split(self, name: str) -> Split:
+    """Returns a split, or a part of one as `train[:100]`.
+
+    Raises:
+      UserError: there is no such split, or it is empty.
+    """
+    if name not in self._splits:
+      splits = self.info.splits
+      if name.split("[")[0] not in splits:
+        raise UserError(f"split {name!r} is not in {self.folder}, which has {', '.join(splits)}")
+      if not splits[name].num_examples:
+        raise UserError(f"split {name!r} of {self.folder} is empty")
+      raw = tfds.decode.DeserializeMethod.RAW_BYTES
+      records = self._builder.as_data_source(name, deserialize_method=raw)
+      self._splits[name] = Split(self, name, records)
+    return self._splits[name]
+
+  def how_stored(self) -> dict[str, Any]:
+    """Returns what became of the frames when the data set was prepared, in JSON's types."""
+    fields = ("short_edge", "jpeg_quality", "flow_algorithm")
+    return {field: self.info.metadata.get(field) for field in fields}
+
+
+def open_dataset(folder: str | os.PathLike[str]) -> PreparedDataset:
   """Opens a prepared data set.
 
   Args:
     folder: as `data.prepare` wrote it.
 
-  Returns:
-    A builder for `pipeline`; class names in `info.features["label"].names`, what
-    `finish` was given in `info.metadata`.
-
   Raises:
     FileNotFoundError: there is none, or none that is finished; one line.
-    ValueError: a data set, but none that `data.prepare` wrote; one line.
+    UserError: a data set, but none that `data.prepare` wrote; one line.
   """
   folder = pathlib.Path(folder)
   if not is_finished(folder):
@@ -179,8 +250,8 @@ def open_dataset(folder: str | os.PathLike[str]) -> tfds.core.DatasetBuilder:
     )
   builder = tfds.builder_from_directory(folder)
   if set(builder.info.features) != set(features(["a"])) or "modality" not in builder.info.metadata:
-    raise ValueError(f"{folder} is a data set, but none that `python -m data.prepare` wrote")
-  return builder
+    raise UserError(f"{folder} is a data set, but none that `python -m data.prepare` wrote")
+  return PreparedDataset(folder, builder)
 
 
 def _template(folder: pathlib.Path, split: str) -> tfds.core.ShardedFileTemplate:

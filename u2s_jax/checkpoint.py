@@ -12,8 +12,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from u2s_jax import sharding
+from u2s_jax import devices
+from u2s_jax.errors import UserError
 from u2s_jax.state import TrainState
+
+KEEP = 2  # newest checkpoints of a stage
 
 
 class Checkpoints:
@@ -22,21 +25,24 @@ class Checkpoints:
   Args:
     folder: created when missing.
     stages: names of the stages in the order of training.
-    model: JSON-able description of the model; a checkpoint of another one is refused.
-    keep: newest checkpoints to keep in each stage.
+    model: description of the model, in JSON's types; a checkpoint of another one is refused.
+    defaults: values of fields of `model` that a checkpoint of an earlier version does not have.
   """
 
   def __init__(
-    self, folder: pathlib.Path, stages: tuple[str, ...], model: dict[str, Any], keep: int = 2
+    self,
+    folder: pathlib.Path,
+    stages: tuple[str, ...],
+    model: dict[str, Any],
+    defaults: dict[str, Any],
   ):
     self._folder = folder.absolute()
-    self._model = model
+    self._model, self._defaults = model, defaults
     self._stages = stages
-    self._keep = keep
     self._managers: dict[str, ocp.CheckpointManager] = {}
 
   def latest(self) -> tuple[str, int] | None:
-    """Stage and step of the newest complete checkpoint, None where there is none."""
+    """Returns stage and step of the newest complete checkpoint, None where there is none."""
     for stage in reversed(self._stages):
       step = self.last_step(stage)
       if step is not None:
@@ -44,7 +50,7 @@ class Checkpoints:
     return None
 
   def last_step(self, stage: str) -> int | None:
-    """Step of a stage's newest complete checkpoint, None where there is none."""
+    """Returns the step of a stage's newest complete checkpoint, None where there is none."""
     return self._manager(stage).latest_step() if (self._folder / stage).exists() else None
 
   def save(self, stage: str, step: int, state: TrainState, record: dict[str, Any]) -> None:
@@ -63,7 +69,7 @@ class Checkpoints:
   def restore(
     self, stage: str, step: int, abstract: TrainState
   ) -> tuple[TrainState, dict[str, Any]]:
-    """The state and its record.
+    """Reads a state and its record.
 
     Args:
       stage: the stage's name.
@@ -71,19 +77,19 @@ class Checkpoints:
       abstract: shapes, types and shardings of the state.
 
     Raises:
-      ValueError: the checkpoint is another model's, with the field that differs.
+      UserError: the checkpoint is another model's, with the field that differs.
     """
     manager = self._manager(stage)
     record = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
     for field, value in self._model.items():
-      there = record["model"].get(field)
-      if there != value:
-        if field == "class_names" and there:  # too many to show them all
-          pairs = zip(there, value, strict=True)
+      saved = record["model"].get(field, self._defaults.get(field))
+      if saved != value:
+        if field == "class_names" and saved:  # too many to show them all
+          pairs = zip(saved, value, strict=True)
           first = next(i for i, (theirs, ours) in enumerate(pairs) if theirs != ours)
-          field, there, value = f"{field}[{first}]", repr(there[first]), repr(value[first])
-        raise ValueError(
-          f"checkpoint {self._folder / stage / str(step)} is another model's: {field} is {there}"
+          field, saved, value = f"{field}[{first}]", repr(saved[first]), repr(value[first])
+        raise UserError(
+          f"checkpoint {self._folder / stage / str(step)} is another model's: {field} is {saved}"
           f" there and {value} here; set it back or take another --workdir"
         )
     restored = manager.restore(
@@ -92,7 +98,7 @@ class Checkpoints:
     return restored.state, record
 
   def wait(self) -> None:
-    """Returns when everything that was begun is written."""
+    """Waits until everything that was begun is written."""
     for manager in self._managers.values():
       manager.wait_until_finished()
 
@@ -104,7 +110,7 @@ class Checkpoints:
 
   def _manager(self, stage: str) -> ocp.CheckpointManager:
     if stage not in self._managers:
-      options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, create=True)
+      options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, create=True)
       self._managers[stage] = ocp.CheckpointManager(self._folder / stage, options=options)
     return self._managers[stage]
 
@@ -122,7 +128,7 @@ def read_subnetworks(
   Returns:
     The checkpoint's folder, `<stage>/<step>`, its `params` and `batch_stats` of those subnetworks
     as NumPy arrays, and its record with the description of the model that wrote it; None where
-    there is no checkpoint. The first host's word: another run may still be training.
+    there is no checkpoint. By host 0's word: another run may still be training.
   """
 
   def wanted(tree):
@@ -134,7 +140,7 @@ def read_subnetworks(
 def read_networks(
   folder: pathlib.Path, stages: tuple[str, ...]
 ) -> tuple[pathlib.Path, dict[str, Any], dict[str, Any]] | None:
-  """As `read_subnetworks`, all of them, with the `csm`: what a prediction needs."""
+  """Reads as `read_subnetworks` all of them, and the `csm`: what a prediction needs."""
   return _read_newest(
     folder, stages, lambda tree: {key: tree[key] for key in ("params", "batch_stats", "csm")}
   )
@@ -145,12 +151,12 @@ def _read_newest(
   stages: tuple[str, ...],
   wanted: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> tuple[pathlib.Path, dict[str, Any], dict[str, Any]] | None:
-  """What `wanted` takes of the tree of the newest complete checkpoint's state."""
+  """Reads what `wanted` takes of the tree of the newest complete checkpoint's state."""
   newest = -1, 0
   for i, stage in enumerate(stages):
     steps = ocp.utils.checkpoint_steps(folder / stage) if (folder / stage).is_dir() else ()
     newest = (i, max(steps)) if steps else newest
-  index, step = sharding.first_host_says(newest)
+  index, step = devices.broadcast_from_host0(newest)
   if index < 0:
     return None
   path = (folder / stages[index] / str(step)).absolute()
@@ -167,5 +173,5 @@ def _read_newest(
 
 
 def abstract_state(state: TrainState, placement: jax.sharding.Sharding) -> TrainState:
-  """Shapes and types of a state (or of its `eval_shape`), to be restored with `placement`."""
+  """Returns shapes and types of a state (or of its `eval_shape`), to be restored at `placement`."""
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement), state)

@@ -5,7 +5,7 @@ once, on the host, in NumPy float64: they take NumPy or JAX arrays and return Nu
 
 The whole chain, for batches of features after the last ReLU:
 
-  zeros, counts = sums over the batches of zero_counts(features, labels, mask, num_classes)
+  zeros, counts = sums over the batches of zero_counts(features, labels, valid, num_classes)
   sparsity = class_sparsity(np.asarray(zeros, np.float64) / (T * H * W), counts)
   similarity = similarity_matrix(sparsity)
   alpha = threshold(similarity, confusing_count(top_n_accuracy, target))
@@ -14,15 +14,48 @@ The whole chain, for batches of features after the last ReLU:
 
 from numbers import Real
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Integer, Num, Shaped
+from jaxtyping import Array, Float, Integer, Num, PyTree, Shaped
 
 DISTANCES = ("cosine", "euclidean")
 SELECTIONS = ("confusing", "own", "soft")
 GUIDES = ("prediction", "label")
+
+
+class CategorySimilarity(flax.struct.PyTreeNode):
+  """The category similarity matrix and what it was made from.
+
+  The fields are trees, because JAX also fills them with shapes and shardings.
+
+  Attributes:
+    matrix: the CSM (m, m), {0, 1} with diagonal 1: the 1s of column i are what class i is confused
+      with.
+    similarity: Eq. 2 (m, m), in [0, 1].
+    topn_accuracy: of the one-pass model (m,), fractions for N = 1..m.
+    alpha: the threshold, a scalar.
+    n: the number of confusing classes aimed at, a scalar; 0 before the CSM is known.
+  """
+
+  matrix: PyTree
+  similarity: PyTree
+  topn_accuracy: PyTree
+  alpha: PyTree
+  n: PyTree
+
+
+def no_similarity(num_classes: int) -> CategorySimilarity:
+  """Returns what stands in for a CSM before it is known: no class is confused with another."""
+  return CategorySimilarity(
+    matrix=jnp.eye(num_classes),
+    similarity=jnp.eye(num_classes),
+    topn_accuracy=jnp.zeros(num_classes),
+    alpha=jnp.ones(()),
+    n=jnp.zeros((), jnp.int32),
+  )
 
 
 def channel_sparsity(features: Float[Array, "n t h w c"]) -> Float[Array, "n c"]:
@@ -40,7 +73,7 @@ def channel_sparsity(features: Float[Array, "n t h w c"]) -> Float[Array, "n c"]
 def zero_counts(
   features: Float[Array, "n t h w c"],
   labels: Integer[Array, " n"],
-  mask: Shaped[Array, " n"],
+  valid: Shaped[Array, " n"],
   num_classes: int,
 ) -> tuple[Integer[Array, "{num_classes} c"], Integer[Array, " {num_classes}"]]:
   """Zero responses and samples of each class in one batch: what Eq. 1's class means are made of.
@@ -51,7 +84,7 @@ def zero_counts(
   Args:
     features: Responses after a ReLU, `(N, T, H, W, C)`; N may be sharded over Auto mesh axes.
     labels: `(N,)` class indices; a sample whose label is outside [0, num_classes) is not counted.
-    mask: `(N,)` bool or number, false (0) for the samples that only pad the batch.
+    valid: `(N,)` bool or number, false (0) for the samples that only pad the batch.
     num_classes: M, static under `jit`.
 
   Returns:
@@ -59,7 +92,7 @@ def zero_counts(
     `samples * T * H * W`, and `(M,)` int32, the samples.
   """
   one_hot = jax.nn.one_hot(labels, num_classes, dtype=jnp.int32)
-  one_hot = one_hot * mask.astype(bool).astype(jnp.int32)[:, None]
+  one_hot = one_hot * valid.astype(bool).astype(jnp.int32)[:, None]
   # An integer product: in float32 the matrix units of GPUs and TPUs would round the counts.
   return jnp.einsum("nm,nc->mc", one_hot, _zeros(features)), one_hot.sum(0, dtype=jnp.int32)
 

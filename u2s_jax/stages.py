@@ -1,8 +1,14 @@
 """The staged schedule (Section IV-B of the paper) as data: what a stage trains, on which loss."""
 
 import dataclasses
+import math
 
+from u2s_jax.errors import UserError
+
+STAGES = ("universal", "specific", "joint")  # in the order of training
+PREDICTIONS = ("universal", "bridge", "specific")  # of UN, MN, CSN
 SPECIFIC_INITS = ("universal", "pretrained", "random")
+DECAYS = ("epochs", "plateau")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,12 +23,15 @@ class Stage:
     regularized: whether lambda * w_regular is added.
     init: where subnetworks come from that the stage before did not have: 'random', 'pretrained'
       (what the run itself started from) or the name of the subnetwork whose weights they copy.
-    learning_rate: at the stage's start.
+    learning_rate: at the stage's start, positive.
+    epochs: passes over the training set; 0 leaves the stage out.
     decay: 'epochs' divides the learning rate by 10 at each of `decay_epochs`; 'plateau' does so
       when the validation error has not fallen for `patience` epochs.
-    decay_epochs: epochs after which the learning rate falls.
-    patience: epochs.
-    epochs: passes over the training set; 0 leaves the stage out.
+    decay_epochs: epochs after which the learning rate falls, rising, before the stage's end.
+    patience: epochs, at least 1.
+
+  Raises:
+    UserError: a value outside these ranges.
   """
 
   name: str
@@ -37,16 +46,49 @@ class Stage:
   decay_epochs: tuple[float, ...] = ()
   patience: int = 2
 
+  def __post_init__(self):
+    if not 0 < self.learning_rate < math.inf:
+      raise UserError(f"{self.name}.learning_rate: {self.learning_rate} is no positive number")
+    if not 0 <= self.epochs < math.inf:
+      raise UserError(f"{self.name}.epochs: {self.epochs} is no number of epochs")
+    if self.epochs == 0 and self.name != STAGES[0]:  # a run can start from the end of another's
+      raise UserError(f"{self.name}.epochs: 0 leaves the stage out, which only {STAGES[0]} may be")
+    if self.decay not in DECAYS:
+      raise UserError(f"{self.name}.decay: {self.decay!r} is not one of {DECAYS}")
+    if self.patience < 1:
+      raise UserError(f"{self.name}.patience: {self.patience} is not at least 1 epoch")
+    self._check_decay_epochs()
+
+  def _check_decay_epochs(self):
+    """Raises UserError for decays that are out of order or never come."""
+    if self.decay != "epochs" or not self.epochs:
+      return
+    field, decays = f"{self.name}.decay_epochs", tuple(self.decay_epochs)
+    if not all(a < b for a, b in zip((0, *decays), decays, strict=False)):
+      raise UserError(f"{field}: {decays} are not positive and rising")
+    if decays and decays[-1] >= self.epochs:
+      raise UserError(
+        f"{field}: {decays[-1]:g} is not before the stage's end ({self.name}.epochs ="
+        f" {self.epochs:g}); leave it out, as --config.{field}='(...,)' or '()'"
+      )
+
   @property
   def one_pass(self) -> bool:
     """Whether the stage runs the universal network alone."""
     return "specific" not in self.networks
 
+  def diverged(self, step: int, reason: str) -> UserError:
+    """Makes the error for a run whose numbers are no longer finite at `step`."""
+    return UserError(
+      f"stage {self.name}, step {step}: {reason}; stopped, the last good checkpoint stays; take a"
+      f" lower {self.name}.learning_rate in another --workdir"
+    )
+
 
 def schedule(
   durations: dict[str, dict], *, attention: str, specific_init: str, control: bool
 ) -> tuple[Stage, Stage, Stage]:
-  """The three stages: universal, specific, joint.
+  """Returns the three stages: universal, specific, joint.
 
   Args:
     durations: for each stage's name the fields of `Stage` from `learning_rate` on.
@@ -56,15 +98,15 @@ def schedule(
       same learning rates: what every comparison with U2S has to carry.
 
   Raises:
-    ValueError: an unknown start or decay, or epochs that are not positive.
+    UserError: an unknown start, or as `Stage`.
   """
   if specific_init not in SPECIFIC_INITS:
-    raise ValueError(f"model.specific_init: {specific_init!r} is not one of {SPECIFIC_INITS}")
+    raise UserError(f"model.specific_init: {specific_init!r} is not one of {SPECIFIC_INITS}")
   one_pass = ("trunk", "universal")
   guide = () if attention == "none" else (attention,)
   everything = (*one_pass, "specific", *guide)
   bridge = ("bridge",) if attention == "mask" else ()
-  what = {
+  fields = {
     "universal": dict(networks=one_pass, trainable=one_pass, losses=("universal",)),
     "specific": dict(
       networks=everything, trainable=("specific", *guide), losses=("specific", *bridge)
@@ -74,15 +116,14 @@ def schedule(
     ),
   }
   if control:
-    what["specific"] = what["joint"] = what["universal"]
-  stages = []
-  for name, fields in what.items():
-    init = specific_init if name == "specific" and not control else "random"
-    regularized = "bridge" in fields["losses"]  # both are the mask network's
-    stages.append(Stage(name, regularized=regularized, init=init, **fields, **durations[name]))
-    if stages[-1].decay not in ("epochs", "plateau"):
-      raise ValueError(f"{name}.decay: {stages[-1].decay!r} is not 'epochs' or 'plateau'")
-    # The first may be left out: a run can start from the end of another's.
-    if stages[-1].epochs < 0 or stages[-1].epochs == 0 and name != "universal":
-      raise ValueError(f"{name}.epochs: {stages[-1].epochs} is not positive")
-  return tuple(stages)
+    fields["specific"] = fields["joint"] = fields["universal"]
+  return tuple(
+    Stage(
+      name,
+      regularized="bridge" in fields[name]["losses"],  # both are the mask network's
+      init=specific_init if name == "specific" and not control else "random",
+      **fields[name],
+      **durations[name],
+    )
+    for name in STAGES
+  )

@@ -1,4 +1,7 @@
-"""What training carries from step to step, and how a stage's state begins."""
+"""What training carries from step to step, its optimizer, and how a stage's state begins."""
+
+import functools
+from collections.abc import Sequence
 
 import flax.struct
 import jax
@@ -6,44 +9,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, PyTree
 
+from u2s_jax.csm import no_similarity
 from u2s_jax.models.u2s import U2S
 from u2s_jax.stages import Stage
 
 
-class CategorySimilarity(flax.struct.PyTreeNode):
-  """The category similarity matrix and what it was made from.
-
-  The fields of both classes here are trees, because JAX also fills them with shapes and shardings.
-
-  Attributes:
-    matrix: the CSM (m, m), {0, 1} with diagonal 1: the 1s of column i are what class i is confused
-      with.
-    similarity: Eq. 2 (m, m), in [0, 1].
-    topn_accuracy: of the one-pass model (m,), fractions for N = 1..m.
-    alpha: the threshold, a scalar.
-    n: the number of confusing classes aimed at, a scalar.
-  """
-
-  matrix: PyTree
-  similarity: PyTree
-  topn_accuracy: PyTree
-  alpha: PyTree
-  n: PyTree
-
-
-def no_similarity(num_classes: int) -> CategorySimilarity:
-  """What stands in the state before the CSM is known: no class is confused with another."""
-  return CategorySimilarity(
-    matrix=jnp.eye(num_classes),
-    similarity=jnp.eye(num_classes),
-    topn_accuracy=jnp.zeros(num_classes),
-    alpha=jnp.ones(()),
-    n=jnp.zeros((), jnp.int32),
-  )
-
-
 class TrainState(flax.struct.PyTreeNode):
   """Everything a step reads and writes.
+
+  The fields are trees, because JAX also fills them with shapes and shardings.
 
   Attributes:
     step: steps done in this stage, a scalar.
@@ -60,9 +34,22 @@ class TrainState(flax.struct.PyTreeNode):
   csm: PyTree
 
 
+def sgd(momentum: float, weight_decay: float) -> optax.GradientTransformation:
+  """Returns the direction of a step: momentum over (gradient + weight_decay * parameter).
+
+  The caller multiplies by minus the learning rate, which stays outside the momentum as in PyTorch.
+  Like PyTorch's SGD it decays every parameter, BN's too.
+
+  Args:
+    momentum: in [0, 1) (paper: 0.9).
+    weight_decay: at least 0 (paper: 1e-4).
+  """
+  return optax.chain(optax.add_decayed_weights(weight_decay), optax.trace(momentum))
+
+
 @jax.jit
 def all_finite(state: TrainState) -> Bool[Array, ""]:
-  """Whether no parameter, BN statistic or momentum is infinite or NaN."""
+  """Tells whether no parameter, BN statistic or momentum is infinite or NaN."""
   leaves = jax.tree.leaves((state.params, state.batch_stats, state.momentum))
   return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
 
@@ -75,7 +62,7 @@ def begin(
   video_shape: tuple[int, int, int, int, int],
   previous: TrainState | None = None,
 ) -> TrainState:
-  """A stage's first state; jit-able.
+  """Returns a stage's first state, with step 0 and fresh momentum; jit-able.
 
   Args:
     model: the networks.
@@ -84,9 +71,6 @@ def begin(
     key: of the random initialisation.
     video_shape: (n, t, h, w, c) of a batch; parameters do not depend on n, t, h, w.
     previous: the state before; its subnetworks are kept as they are.
-
-  Returns:
-    The state, with step 0 and fresh momentum.
   """
   video = jnp.zeros(video_shape, jnp.float32)
   csm = no_similarity(model.num_classes) if previous is None else previous.csm
@@ -106,3 +90,31 @@ def begin(
     variables[collection] = trees
   trained = {name: variables["params"][name] for name in stage.trainable}
   return TrainState(step=jnp.zeros((), jnp.int32), momentum=tx.init(trained), csm=csm, **variables)
+
+
+def chain(
+  model: U2S,
+  stages: Sequence[Stage],
+  tx: optax.GradientTransformation,
+  video_shape: tuple[int, int, int, int, int],
+  key: jax.Array | None = None,
+) -> TrainState:
+  """Returns the first state of the last of `stages`, made through all before it, untrained.
+
+  Args:
+    model: the networks.
+    stages: from the first stage on.
+    tx: the optimizer.
+    video_shape: see `begin`.
+    key: of the random initialisation; None: shapes and types alone.
+  """
+  state = None
+  for stage in stages:
+    make = functools.partial(begin, model, stage, tx, video_shape=video_shape)
+    if key is None:
+      state = jax.eval_shape(
+        lambda previous, make=make: make(jax.random.key(0), previous=previous), state
+      )
+    else:
+      state = jax.jit(lambda previous, make=make: make(key, previous=previous))(state)
+  return state

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from u2s_jax.errors import UserError
 from u2s_jax.models.conv import METHODS, Conv
 from u2s_jax.models.eco_lite import eco_lite
 from u2s_jax.models.inception_i3d import inception_i3d
@@ -59,10 +60,10 @@ def build(
     **fields: the other arguments of its constructor.
 
   Raises:
-    ValueError: no such name, a field too many or missing, or one with a wrong value.
+    UserError: no such name, a field too many or missing, or one with a wrong value.
   """
   if name not in BACKBONES:
-    raise ValueError(f"model.backbone.name: {name!r} is not one of {', '.join(BACKBONES)}")
+    raise UserError(f"model.backbone.name: {name!r} is not one of {', '.join(BACKBONES)}")
   constructor = BACKBONES[name]
   # What the table fixes is no field.
   taken = {"layers", *getattr(constructor, "keywords", ())}
@@ -71,12 +72,12 @@ def build(
   unknown = sorted(fields.keys() - known.keys())
   if unknown:
     takes = ", ".join(known) or "none"
-    raise ValueError(f"model.backbone.{unknown[0]}: {name} has no such field; it has {takes}")
+    raise UserError(f"model.backbone.{unknown[0]}: {name} has no such field; it has {takes}")
   missing = [key for key, p in known.items() if p.default is p.empty and key not in fields]
   if missing:
-    raise ValueError(f"model.backbone.{missing[0]}: not set, and {name} needs it")
+    raise UserError(f"model.backbone.{missing[0]}: not set, and {name} needs it")
   if convolution not in METHODS:
-    raise ValueError(f"model.convolution: {convolution!r} is not one of {', '.join(METHODS)}")
+    raise UserError(f"model.convolution: {convolution!r} is not one of {', '.join(METHODS)}")
   layers = Layers(
     conv=functools.partial(Conv, method=convolution, dtype=dtype),
     norm=functools.partial(BatchNorm, dtype=dtype),

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from u2s_jax.errors import UserError
 from u2s_jax.models.conv import max_pool
 from u2s_jax.models.layers import Layers
 from u2s_jax.models.temporal_shift import temporal_shift
@@ -287,26 +288,26 @@ def resnet(
     What makes the trunk, and a branch for a number of classes.
 
   Raises:
-    ValueError: an unknown depth, or extents that do not fit its blocks.
+    UserError: an unknown depth, or extents that do not fit its blocks.
   """
   if depth not in DEPTHS:
-    raise ValueError(f"model.backbone.depth: {depth} is not one of {', '.join(map(str, DEPTHS))}")
+    raise UserError(f"model.backbone.depth: {depth} is not one of {', '.join(map(str, DEPTHS))}")
   if len(strides) != 4 or min(strides) < 1:
-    raise ValueError(f"model.backbone.strides: {strides} is not four numbers of at least 1")
+    raise UserError(f"model.backbone.strides: {strides} is not four numbers of at least 1")
   if width < 1:
-    raise ValueError(f"model.backbone.width: {width} is not at least 1")
+    raise UserError(f"model.backbone.width: {width} is not at least 1")
   if strided not in STRIDED:
-    raise ValueError(f"model.backbone.strided: {strided!r} is not one of {STRIDED}")
+    raise UserError(f"model.backbone.strided: {strided!r} is not one of {STRIDED}")
   bottlenecks, blocks = DEPTHS[depth]
   if strided != "3x3" and (preactivation or not bottlenecks):
-    raise ValueError(
+    raise UserError(
       f"model.backbone.strided: {strided!r} is for bottlenecks of 'resnet' and 'tsm_resnet' only"
     )
   extents = 4 if bottlenecks else 3
   if [len(group) for group in temporal if isinstance(group, tuple | list)] != [extents] * 2 or any(
     extent < 1 or extent % 2 == 0 for group in temporal for extent in group
   ):
-    raise ValueError(
+    raise UserError(
       f"model.backbone.temporal: {temporal} is not {extents} odd numbers for each of groups 2 and"
       f" 3: with depth {depth} a block has {extents - 1} convolutions and a projection"
     )

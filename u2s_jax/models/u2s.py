@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Integer
 
+from u2s_jax.errors import UserError
 from u2s_jax.models import mask as mask_lib
 from u2s_jax.models.backbones import Backbone
 from u2s_jax.models.non_local import NonLocal
@@ -41,9 +42,9 @@ class U2S(nn.Module):
 
   def __post_init__(self):
     if self.attention not in ATTENTIONS:
-      raise ValueError(f"model.attention: {self.attention!r} is not one of {ATTENTIONS}")
+      raise UserError(f"model.attention: {self.attention!r} is not one of {ATTENTIONS}")
     if self.mask_activation not in MASK_ACTIVATIONS:
-      raise ValueError(
+      raise UserError(
         f"model.mask_activation: {self.mask_activation!r} is not one of {tuple(MASK_ACTIVATIONS)}"
       )
     super().__post_init__()

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
 from u2s_jax import csm as csm_lib
+from u2s_jax.stages import PREDICTIONS, STAGES
 
 # Text and axes; the page replaces it by the colour of its own text, light or dark.
 INK = "#1b1f24"
@@ -28,8 +29,6 @@ KINDS = {
   "U2S": ("+", "#0072b2"),
 }
 LINES = ("-", "--", ":", "-.")
-STAGES = ("universal", "specific", "joint")
-PREDICTIONS = ("universal", "bridge", "specific")
 BINS = np.linspace(0, 1, 11)  # intervals of similarity, Fig. 4 b and 7 c
 NAMED = 40  # classes up to which an axis of classes carries their names
 STYLE = {

@@ -16,8 +16,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from u2s_jax.report import figures, overlay
+from u2s_jax import overlay
+from u2s_jax.errors import UserError
+from u2s_jax.evaluation import results
+from u2s_jax.report import figures
 from u2s_jax.report.run import RunFiles, differences, read
+from u2s_jax.workdir import Workdir
 
 WORST_PAIRS = 100  # rows of the table of confused pairs
 
@@ -81,16 +85,16 @@ def write(workdir: pathlib.Path, compare: Sequence[pathlib.Path] = ()) -> pathli
 
   Raises:
     FileNotFoundError: a run is not finished, or none.
-    ValueError: a run to compare has other classes.
+    UserError: a run to compare has other classes.
   """
   run, *others = [read(folder) for folder in (workdir, *compare)]
   for folder, other in zip(compare, others, strict=True):
     if other.class_names != run.class_names:
-      raise ValueError(f"--compare {folder}: its classes are not those of {workdir}")
+      raise UserError(f"--compare {folder}: its classes are not those of {workdir}")
   runs = dict(
     zip(_unique([run.name, *(other.name for other in others)]), [run, *others], strict=True)
   )
-  folder = workdir / "report"
+  folder = Workdir(workdir).report
   folder.mkdir(exist_ok=True)
 
   def chart(name: str, caption: str, figure: Figure) -> Chart:
@@ -111,7 +115,7 @@ def write(workdir: pathlib.Path, compare: Sequence[pathlib.Path] = ()) -> pathli
   sections = [section for section in sections if section]
   one_pass, final = _one_pass(run), _merged(run)
   headline = (
-    f"Top-1 of {len(run.final['label'])} clips of {len(run.class_names)} classes:"
+    f"Top-1 of {len(run.final.labels)} clips of {len(run.class_names)} classes:"
     f" {final['top1']:.2f} % (all predictions merged), one-pass {one_pass['top1']:.2f} %,"
     f" a gain of {final['top1'] - one_pass['top1']:+.2f} points."
   )
@@ -192,7 +196,7 @@ def _training(runs: dict[str, RunFiles], chart: Callable[..., Chart]) -> Section
 
 
 def _confusion(run: RunFiles, chart: Callable[..., Chart]) -> Section:
-  counts, names = run.confusion(), run.class_names
+  counts, names = results.confusion(run.final), run.class_names
   clips = counts.sum(1)
   wrong = counts - np.diag(np.diag(counts))
   rows = [
@@ -356,14 +360,14 @@ def _pairs(run: RunFiles, chart: Callable[..., Chart]) -> Section | None:
 
 
 def _weights(runs: dict[str, RunFiles], chart: Callable[..., Chart]) -> Section | None:
-  found = {name: run.weight_similarity() for name, run in runs.items()}
-  found = {name: values for name, values in found.items() if values is not None}
-  if not found:
+  by_run = {name: run.weight_similarity() for name, run in runs.items()}
+  by_run = {name: values for name, values in by_run.items() if values is not None}
+  if not by_run:
     return None
-  weights = [runs[name].config["regularizer_weight"] for name in found]
-  labels = [f"{name} (λ = {weight:g})" for name, weight in zip(found, weights, strict=True)]
+  weights = [runs[name].config["regularizer_weight"] for name in by_run]
+  labels = [f"{name} (λ = {weight:g})" for name, weight in zip(by_run, weights, strict=True)]
   figure = figures.weight_similarities(
-    dict(zip(labels, found.values(), strict=True)), next(iter(runs.values())).class_names
+    dict(zip(labels, by_run.values(), strict=True)), next(iter(runs.values())).class_names
   )
   caption = (
     "Fig. 7: similarity of the mask network's weights of each two classes, sorted by name, and how"
@@ -371,7 +375,7 @@ def _weights(runs: dict[str, RunFiles], chart: Callable[..., Chart]) -> Section 
   )
   section = Section("weights", "Weights of the mask network")
   section.figures.append(chart("fig7", caption, figure))
-  if len(found) == 1:
+  if len(by_run) == 1:
     section.texts.append("Beside a run without category regularization: --compare=<its workdir>.")
   return section
 

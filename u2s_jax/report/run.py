@@ -7,9 +7,15 @@ import re
 from typing import Any
 
 import numpy as np
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util import tensor_util
 
 from u2s_jax import csm as csm_lib
-from u2s_jax import evaluate, fusion, metrics, regularizer
+from u2s_jax import metrics, regularizer, workdir
+from u2s_jax.evaluation import results, scores
+from u2s_jax.evaluation.scores import Scores
+from u2s_jax.run import VALIDATION_SPLIT
+from u2s_jax.workdir import Workdir
 
 KINDS = ("one-pass", "universal", "specific", "U2S")  # of features, Fig. 4
 
@@ -22,7 +28,7 @@ class RunFiles:
     name: of its folder.
     config: as in its `config.json`.
     summary: as in its `summary.json`.
-    one_pass: scores of the one-pass model, as of `evaluate.read_scores`.
+    one_pass: scores of the one-pass model.
     final: scores of the model at the end.
     analysis: of `analysis.gather`; None where there is none.
     history: scalars by tag: steps and values.
@@ -31,105 +37,99 @@ class RunFiles:
   name: str
   config: dict[str, Any]
   summary: dict[str, Any]
-  one_pass: dict[str, np.ndarray]
-  final: dict[str, np.ndarray]
+  one_pass: Scores
+  final: Scores
   analysis: dict[str, np.ndarray] | None
   history: dict[str, tuple[np.ndarray, np.ndarray]]
 
   @property
   def class_names(self) -> list[str]:
     """In the order of the labels."""
-    return [str(name) for name in self.final["class_names"]]
+    return [str(name) for name in self.final.class_names]
 
   def distance(self) -> str:
-    """Of the CSM, Eq. 2."""
+    """Returns f_dist of Eq. 2, the CSM's."""
     return self.config["csm"]["distance"]
 
   def rows(self) -> list[dict[str, Any]]:
-    """A row for each class, see `evaluate.per_class`."""
+    """Returns a row for each class, see `results.per_class`."""
     csm = (self.analysis or {}).get("csm", np.eye(len(self.class_names)))
-    return evaluate.per_class(self.one_pass, self.final, self.class_names, csm)
-
-  def confusion(self) -> np.ndarray:
-    """How many clips of a class (row) the merged prediction takes for a class (column)."""
-    counts = np.zeros((len(self.class_names),) * 2, int)
-    taken = evaluate.merged(self.final).argmax(1)
-    np.add.at(counts, (self.final["label"], taken), 1)
-    return counts
+    return results.per_class(self.one_pass, self.final, csm)
 
   def known_classes(self) -> np.ndarray:
-    """Classes with clips in the split: the others have neither accuracy nor similarity."""
-    return np.unique(self.final["label"])
+    """Returns classes with clips in the split: the others have neither accuracy nor similarity."""
+    return np.unique(self.final.labels)
 
   def similarities(self) -> dict[str, np.ndarray]:
-    """Eq. 2 by kind of features, on the split, of the classes with clips (`KINDS`)."""
-    arrays, there = self.analysis or {}, self.known_classes()
+    """Returns Eq. 2 by kind of features, on the split, of the classes with clips (`KINDS`)."""
+    arrays, known = self.analysis or {}, self.known_classes()
     sparsity = {
       "one-pass": arrays.get("sparsity_one_pass"),
       "universal": arrays.get("sparsity_universal"),
       "specific": arrays.get("sparsity_specific"),
     }
-    found = {kind: values[there] for kind, values in sparsity.items() if values is not None}
-    if "specific" in found:
-      found["U2S"] = np.concatenate([found["universal"], found["specific"]], axis=1)
+    sparsity = {kind: values[known] for kind, values in sparsity.items() if values is not None}
+    if "specific" in sparsity:
+      sparsity["U2S"] = np.concatenate([sparsity["universal"], sparsity["specific"]], axis=1)
     return {
-      kind: csm_lib.similarity_matrix(values, self.distance()) for kind, values in found.items()
+      kind: csm_lib.similarity_matrix(values, self.distance()) for kind, values in sparsity.items()
     }
 
   def accuracies(self) -> dict[str, np.ndarray]:
-    """Top-1 in percent of the classes with clips, by kind of features (`KINDS`)."""
-    scores = {"one-pass": self.one_pass["universal"], **evaluate.predictions(self.final)}
-    scores["U2S"] = evaluate.merged(self.final)
+    """Returns top-1 in percent of the classes with clips, by kind of features (`KINDS`)."""
+    by_kind = {"one-pass": self.one_pass.predictions["universal"], **self.final.predictions}
+    by_kind["U2S"] = self.final.merged
     return {
-      kind: 100 * metrics.per_class_accuracy(values, self.final["label"])[0][self.known_classes()]
-      for kind, values in scores.items()
+      kind: 100 * metrics.per_class_accuracy(values, self.final.labels)[0][self.known_classes()]
+      for kind, values in by_kind.items()
       if kind in KINDS
     }
 
   def weight_similarity(self) -> np.ndarray | None:
-    """Eq. 4 of the mask network, None where there is none."""
+    """Returns Eq. 4 of the mask network, None where there is none."""
     kernel = (self.analysis or {}).get("mask_kernel")
     return None if kernel is None else np.asarray(regularizer.weight_similarity(kernel))
 
   def fusions(self) -> dict[str, dict[str, float]]:
-    """Table I."""
-    return fusion.fusions(evaluate.predictions(self.final), self.final["label"])
+    """Returns Table I."""
+    return scores.fusions(self.final)
 
 
-def read(workdir: pathlib.Path) -> RunFiles:
+def read(folder: pathlib.Path) -> RunFiles:
   """Reads a finished run's files.
+
+  Args:
+    folder: the run's.
 
   Raises:
     FileNotFoundError: a file is missing, with what makes it.
   """
-  paths = {
-    "config": workdir / "config.json",
-    "summary": workdir / "summary.json",
-    "one_pass": workdir / "scores" / "validation_one_pass.npz",
-    "final": workdir / "scores" / "validation.npz",
-  }
-  for path in paths.values():
+  run, split = Workdir(folder), VALIDATION_SPLIT
+  for path in (run.config, run.summary, run.one_pass_scores(split), run.scores(split)):
     if not path.exists():
       raise FileNotFoundError(f"{path}: no such file; the report is of a run that came to its end")
-  analysis = workdir / "analysis" / "validation.npz"
+  analysis = run.analysis(split)
   return RunFiles(
-    name=workdir.resolve().name,
-    config=json.loads(paths["config"].read_text()),
-    summary=json.loads(paths["summary"].read_text()),
-    one_pass=evaluate.read_scores(paths["one_pass"]),
-    final=evaluate.read_scores(paths["final"]),
-    analysis=dict(np.load(analysis)) if analysis.exists() else None,
-    history=read_history(workdir),
+    name=folder.resolve().name,
+    config=run.read_config(),
+    summary=json.loads(run.summary.read_text()),
+    one_pass=scores.read(run.one_pass_scores(split)),
+    final=scores.read(run.scores(split)),
+    analysis=workdir.read_npz(analysis) if analysis.exists() else None,
+    history=read_history(folder),
   )
 
 
-def read_history(workdir: pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """Scalars of all TensorBoard files by tag; a step done twice, after a crash, counts once."""
-  # Here, because TensorBoard imports TensorFlow where there is one.
-  from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-  from tensorboard.util import tensor_util
+def read_history(folder: pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """Reads the scalars of TensorBoard's files; a step done twice, after a crash, counts once.
 
-  events = EventAccumulator(str(workdir), size_guidance={"tensors": 0})
+  Args:
+    folder: the run's.
+
+  Returns:
+    Steps and values by tag.
+  """
+  events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
   events.Reload()
   history = {}
   for tag in events.Tags()["tensors"]:
@@ -145,7 +145,7 @@ def read_history(workdir: pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarra
 
 
 def differences(runs: list[RunFiles]) -> dict[str, list[Any]]:
-  """Config fields that are not the same in all runs: the values by dotted name."""
+  """Returns config fields that are not the same in all runs: the values by dotted name."""
   flat = [dict(_flat(run.config)) for run in runs]
   skipped = re.compile(r"data\.(dir|render|num_threads)|eval\.(pairs|classes)|.*_every_steps|seed$")
   names = sorted({name for fields in flat for name in fields if not skipped.match(name)})

@@ -1,0 +1,245 @@
+"""The shards of a data set that is being prepared: the plan, what is done, and the end.
+
+preparation.json   what the folder was begun with; another preparation is refused
+.lock              held by the process that prepares
+.progress.jsonl    a line for each shard that is done
+skipped.csv        clips that could not be read, with the reasons
+"""
+
+import collections
+import contextlib
+import csv
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from data import store
+from data.sources.listing import Clip, Listing
+from u2s_jax.errors import UserError
+
+SETTINGS = "preparation.json"
+LOCK = ".lock"
+PROGRESS = ".progress.jsonl"
+SKIPPED = "skipped.csv"
+# A reader keeps every shard open, so there are few; an interruption loses one of them at most, and
+# flow takes a hundred times as long.
+MAX_SHARDS = {"rgb": 128, "flow": 512}
+MIN_SHARD_CLIPS = 16
+
+Key = tuple[str, int]  # split, shard
+
+
+class SkippedClip(NamedTuple):
+  """A clip that could not be read.
+
+  Attributes:
+    path: of its file.
+    reason: one line.
+    state: of the file then, see `file_state`; None: to be tried again whatever its state.
+  """
+
+  path: str
+  reason: str
+  state: list[int] | None
+
+
+class Shard(NamedTuple):
+  """A shard that is done.
+
+  Attributes:
+    count: clips.
+    bytes: of its records.
+    skipped: clips that it should hold and does not.
+  """
+
+  count: int
+  bytes: int
+  skipped: list[SkippedClip]
+
+
+def digest(listing: Listing) -> str:
+  """Returns what tells listings apart; not by paths, so that a source may be moved."""
+  clips = {
+    split: [(clip.id, clip.label) for clip in clips] for split, clips in listing.splits.items()
+  }
+  content = json.dumps([list(listing.names), clips])
+  return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def check_folder(out: pathlib.Path, settings: Mapping[str, Any]) -> None:
+  """Checks that a folder is missing, empty, or was begun with the same settings.
+
+  Args:
+    out: the folder.
+    settings: in JSON's types.
+
+  Raises:
+    UserError: it is not.
+  """
+  # The two names are left where the very beginning was interrupted.
+  begun = {LOCK, store.partial_of(out / SETTINGS).name}
+  if not out.exists() or not {entry.name for entry in out.iterdir()} - begun:
+    return
+  try:
+    known = json.loads((out / SETTINGS).read_text())
+  except (OSError, ValueError):
+    known = None
+  if not isinstance(known, dict):
+    raise UserError(f"{out} holds something else: choose an empty folder for the data set")
+  for field, value in settings.items():
+    if known.get(field) != value:
+      difference = f"{field} = {known.get(field)}, not {value}"
+      if field == "clips":
+        difference = "other classes, labels or clips"
+      raise UserError(f"{out} was begun with {difference}: choose another folder or delete it")
+
+
+def begin(out: pathlib.Path, settings: Mapping[str, Any]) -> None:
+  """Writes what a folder is begun with."""
+  with store.whole_file(out / SETTINGS) as partial:
+    partial.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def locked(out: pathlib.Path) -> Iterator[None]:
+  """Keeps a second process from writing the same data set at the same time."""
+  with open(out / LOCK, "w") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise UserError(f"{out} is being prepared by another process: wait for it") from error
+    yield
+
+
+def plan(listing: Listing, modality: str) -> dict[Key, Sequence[Clip]]:
+  """Returns the clips of every shard, in the order of the listing.
+
+  Args:
+    listing: of the data set.
+    modality: 'rgb' or 'flow'.
+  """
+  shards = {}
+  for split, clips in listing.splits.items():
+    size = max(MIN_SHARD_CLIPS, -(-len(clips) // MAX_SHARDS[modality]))
+    for shard, first in enumerate(range(0, len(clips), size)):
+      shards[split, shard] = clips[first : first + size]
+  return shards
+
+
+class Progress:
+  """The shards that are done, on disk and in memory.
+
+  Args:
+    out: folder of the data set.
+    num_shards: by split.
+
+  Attributes:
+    done: by split and shard; not those with a skipped file that has to be tried again.
+  """
+
+  def __init__(self, out: pathlib.Path, num_shards: Mapping[str, int]):
+    self._path = out / PROGRESS
+    self.done = self._read(out, num_shards)
+    # Written anew: a last line that is cut off would spoil the next one.
+    with store.whole_file(self._path) as partial:
+      partial.write_text("".join(self._line(key, shard) for key, shard in self.done.items()))
+
+  def add(self, key: Key, shard: Shard) -> None:
+    """Adds a shard that is written."""
+    self.done[key] = shard
+    with open(self._path, "a") as file:
+      file.write(self._line(key, shard))
+
+  def end(self) -> None:
+    """Forgets all: the data set is finished."""
+    self._path.unlink()
+
+  def _read(self, out: pathlib.Path, num_shards: Mapping[str, int]) -> dict[Key, Shard]:
+    done = {}
+    with contextlib.suppress(FileNotFoundError):
+      for line in self._path.read_text().splitlines():
+        with contextlib.suppress(ValueError):  # The last line may be cut off.
+          entry = json.loads(line)
+          skipped = [SkippedClip(*clip) for clip in entry["skipped"]]
+          done[tuple(entry["key"])] = Shard(entry["count"], entry["bytes"], skipped)
+    return {
+      key: shard
+      for key, shard in done.items()
+      if all(clip.state and file_state(clip.path) == clip.state for clip in shard.skipped)
+      and store.shard_path(out, *key, num_shards[key[0]]).exists()
+    }
+
+  def _line(self, key: Key, shard: Shard) -> str:
+    return json.dumps({"key": key, **shard._asdict()}) + "\n"
+
+
+def file_state(path: str) -> list[int] | None:
+  """Returns numbers that change when a file does; None where there is none."""
+  try:
+    status = os.stat(path)
+  except OSError:
+    return None
+  return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def percent(share: float) -> str:
+  """Returns a share as text."""
+  return f"{100 * share:.3g} %"
+
+
+def finish(
+  listing: Listing,
+  out: pathlib.Path,
+  settings: Mapping[str, Any],
+  done: Mapping[Key, Shard],
+  max_unreadable: float,
+) -> None:
+  """Writes skipped.csv, and the metadata unless too much is skipped.
+
+  Args:
+    listing: of the data set.
+    out: its folder.
+    settings: in JSON's types.
+    done: all shards, in the order of `plan`.
+    max_unreadable: share of the clips, 0 to 1, that may be left out.
+
+  Raises:
+    UserError: too many clips, or all of a class or of a split, cannot be read.
+  """
+  skipped = [clip for shard in done.values() for clip in shard.skipped]
+  with open(out / SKIPPED, "w", newline="", encoding="utf-8") as file:
+    writer = csv.writer(file)
+    writer.writerow(["path", "reason"])
+    writer.writerows((clip.path, clip.reason) for clip in skipped)
+  total = sum(len(clips) for clips in listing.splits.values())
+  advice = f"see {out / SKIPPED}, mend or delete the files, and start again"
+  if len(skipped) > max_unreadable * total:
+    raise UserError(
+      f"{len(skipped)} of {total} clips cannot be read ({percent(len(skipped) / total)};"
+      f" --max_unreadable is {percent(max_unreadable)}): {advice}"
+    )
+  without = {clip.path for clip in skipped}
+  left = collections.Counter(
+    clip.label for clip in listing.splits["train"] if clip.path not in without
+  )
+  for label, name in enumerate(listing.names):
+    if not left[label]:
+      raise UserError(f"no training clip of the class {name!r} can be read: {advice}")
+  shards = {split: [] for split, clips in listing.splits.items() if clips}
+  for (split, _), shard in done.items():
+    shards[split].append((shard.count, shard.bytes))
+  for split, written in shards.items():
+    if not sum(count for count, _ in written):
+      raise UserError(f"no clip of the split {split!r} can be read: {advice}")
+  metadata = {key: value for key, value in settings.items() if key != "clips"}
+  store.finish(
+    out,
+    listing.names,
+    shards,
+    metadata | {"skipped": len(skipped)},
+    f"{settings['modality']} frames of short edge {settings['short_edge']}",
+  )

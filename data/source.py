@@ -1,0 +1,103 @@
+"""A config's batches: the data set that it names, as clips of the kind that it asks for."""
+
+import dataclasses
+import os
+from typing import Any
+
+import ml_collections
+
+from data import clips, pipeline, store
+from data.clips import Augmentation, ClipSpec
+from data.pipeline import Batches, Feed
+from data.store import PreparedDataset
+from u2s_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedSource:
+  """Batches of a prepared data set: a `u2s_jax.run.Source`.
+
+  Attributes:
+    dataset: the data set.
+    clip: what a clip has to be.
+    augmentation: what chance does to training clips.
+    training: how training batches are cut.
+    testing: how batches of a test are cut.
+    seed: of the order of training clips and all that is random about them.
+  """
+
+  dataset: PreparedDataset
+  clip: ClipSpec
+  augmentation: Augmentation
+  training: Feed
+  testing: Feed
+  seed: int
+
+  @property
+  def class_names(self) -> tuple[str, ...]:
+    """Names in the order of the labels."""
+    return self.dataset.class_names
+
+  @property
+  def channels(self) -> int:
+    """Channels of a frame."""
+    return self.clip.channels
+
+  @property
+  def num_train(self) -> int:
+    """Clips of the training split."""
+    return len(self.dataset.split("train").records)
+
+  @property
+  def stored(self) -> dict[str, Any]:
+    """How the data set was prepared, in JSON's types."""
+    return self.dataset.how_stored()
+
+  def train_batches(self, stage: int, first_step: int) -> Batches:
+    """Streams a stage's training batches from a step on, without end."""
+    return pipeline.train_batches(
+      self.dataset.split("train"),
+      self.clip,
+      self.augmentation,
+      self.training,
+      seed=self.seed,
+      stage=stage,
+      first_step=first_step,
+    )
+
+  def eval_batches(self, split: str, views: str) -> Batches:
+    """Goes through a split once."""
+    return pipeline.eval_batches(self.dataset.split(split), self.clip, self.testing, views)
+
+
+def open_source(
+  config: ml_collections.ConfigDict,
+  folder: str | os.PathLike[str],
+  process_index: int,
+  process_count: int,
+) -> PreparedSource:
+  """Opens a config's data set.
+
+  Args:
+    config: see `configs/default.py`.
+    folder: of the prepared data set.
+    process_index: number of this process.
+    process_count: how many processes share a batch.
+
+  Raises:
+    FileNotFoundError: there is no data set, or none that is finished.
+    UserError: a field of the section `data` that cannot be, or is not the data set's.
+  """
+  clip, augmentation = clips.of_config(config.data)
+  dataset = store.open_dataset(folder)
+  if dataset.modality != clip.modality:
+    raise UserError(f"data.modality: {clip.modality!r}, but {folder} holds {dataset.modality!r}")
+  share = process_index, process_count, config.data.num_threads
+  return PreparedSource(
+    dataset,
+    clip,
+    augmentation,
+    training=Feed(config.batch_size, *share),
+    testing=Feed(config.eval.batch_size, *share),
+    seed=config.seed,
+  )

@@ -1,0 +1,299 @@
+"""Videos or images as users have them: a folder for each class, or a CSV file.
+
+  <source>/<class>/.../<file>
+  <source>/{train,val,test}/<class>/.../<file>; `valid` and `validation` stand for `val` too
+  <source>.csv: the header `path,label,split`, then a row for each clip. `label` is the class's
+  name, empty where it is not known (`test` only); `split` is train, val or test. Paths are absolute
+  or start at the CSV file's folder. The columns may come in any order.
+
+Without splits, every 5th clip of each class goes to validation.
+"""
+
+import collections
+import csv
+import dataclasses
+import glob
+import io
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import NoReturn
+
+from data.sources.listing import SPLITS, Clip, Listing, check
+from u2s_jax.errors import UserError
+
+VIDEO_EXTENSIONS = tuple(
+  ".mp4 .webm .avi .mkv .mov .m4v .mpg .mpeg .wmv .flv .3gp .ts .gif .ogv".split()
+)
+IMAGE_EXTENSIONS = tuple(".jpg .jpeg .png .bmp .webp .gif .tif .tiff .ppm .pgm".split())
+SPLIT_NAMES = {
+  "train": "train",
+  "val": "validation",
+  "valid": "validation",
+  "validation": "validation",
+  "test": "test",
+}
+
+
+def is_image(path: str) -> bool:
+  """Whether a file is an image by its extension; a GIF, which may move, is a video."""
+  suffix = pathlib.Path(path).suffix.lower()
+  return suffix in IMAGE_EXTENSIONS and suffix not in VIDEO_EXTENSIONS
+
+
+def find_files(where: str) -> list[str]:
+  """The videos and images that a file, a folder (with all below it) or a pattern names, sorted.
+
+  Raises:
+    FileNotFoundError: there is none.
+  """
+  path = pathlib.Path(where)
+  if path.is_dir():
+    known = VIDEO_EXTENSIONS + IMAGE_EXTENSIONS
+    found = [file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file()]
+  elif path.exists():
+    found = [path]
+  else:
+    found = [pathlib.Path(name) for name in glob.glob(where, recursive=True)]
+  if not found:
+    raise FileNotFoundError(f"{where}: no video or image there")
+  return sorted(map(str, found))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+  """A clip as the source has it.
+
+  Attributes:
+    where: it is listed, for errors.
+    id: of the clip.
+    path: of its file.
+    name: of its class, empty where it is not known.
+    split: None where the source says nothing of splits.
+  """
+
+  where: str
+  id: str
+  path: str
+  name: str
+  split: str | None
+
+
+def videos(source: pathlib.Path) -> Listing:
+  """Lists a user's videos.
+
+  Args:
+    source: folder or CSV file, see the module's docstring.
+
+  Returns:
+    The clips; `validation` is the test split where there is a test split only. Ids are paths inside
+    the folder, or as the CSV file has them. The classes are sorted by name, or as numbers where all
+    names are numbers. Whether the files of a CSV file are there is not looked at.
+
+  Raises:
+    FileNotFoundError: `source` is missing; one line.
+    UserError: `source` is not valid; one line, names the file or the folder.
+  """
+  return _listing(source, "videos", VIDEO_EXTENSIONS)
+
+
+def images(source: pathlib.Path) -> Listing:
+  """Lists a user's images; all else as `videos`."""
+  return dataclasses.replace(_listing(source, "images", IMAGE_EXTENSIONS), images=True)
+
+
+def _listing(source: pathlib.Path, kind: str, extensions: Sequence[str]) -> Listing:
+  if source.is_dir():
+    entries, notes = _from_folder(source, kind, extensions)
+  elif source.is_file() and source.suffix.lower() == ".csv":
+    entries, notes = _from_csv(source), []
+  elif source.exists():
+    raise UserError(f"{source} is neither a folder nor a .csv file: unpack it, if it is an archive")
+  else:
+    raise FileNotFoundError(f"{source}: there is no such folder or .csv file")
+
+  if any(entry.split is None for entry in entries):
+    entries, note = _every_fifth(entries)
+    notes.append(note)
+  by_split = collections.Counter(entry.split for entry in entries)
+  if by_split["test"] and not by_split["validation"]:
+    entries = [
+      dataclasses.replace(entry, split="validation") if entry.split == "test" else entry
+      for entry in entries
+    ]
+    notes.append(
+      f"there is no validation split: the test split, {by_split['test']} {kind}, stands in for it"
+    )
+
+  names = {entry.name for entry in entries if entry.split == "train"}
+  numbers = all(name.isdecimal() for name in names)
+  names = sorted(names, key=lambda name: (int(name), name) if numbers else name)
+  index = {name: i for i, name in enumerate(names)}
+  splits = {split: [] for split in SPLITS}
+  for entry in entries:
+    if not entry.name and entry.split != "test":
+      raise UserError(f"{entry.where}: there is no label, which only a test split may do without")
+    if entry.name and entry.name not in index:
+      raise UserError(
+        f"{entry.where}: the class {entry.name!r} has no training clip: add some, or take it out"
+      )
+    splits[entry.split].append(Clip(entry.id, index.get(entry.name, -1), entry.path))
+  splits = {split: clips for split, clips in splits.items() if clips}
+  result = Listing(names=names, splits=splits, notes=notes)
+  check(result, str(source))
+  return result
+
+
+def _every_fifth(entries: Sequence[_Entry]) -> tuple[list[_Entry], str]:
+  """Splits clips without splits; returns them and what was done."""
+  by_class = collections.defaultdict(list)
+  for entry in entries:
+    by_class[entry.name].append(entry.id)
+  held_out = set()
+  for ids in by_class.values():
+    ids.sort()
+    held_out.update(ids[4::5] or ids[1:][-1:])  # the last of 2 to 4; one alone is for training
+  split = [
+    dataclasses.replace(entry, split="validation" if entry.id in held_out else "train")
+    for entry in entries
+  ]
+  return split, (
+    "there are no splits: of each class every 5th clip, or the last of fewer than 5, went to "
+    f"validation, {len(held_out)} of {len(entries)} in all"
+  )
+
+
+def _from_folder(
+  source: pathlib.Path, kind: str, extensions: Sequence[str]
+) -> tuple[list[_Entry], list[str]]:
+  """Reads the layouts with class folders; returns the clips and the notes."""
+  notes, ignored, stray = [], collections.Counter(), []
+  folders, files = _children(source)
+  levels = [folder for folder in folders if folder.name.lower() in SPLIT_NAMES]
+  has_levels = any(
+    folder.name.lower() == "train" and _children(folder)[0] for folder in levels
+  ) or (len(levels) > 1 and levels == folders)  # no two classes are called train and val
+  parts = [(None, source)]
+  if has_levels:
+    parts = [(SPLIT_NAMES[folder.name.lower()], folder) for folder in levels]
+    for split, count in collections.Counter(split for split, _ in parts).items():
+      if count > 1:
+        same = " and ".join(folder.name for part, folder in parts if part == split)
+        raise UserError(f"{source}: {same} are folders of one split: merge them")
+    beside = [repr(folder.name) for folder in folders if folder not in levels]
+    if beside:
+      notes.append(f"ignored what lies beside the splits' folders: {', '.join(beside)}")
+
+  entries = []
+  for split, part in parts:
+    classes, beside_classes = _children(part)
+    files += beside_classes if has_levels else []
+    for folder in classes:
+      found = []
+      for path in _walk(folder):
+        if path.suffix.lower() in extensions:
+          found.append(path)
+        else:
+          ignored[path.suffix.lower()] += 1
+      if not found and split in (None, "train"):
+        raise UserError(f"{folder}: the class folder holds no {kind}: add some, or move it away")
+      for path in found:
+        clip_id = path.relative_to(source).as_posix()
+        entries.append(_Entry(str(folder), clip_id, str(path), folder.name, split))
+  for path in files:
+    if path.suffix.lower() in extensions:
+      stray.append(path)
+    else:
+      ignored[path.suffix.lower()] += 1
+  if not entries:
+    raise UserError(
+      f"{source} holds no class folders with {kind}: put each file into a folder named after its "
+      "class, or list the files in a CSV file"
+    )
+  if stray:
+    notes.append(f"ignored {len(stray)} {kind} that lie in no class folder, such as {stray[0]}")
+  if ignored:
+    counts = sorted(ignored.items(), key=lambda item: (-item[1], item[0]))
+    counts = ", ".join(f"{ending or 'no extension'} {count}" for ending, count in counts)
+    notes.append(f"ignored {ignored.total()} files that are no {kind} by their extension: {counts}")
+  return entries, notes
+
+
+def _children(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
+  """The folders and the files in a folder, sorted, without the hidden ones."""
+  folders, files = [], []
+  for path in sorted(folder.iterdir()):
+    if not path.name.startswith("."):
+      (folders if path.is_dir() else files).append(path)
+  return folders, files
+
+
+def _walk(folder: pathlib.Path) -> list[pathlib.Path]:
+  """All files below a folder, sorted, without the hidden ones."""
+
+  def fail(error: OSError) -> NoReturn:
+    raise error  # `os.walk` would leave the folder out
+
+  found, seen = [], set()
+  for place, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+    real = os.path.realpath(place)
+    if real in seen:
+      raise UserError(f"{place}: the link leads to a folder that is in {folder} already")
+    seen.add(real)
+    folders[:] = [name for name in folders if not name.startswith(".")]
+    found += [pathlib.Path(place, name) for name in files if not name.startswith(".")]
+  for path in found:
+    try:
+      str(path).encode()
+    except UnicodeEncodeError as error:
+      raise UserError(f"{ascii(str(path))}: the name is not UTF-8: rename it") from error
+  return sorted(found)
+
+
+def _from_csv(path: pathlib.Path) -> list[_Entry]:
+  """Reads a CSV file."""
+  content = path.read_bytes()
+  try:
+    text = content.decode("utf-8-sig")
+  except UnicodeDecodeError as error:
+    line = content.count(b"\n", 0, error.start) + 1
+    raise UserError(f"{path}, line {line}: the file is not UTF-8: save it as UTF-8") from error
+  reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+  header, entries, lines = None, [], {}
+  try:
+    for row in reader:
+      where = f"{path}, line {reader.line_num}"
+      row = [field.strip() for field in row]
+      if not any(row):
+        continue
+      if header is None:
+        header = [field.lower() for field in row]
+        for column in ("path", "label"):
+          if column not in header:
+            raise UserError(
+              f"{where}: there is no column {column!r}: the first line has to be path,label,split "
+              "with commas"
+            )
+        continue
+      if len(row) != len(header):
+        raise UserError(
+          f"{where}: {len(row)} fields under {len(header)} columns: put a field that has a comma "
+          "into double quotes"
+        )
+      fields = dict(zip(header, row, strict=True))
+      clip_id = fields["path"]
+      if not clip_id:
+        raise UserError(f"{where}: there is no path")
+      if clip_id in lines:
+        raise UserError(f"{where}: {clip_id} is in line {lines[clip_id]} already: delete one")
+      lines[clip_id] = reader.line_num
+      split = fields.get("split")
+      if split is not None and split.lower() not in SPLIT_NAMES:
+        raise UserError(f"{where}: the split {split!r} is none of train, val and test")
+      split = split and SPLIT_NAMES[split.lower()]
+      entries.append(_Entry(where, clip_id, str(path.parent / clip_id), fields["label"], split))
+  except csv.Error as error:
+    raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from error
+  if not entries:
+    raise UserError(f"{path}: there are no rows below the header path,label,split")
+  return entries

@@ -1,0 +1,97 @@
+"""What a data set consists of, before anything is decoded: classes, and the clips of each split.
+
+Every source beside this file is a function from a folder to a `Listing`; `data.prepare` turns a
+listing into a prepared data set.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+from u2s_jax.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+MAX_ID_BYTES = 256  # scores are gathered from all hosts with ids of this size
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+  """A video or an image.
+
+  Attributes:
+    id: unique in its data set, the same for RGB and flow, and for every machine.
+    label: index of its class, -1 where it is not known.
+    path: of its file; where it is in no file of its own, words that say where it is.
+    load: returns the file's content where it is in no file of its own.
+  """
+
+  id: str
+  label: int
+  path: str
+  load: Callable[[], bytes] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+  """A data set.
+
+  Attributes:
+    names: class names in the order of the labels.
+    splits: clips by split, of `SPLITS`; `train` and `validation` always. Where the data set's owner
+      has a train and a test list only, `validation` is the test list.
+    images: whether the clips are images instead of videos.
+    official: number of clips that the data set's owner states, by split; empty where nobody does.
+    notes: what the user should know of how the listing came about, one line each.
+  """
+
+  names: Sequence[str]
+  splits: Mapping[str, Sequence[Clip]]
+  images: bool = False
+  official: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  notes: Sequence[str] = ()
+
+
+def check(listing: Listing, source: str) -> None:
+  """Checks what every listing has to hold.
+
+  Args:
+    listing: from any source.
+    source: the file or folder to name in errors.
+
+  Raises:
+    UserError: a split is missing or empty, a class has no training clip, an id occurs twice or is
+      too long; one line.
+  """
+  if len(set(listing.names)) < len(listing.names):
+    name = collections.Counter(listing.names).most_common(1)[0][0]
+    raise UserError(f"{source}: the class {name!r} is there twice: rename one of them")
+  for name in listing.names:  # TFDS stores them a line each, and strips the lines.
+    if not name or name != name.strip() or len(name.splitlines()) != 1:
+      raise UserError(
+        f"{source}: the class name {name!r} is empty, has spaces around it or a line break: rename"
+        " it"
+      )
+  for split in ("train", "validation"):
+    if not listing.splits.get(split):
+      raise UserError(f"{source}: there are no clips for the split {split!r}")
+  seen = {}
+  for split, clips in listing.splits.items():
+    for clip in clips:
+      if clip.id in seen:
+        raise UserError(
+          f"{source}: the id {clip.id} occurs twice, in {seen[clip.id]} and in {split}: "
+          "take one of them out"
+        )
+      if len(clip.id.encode()) > MAX_ID_BYTES:
+        raise UserError(f"{source}: the id {clip.id} is longer than {MAX_ID_BYTES} bytes")
+      if "\n" in clip.path:
+        raise UserError(f"{source}: the path {clip.path!r} has a line break: rename it")
+      seen[clip.id] = split
+      if not -1 <= clip.label < len(listing.names) or (clip.label < 0 and split != "test"):
+        raise UserError(f"{source}: {clip.path} in {split} has no class")
+  unseen = set(range(len(listing.names))) - {clip.label for clip in listing.splits["train"]}
+  if unseen:
+    raise UserError(
+      f"{source}: no training clip is of the class {listing.names[min(unseen)]!r}: add clips of "
+      "it, or take the class out"
+    )

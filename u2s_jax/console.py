@@ -1,0 +1,167 @@
+"""What a run says on the terminal, and measures while it trains: lines, the meter, the profile."""
+
+import datetime
+import math
+import pathlib
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from u2s_jax.stages import Stage
+
+CLEAR = "\r\x1b[K"  # to the line's beginning, and clears it
+PROFILE_AFTER, PROFILE_STEPS = 10, 5  # of the first stage that a process trains
+STEPS_AHEAD = 2  # steps the host may queue: each keeps a batch in the device's memory
+
+
+def log(message: str) -> None:
+  """Prints a line on host 0's terminal, in place of a live one."""
+  if jax.process_index() == 0:
+    print(f"{CLEAR}{message}" if sys.stdout.isatty() else message, flush=True)
+
+
+def log_live(message: str) -> None:
+  """Prints a line that the next one replaces; where there is no terminal, a plain line."""
+  if not sys.stdout.isatty():
+    log(message)
+  elif jax.process_index() == 0:
+    columns = shutil.get_terminal_size().columns - 1
+    print(CLEAR + message[:columns], end="", flush=True)
+
+
+class Meter:
+  """Gathers a stage's metrics and its speed, and tells their means.
+
+  The device is never waited for but to keep it at most `STEPS_AHEAD` steps behind: means that are
+  due after a step are told once the device has its next one.
+
+  Args:
+    stage: that is trained.
+    first: steps done before.
+    total: steps of the stage.
+    batch_size: clips of a step.
+    num_train: clips of an epoch.
+    write_scalars: takes the stage's step and means by name.
+  """
+
+  def __init__(
+    self,
+    stage: Stage,
+    first: int,
+    total: int,
+    *,
+    batch_size: int,
+    num_train: int,
+    write_scalars: Callable[[int, dict[str, float]], None],
+  ):
+    self._stage, self._first, self._total = stage, first, total
+    self._batch_size, self._num_train = batch_size, num_train
+    self._write_scalars = write_scalars
+    self._waiting: list[Mapping[str, Float[Array, ""]]] = []
+    self._due: Callable[[], None] | None = None
+    self.restart(first)
+
+  def ends_epoch(self, step: int) -> bool:
+    """Tells whether a step is the first at or behind an epoch's last clip, or the stage's last."""
+    before, after = (math.floor(k * self._batch_size / self._num_train) for k in (step - 1, step))
+    return step == self._total or after > before
+
+  def restart(self, step: int) -> None:
+    """Measures the speed from `step` on: compilation and evaluation are no part of it."""
+    self._started, self._counted = time.monotonic(), step
+
+  def add(self, step: int, scalars: Mapping[str, Float[Array, ""]]) -> None:
+    """Takes the metrics of a step that the device has just been given."""
+    self.flush()
+    self._waiting.append(scalars)
+    if len(self._waiting) > STEPS_AHEAD:
+      jax.block_until_ready(self._waiting[-1 - STEPS_AHEAD])
+    if step == self._first + 1:
+      jax.block_until_ready(scalars)
+      self.restart(step)
+
+  def tell_later(self, step: int, rate: float) -> None:
+    """Tells the means since the last time, once the next step is under way or at `flush`."""
+    waiting, self._waiting = self._waiting, []
+    started, counted = self._started, self._counted
+
+    def tell():
+      means = self._means(step, waiting) | {"learning_rate": rate}
+      if step > counted:
+        seconds = max(time.monotonic() - started, 1e-9)
+        means["clips_per_second"] = (step - counted) * self._batch_size / seconds
+      self._write_scalars(step, {f"{self._stage.name}/{k}": v for k, v in means.items()})
+      (log if self.ends_epoch(step) else log_live)(self._line(step, means))
+
+    self._due = tell
+
+  def flush(self) -> None:
+    """Tells what is due.
+
+    Raises:
+      UserError: a mean is not finite.
+    """
+    due, self._due = self._due, None
+    if due:
+      due()
+
+  def _means(self, step, waiting):
+    fetched = jax.device_get(waiting)
+    means = {name: float(np.mean([scalars[name] for scalars in fetched])) for name in fetched[0]}
+    for name, value in means.items():
+      if not math.isfinite(value):
+        raise self._stage.diverged(step, f"{name} is {value}")
+    return means
+
+  def _line(self, step: int, means: Mapping[str, float]) -> str:
+    """Returns the line for the terminal; ETA is the stage's end."""
+    stage, epoch = self._stage, step * self._batch_size / self._num_train
+    line = f"  {stage.name} epoch {epoch:.1f}/{stage.epochs:g} step {step}/{self._total}"
+    if "clips_per_second" in means:
+      left = datetime.timedelta(
+        seconds=round((self._total - step) * self._batch_size / means["clips_per_second"])
+      )
+      line += f"  {means['clips_per_second']:.0f} clips/s  ETA {left}"
+    line += f"  lr {means['learning_rate']:.2g}  loss {means['loss']:.3f}:"
+    for name in stage.losses:
+      line += f"  {name} {means[f'loss_{name}']:.3f} ({100 * means[f'accuracy_{name}']:.1f} %)"
+    if "regularizer" in means:
+      line += f"  regularizer {means['regularizer']:.3f}"
+    return line
+
+
+class Profiler:
+  """Writes one profile of a few training steps, which ui.perfetto.dev opens.
+
+  Args:
+    folder: for the profile.
+    enabled: whether there is to be one.
+  """
+
+  def __init__(self, folder: pathlib.Path, enabled: bool):
+    self._folder, self._wanted = folder, enabled
+    self._last: int | None = None  # step whose end ends the profile
+
+  def after(self, step: int, first: int, total: int, scalars: Mapping[str, Array]) -> None:
+    """Begins or ends the profile where `step` is the one for it.
+
+    Args:
+      step: that the device has just been given.
+      first: steps of the stage that were done before.
+      total: steps of the stage.
+      scalars: results of the step.
+    """
+    if self._last is not None and step in (self._last, total):
+      jax.block_until_ready(scalars)
+      jax.profiler.stop_trace()
+      self._last = None
+      log(f"profile of {PROFILE_STEPS} steps: {self._folder}; see ui.perfetto.dev")
+    elif self._wanted and step == min(first + PROFILE_AFTER, total - 1):
+      jax.block_until_ready(scalars)
+      jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+      self._wanted, self._last = False, step + PROFILE_STEPS

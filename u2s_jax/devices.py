@@ -1,0 +1,138 @@
+"""Devices, hosts and compilers: the mesh, where arrays lie, what host 0 sees, how programs compile.
+
+One mesh axis, `data`: batches are split over it, everything else is replicated.
+"""
+
+import functools
+import glob
+import importlib.util
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import multihost
+
+from u2s_jax.errors import UserError
+
+# Without 'individual convolution', which XLA adds by itself: of the demo's and ResNet-50's
+# convolutions its newer kernels (YNNPACK) are as fast as the older ones (Eigen), or take up to
+# three times as long; see benchmarks/README.md.
+_CPU_OPTIONS = {
+  "xla_cpu_experimental_ynn_fusion_type": ",".join(
+    f"LIBRARY_FUSION_TYPE_{kind}" for kind in ("DOT", "REDUCE", "INDIVIDUAL_DOT")
+  )
+}
+
+
+def start_distributed(asked: bool) -> None:
+  """Joins the other processes of the run, where there are any.
+
+  Args:
+    asked: whether the command line says so; Slurm steps of several tasks and TPU hosts are found
+      out by themselves. Where JAX does not find out who is who, `JAX_COORDINATOR_ADDRESS`,
+      `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` say it.
+  """
+  slurm = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+  # JAX finds out by itself whether a TPU is one host's or a pod's.
+  tpu = importlib.util.find_spec("libtpu") and glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*")
+  if not (asked or slurm or tpu):
+    return
+  count, index = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
+  jax.distributed.initialize(
+    num_processes=int(count) if count else None, process_id=int(index) if index else None
+  )
+
+
+def wait_for_host0(key: str, *, hours: float) -> None:
+  """Waits until all hosts are there, at a barrier that knows no time-out of a collective.
+
+  Args:
+    key: of the barrier.
+    hours: the others wait at most.
+  """
+  multihost.get_barrier_sync_fn()(key=key, timeout_ms=round(hours * 3600 * 1000))
+
+
+@functools.cache
+def data_mesh() -> Mesh:
+  """Returns all devices of all processes along the axis `data`.
+
+  The axis type is Auto: `jax.make_mesh` defaults to Explicit, where operations across a sharded
+  batch (a sum by label, say) raise ShardingTypeError.
+  """
+  return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Returns the placement of a whole array on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batched(mesh: Mesh) -> NamedSharding:
+  """Returns the placement of an array whose first dimension is split over the devices."""
+  return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def check_batch_size(field: str, batch_size: int, parts: int = 1) -> None:
+  """Checks that the devices divide a global batch.
+
+  Args:
+    field: of the config, for the message.
+    batch_size: clips of the global batch.
+    parts: that the batch is computed in, one after the other.
+
+  Raises:
+    UserError: they do not; it names the nearest size that they divide.
+  """
+  devices = jax.device_count()
+  unit = devices * parts
+  if batch_size <= 0 or batch_size % unit:
+    times = f" times accumulate_steps ({parts})" if parts > 1 else ""
+    raise UserError(
+      f"{field}: {batch_size} is not a positive multiple of the {devices} devices{times};"
+      f" the nearest is {max(unit, round(batch_size / unit) * unit)}"
+    )
+
+
+def broadcast_from_host0(values: Any) -> np.ndarray:
+  """Returns host 0's values on all hosts: their views of a shared folder may differ."""
+  return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(values)))
+
+
+def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+  """Returns this process's slices of a batch as global arrays, split over the devices.
+
+  Args:
+    batch: arrays by name; those that no device can hold (byte strings) are left out.
+    mesh: of `data_mesh`.
+  """
+  return {
+    key: jax.make_array_from_process_local_data(batched(mesh), value)
+    for key, value in batch.items()
+    if value.dtype.kind not in "SUO"
+  }
+
+
+@functools.cache
+def compiler_options() -> dict[str, str] | None:
+  """Returns `compiler_options` of `jax.jit` for the devices at hand; None: XLA's own."""
+  if jax.default_backend() != "cpu":
+    return None
+  try:
+    jax.jit(lambda: 0, compiler_options=_CPU_OPTIONS)()
+  except jax.errors.JaxRuntimeError:
+    return None  # an experimental option: another jaxlib may not have it
+  return _CPU_OPTIONS
+
+
+def use_compilation_cache(folder: pathlib.Path) -> None:
+  """Compiles nothing twice: programs are kept in `folder`, unless JAX was told of another one.
+
+  `JAX_COMPILATION_CACHE_DIR` names one for all runs.
+  """
+  if not jax.config.jax_compilation_cache_dir:
+    jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -1,0 +1,1 @@
+"""From trained networks to scores, tables and what figures are made of."""

@@ -1,0 +1,239 @@
+"""What the device does at an evaluation: the steps, and the one pass over a split."""
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Integer, UInt8
+
+from u2s_jax import csm as csm_lib
+from u2s_jax import devices
+from u2s_jax.errors import UserError
+from u2s_jax.evaluation.scores import Scores
+from u2s_jax.models.network import Network, softmax_scores
+from u2s_jax.stages import PREDICTIONS
+from u2s_jax.state import TrainState
+
+ID_BYTES = 256  # ids travel through the devices so that all hosts learn them in one order
+
+Batch = dict[str, Array]
+Step = Callable[[TrainState, Batch], dict[str, Array]]
+
+
+def make_score_step(network: Network, mirrors: Sequence[tuple[int, ...] | None]) -> Step:
+  """Returns the scores of a batch, a pure function of state and batch.
+
+  Args:
+    network: the networks and their masks.
+    mirrors: one entry a view: None, or for a mirrored view the class that each class turns into,
+      so that its scores are booked on the class that is meant.
+
+  Returns:
+    (state, batch with `video` (n, v, t, h, w, c) and `label` (n,)) -> for each prediction the
+    softmax scores (n, m), averaged over the v views; a label is read only where it guides, in a
+    mirrored view as the class that it turns into. It raises ValueError where there are not as many
+    views as entries in `mirrors`.
+  """
+  columns = [None if mirror is None else np.array(mirror) for mirror in mirrors]
+
+  def step(state, batch):
+    video, label = batch["video"], batch["label"]
+    if video.shape[1] != len(columns):
+      raise ValueError(f"{video.shape[1]} views of a clip, but {len(columns)} are asked for")
+
+    def one_view(view):
+      outputs, _ = network(state.params, state.batch_stats, state.csm, *view)
+      return softmax_scores(outputs, PREDICTIONS)
+
+    # One view after the other: ten at once would take ten times the memory.
+    labels = [label if mirror is None else jnp.asarray(mirror)[label] for mirror in columns]
+    by_view = jax.lax.map(one_view, (jnp.moveaxis(video, 1, 0), jnp.stack(labels)))
+    return {
+      name: jnp.mean(
+        jnp.stack(
+          [
+            scores[i] if mirror is None else scores[i][:, mirror]
+            for i, mirror in enumerate(columns)
+          ]
+        ),
+        axis=0,
+      )
+      for name, scores in by_view.items()
+    }
+
+  return step
+
+
+def make_analysis_step(network: Network) -> Step:
+  """Returns what the figures of features and masks are made of, a pure function.
+
+  Args:
+    network: the networks and their masks.
+
+  Returns:
+    (state, batch with centre views (n, 1, t, h, w, c)) -> `predicted` (n,), the universal
+    network's class; for each network 'universal' and, behind stage 1, 'specific': `pooled_*`
+    (n, c), the features that its classifier reads, `zeros_*` (m, c), zero responses by class as in
+    `make_sparsity_step`, and `responses_*` (m,); with a mask network `mask` (n, t, h, w), what the
+    specific features are multiplied by, and `masks` (n, t, h, w, m); and `video` (n, t, h, w, c).
+  """
+
+  def step(state, batch):
+    video = batch["video"][:, 0]
+    outputs, _ = network(state.params, state.batch_stats, state.csm, video, batch["label"])
+    results = {"predicted": jnp.argmax(outputs["universal"], axis=-1), "video": video}
+    for name in ("universal", "specific"):
+      features = outputs.get(f"{name}_features")
+      if features is None:
+        continue
+      results[f"zeros_{name}"], results[f"responses_{name}"] = _zero_responses(
+        network, features, batch
+      )
+      if name == "specific" and "mask" in outputs:
+        features = features * outputs["mask"]
+      results[f"pooled_{name}"] = jnp.mean(features, axis=(1, 2, 3), dtype=jnp.float32)
+    if "mask" in outputs:
+      results["mask"] = outputs["mask"][..., 0].astype(jnp.float32)
+      results["masks"] = outputs["masks"].astype(jnp.float32)
+    return results
+
+  return step
+
+
+def make_sparsity_step(network: Network) -> Step:
+  """Returns what Eq. 1 counts, by class, in inference mode, a pure function.
+
+  Args:
+    network: the one-pass model's.
+
+  Returns:
+    (state after stage 1, batch with centre views (n, 1, t, h, w, c)) -> `zeros` (m, c), zero
+    responses by class and channel, and `responses` (m,), responses of a channel by class: integers,
+    so that their sums over batches, devices and hosts are exact. Their quotient is the class
+    sparsity.
+  """
+
+  def step(state, batch):
+    outputs, _ = network(state.params, state.batch_stats, state.csm, batch["video"][:, 0])
+    zeros, responses = _zero_responses(network, outputs["universal_features"], batch)
+    return {"zeros": zeros, "responses": responses}
+
+  return step
+
+
+def _zero_responses(
+  network: Network, features: Float[Array, "n t h w c"], batch: Batch
+) -> tuple[Integer[Array, "m c"], Integer[Array, " m"]]:
+  """Returns zero responses by class and channel, and responses of a channel by class."""
+  zeros, examples = csm_lib.zero_counts(
+    features, batch["label"], batch["valid"], network.model.num_classes
+  )
+  return zeros, examples * math.prod(features.shape[1:4])
+
+
+@functools.lru_cache(maxsize=8)
+def score_step(network: Network, mirrors: tuple[tuple[int, ...] | None, ...]) -> Step:
+  """Returns `make_score_step`'s, compiled for all devices, the same for the same call."""
+  return _compiled(make_score_step(network, mirrors))
+
+
+@functools.lru_cache(maxsize=8)
+def analysis_step(network: Network) -> Step:
+  """Returns `make_analysis_step`'s, compiled for all devices, the same for the same call."""
+  return _compiled(make_analysis_step(network))
+
+
+@functools.lru_cache(maxsize=8)
+def sparsity_step(network: Network) -> Step:
+  """Returns `make_sparsity_step`'s, compiled for all devices, the same for the same call."""
+  return _compiled(make_sparsity_step(network))
+
+
+def _compiled(step: Step) -> Step:
+  """Jits a step; every host gets the whole batch's results, with its ids, labels and padding."""
+
+  def run(state, batch):
+    return step(state, batch) | {key: batch[key] for key in ("id", "label", "valid")}
+
+  return jax.jit(
+    run,
+    out_shardings=devices.replicated(devices.data_mesh()),
+    compiler_options=devices.compiler_options(),
+  )
+
+
+def pass_over(
+  step: Step, state: TrainState, batches: Iterable[dict[str, np.ndarray]]
+) -> Iterator[dict[str, Array]]:
+  """Passes once over a split; the device has its next batch before the last one is read.
+
+  Args:
+    step: compiled, of this module.
+    state: the networks.
+    batches: of this host, see `run.Source`.
+
+  Yields:
+    For each batch the step's results, on the device, with `label`, `valid` and the codes of `id`.
+
+  Raises:
+    UserError: an id of more than 256 bytes.
+  """
+  mesh, last = devices.data_mesh(), None
+  for batch in batches:
+    batch = {**batch, "id": id_codes(batch["id"])}
+    results = step(state, devices.global_batch(batch, mesh))
+    if last is not None:
+      yield last
+    last = results
+  yield last
+
+
+def score(
+  step: Step,
+  state: TrainState,
+  batches: Iterable[dict[str, np.ndarray]],
+  class_names: Sequence[str],
+) -> Scores:
+  """Returns the scores of all clips of a split.
+
+  Args:
+    step: of `score_step`.
+    state: the networks.
+    batches: of this host: `video` (b, v, t, h, w, c) uint8, `label`, `valid`, `id`.
+    class_names: in the order of the labels.
+
+  Raises:
+    UserError: an id of more than 256 bytes.
+  """
+  parts = []
+  for results in pass_over(step, state, batches):
+    results = jax.device_get(results)
+    valid = results.pop("valid").astype(bool)
+    parts.append({key: value[valid] for key, value in results.items()})
+  arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+  return Scores(
+    ids=read_id_codes(arrays.pop("id")),
+    labels=arrays.pop("label"),
+    class_names=np.array(class_names, str),
+    predictions={name: arrays[name] for name in PREDICTIONS if name in arrays},
+  )
+
+
+def id_codes(ids: Sequence[bytes] | np.ndarray) -> UInt8[np.ndarray, "n b"]:
+  """Returns ids as numbers that may be placed on devices.
+
+  Raises:
+    UserError: an id of more than 256 bytes.
+  """
+  ids = np.asarray(ids).astype("S")
+  if ids.dtype.itemsize > ID_BYTES:
+    raise UserError(f"id {max(ids, key=len).decode()}: longer than {ID_BYTES} bytes; rename it")
+  return ids.astype(f"S{ID_BYTES}").view(np.uint8).reshape(-1, ID_BYTES)
+
+
+def read_id_codes(codes: UInt8[np.ndarray, "n b"]) -> np.ndarray:
+  """Returns the ids (n,), str, that `id_codes` was given."""
+  return np.char.decode(np.ascontiguousarray(codes).view(f"S{ID_BYTES}")[:, 0], "utf-8")

@@ -1,0 +1,131 @@
+"""Masks drawn over the frames they were made from: strips, looping clips (Fig. 5 and 6)."""
+
+import base64
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw
+
+# 256 colours from dark to glowing, bytes of RGB: matplotlib's 'inferno' (CC0), by hand so that
+# training need not import what draws.
+COLOURS = np.frombuffer(
+  base64.b64decode(
+    "AAAEAQAFAQEGAQEIAgEKAgIMAgIOAwIQBAMSBAMUBQQXBgQZBwUbCAUdCQYfCgciCwckDAgmDQgpDgkrEAktEQowEgoy"
+    "FAs0FQs3Fgs5GAw8GQw+GwxBHAxDHgxFHwxIIQxKIwxMJAxPJgxRKAtTKQtVKwtXLQtZLwpbMQpcMgpeNApfNglhOAli"
+    "OQljOwlkPQllPglmQApnQgpoRApoRQppRwtqSQtqSgxrTAxrTQ1sTw1sUQ5sUg5tVA9tVQ9tVxBuWRBuWhFuXBJuXRJu"
+    "XxNuYRNuYhRuZBVuZRVuZxZuaRZuahdubBhubRhubxlucRluchpudBpudRtudxxteBxteh1tfB1tfR5tfx5sgB9sgiBs"
+    "hCBrhSFrhyFriCJqiiJqjCNpjSNpjyRpkCVokiVokyZnlSZnlydmmCdmmihlmylknSlknypjoCpjoitioyxhpSxgpi1g"
+    "qC5fqS5eqy9erTBdrjBcsDFbsTJaszJatDNZtjRYtzVXuTVWujZVvDdUvThTvzlSwDpRwTpQwztPxDxOxj1Nxz5MyD9L"
+    "ykBKy0FJzEJIzkNHz0RG0EVF0kZE00dD1EhC1UpB10s/2Ew+2U092k4821A73VE63lI431M34FU24VY14lc041kz5Fox"
+    "5Vww5l0v514u6GAt6WEr6mMq62Qp62Yo7Gcm7Wkl7mok72wj724h8G8g8XEf8XMd8nQc83Yb83gZ9HkY9XsX9X0V9n4U"
+    "9oAT94IS94QQ+IUP+IcO+IkM+YsL+YwK+Y4J+pAI+pIH+pQH+5YG+5cG+5kG+5sG+50H/J8H/KEI/KMJ/KUK/KYM/KgN"
+    "/KoP/KwR/K4S/LAU/LIW/LQY+7Ya+7gd+7of+7wh+74j+sAm+sIo+sQq+sYt+ccv+cky+cs1+M03+M8699E999NA9tVD"
+    "9tdG9dlJ9dtM9N1P9N9T9OFW8+Na8+Vd8uZh8uhl8upp8ext8e1x8e918fF58vJ98vSC8/WG8/aK9PiO9fmS9vqW+Pua"
+    "+fyd+v2h/P+k"
+  ),
+  np.uint8,
+).reshape(256, 3)
+OPACITY = 0.5  # of the mask over the frame
+GAP = 2  # pixels between the frames of a strip
+
+
+def upsample(
+  mask: Float[np.ndarray, "t1 h1 w1"], size: tuple[int, int, int]
+) -> Float[np.ndarray, "t h w"]:
+  """Returns a mask at the frames and pixels that it stands for.
+
+  A cell is the centre of its share of the frame, and values between centres are interpolated; a
+  step in time stands for its share of the frames.
+
+  Args:
+    mask: of a feature map.
+    size: frames, height and width of the clip.
+  """
+  frames, height, width = size
+  steps = [
+    np.asarray(
+      Image.fromarray(np.asarray(step, np.float32)).resize((width, height), Image.BILINEAR)
+    )
+    for step in mask
+  ]
+  return np.stack([steps[k * len(mask) // frames] for k in range(frames)])
+
+
+def frames_of(video: UInt8[np.ndarray, "t h w c"]) -> UInt8[np.ndarray, "t h w 3"]:
+  """Returns what is shown of a clip: RGB, or of optical flow the speed, white where it is 0.
+
+  Flow is coded as `data.flow` does, x and y of the first pair in the first two channels.
+  """
+  if video.shape[-1] == 3:
+    return video
+  speed = np.linalg.norm(video[..., :2].astype(np.float32) - 128, axis=-1)
+  return np.repeat((255 - np.minimum(2 * speed, 255)).astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def blend(
+  video: UInt8[np.ndarray, "t h w c"], mask: Float[np.ndarray, "t1 h1 w1"]
+) -> UInt8[np.ndarray, "t h w 3"]:
+  """Returns the clip under its mask: dark where the mask is low, glowing where it is high.
+
+  The scale is the clip's own, from its lowest value to its highest: what counts is where the mask
+  is higher than elsewhere in the clip. A mask that is the same everywhere leaves the clip as it is.
+
+  Args:
+    video: the clip, as the network saw it before normalisation.
+    mask: of a feature map.
+  """
+  frames = frames_of(video)
+  mask = upsample(mask, frames.shape[:3])
+  span = mask.max() - mask.min()
+  if not span:
+    return frames
+  shares = (mask - mask.min()) / span
+  colours = COLOURS[np.minimum((256 * shares).astype(int), 255)].astype(np.float32)
+  return np.round((1 - OPACITY) * frames + OPACITY * colours).astype(np.uint8)
+
+
+def strip(
+  rows: Sequence[UInt8[np.ndarray, "t h w 3"]], count: int = 8, height: int = 112
+) -> Image.Image:
+  """Returns frames side by side, evenly chosen, a row for each clip.
+
+  Args:
+    rows: clips of one size and length.
+    count: frames of a row at most.
+    height: of a frame in pixels.
+  """
+  frames, h, w = rows[0].shape[:3]
+  count = min(count, frames)
+  chosen = [(2 * k + 1) * frames // (2 * count) for k in range(count)]
+  width = round(w * height / h)
+  sheet = Image.new("RGB", (count * (width + GAP) - GAP, len(rows) * (height + GAP) - GAP), "white")
+  for y, clip in enumerate(rows):
+    for x, k in enumerate(chosen):
+      frame = Image.fromarray(clip[k]).resize((width, height), Image.BICUBIC)
+      sheet.paste(frame, (x * (width + GAP), y * (height + GAP)))
+  return sheet
+
+
+def loop(clip: UInt8[np.ndarray, "t h w 3"], height: int = 168, frame_ms: int = 200) -> bytes:
+  """Returns the clip as an animated WebP that loops; the last frame stays for a second."""
+  width = round(clip.shape[2] * height / clip.shape[1])
+  images = [Image.fromarray(frame).resize((width, height), Image.BICUBIC) for frame in clip]
+  durations = [frame_ms] * (len(images) - 1) + [1000]
+  file = io.BytesIO()
+  images[0].save(
+    file, "WEBP", save_all=True, append_images=images[1:], duration=durations, loop=0, quality=60
+  )
+  return file.getvalue()
+
+
+def labelled(image: Image.Image, lines: Sequence[str]) -> Image.Image:
+  """Returns an image with lines of text above it."""
+  height = 14 * len(lines) + 4
+  sheet = Image.new("RGB", (image.width, image.height + height), "white")
+  draw = ImageDraw.Draw(sheet)
+  for i, line in enumerate(lines):
+    draw.text((2, 2 + 14 * i), line, fill="black")
+  sheet.paste(image, (0, height))
+  return sheet

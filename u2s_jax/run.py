@@ -1,0 +1,182 @@
+"""What the stages of a run, its evaluations and its end share."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import ml_collections
+import numpy as np
+
+from u2s_jax import devices, settings
+from u2s_jax import state as state_lib
+from u2s_jax.checkpoint import Checkpoints, abstract_state
+from u2s_jax.errors import UserError
+from u2s_jax.models.network import Network
+from u2s_jax.stages import STAGES, Stage
+from u2s_jax.state import TrainState
+from u2s_jax.views import VIEWS, mirrored_labels
+from u2s_jax.workdir import Workdir
+
+Batches = Iterator[dict[str, np.ndarray]]
+TRAIN_SPLIT, VALIDATION_SPLIT = "train", "validation"
+
+
+@runtime_checkable
+class Source(Protocol):
+  """Where the batches come from; `data.source` has the one that reads prepared data sets.
+
+  Attributes:
+    class_names: in the order of the labels.
+    num_train: training clips.
+    channels: of a frame: 3 for RGB, 2 for each pair of optical flow.
+    stored: in JSON's types, how the data set was prepared, kept in every checkpoint for `predict`.
+  """
+
+  class_names: tuple[str, ...]
+  num_train: int
+  channels: int
+  stored: Mapping[str, Any]
+
+  def train_batches(self, stage: int, first_step: int) -> Batches:
+    """Streams this host's training batches, without end and always the same.
+
+    Args:
+      stage: index of the stage.
+      first_step: of the stage, to begin with.
+
+    Returns:
+      Batches of `video` (b, t, h, w, c) uint8, `label`, `valid`.
+    """
+
+  def eval_batches(self, split: str, views: str) -> Batches:
+    """Goes through a split once.
+
+    Args:
+      split: of the data set.
+      views: of `views.VIEWS`.
+
+    Returns:
+      This host's batches of `video` (b, v, t, h, w, c) uint8, `label` (-1 where unknown), `valid`
+      (False for padding), `id`.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A run: what `open_run` makes of a config, a folder and a data set.
+
+  Attributes:
+    config: see `configs/default.py`.
+    name: of the config's file, for the summary.
+    workdir: the run's folder.
+    source: of the batches.
+    network: the networks, and what turns bytes into their input.
+    stages: the schedule.
+    checkpoints: of the run, to be closed.
+  """
+
+  config: ml_collections.ConfigDict
+  name: str
+  workdir: Workdir
+  source: Source
+  network: Network
+  stages: tuple[Stage, Stage, Stage]
+  checkpoints: Checkpoints
+
+  @property
+  def tx(self):
+    """The optimizer."""
+    return state_lib.sgd(self.config.optimizer.momentum, self.config.optimizer.weight_decay)
+
+  def stage(self, name: str) -> Stage:
+    """Returns the stage of a name."""
+    return self.stages[STAGES.index(name)]
+
+  def total_steps(self, stage: Stage) -> int:
+    """Counts a stage's steps: its clips over the batch size, at least 1 unless it has 0 epochs."""
+    count = round(stage.epochs * self.source.num_train / self.config.batch_size)
+    return max(1, count) if stage.epochs else 0
+
+  def steps_before(self, stage: Stage) -> int:
+    """Counts the steps of the stages before: TensorBoard's steps count through all stages."""
+    return sum(self.total_steps(before) for before in self.stages[: self.stages.index(stage)])
+
+  def begin(self, stage: Stage) -> Callable[[TrainState | None], TrainState]:
+    """Returns a jit-able function that makes the stage's first state from the state before."""
+    key = jax.random.fold_in(jax.random.key(self.config.seed), self.stages.index(stage))
+    # Parameters do not depend on the size of the frames.
+    shape = (1, self.config.data.num_frames, 32, 32, self.source.channels)
+    return lambda previous: state_lib.begin(
+      self.network.model, stage, self.tx, key, shape, previous
+    )
+
+  def latest(self) -> tuple[str, int] | None:
+    """Returns stage and step of the newest checkpoint, by host 0's word: all go on from one."""
+    stage, step = self.checkpoints.latest() or (None, 0)
+    index, step = devices.broadcast_from_host0([-1 if stage is None else STAGES.index(stage), step])
+    return None if index < 0 else (STAGES[index], int(step))
+
+  def restore(self, stage_name: str, step: int) -> tuple[TrainState, dict[str, Any]]:
+    """Returns state and record of a checkpoint, replicated over the devices."""
+    previous = None
+    for stage in self.stages[: STAGES.index(stage_name) + 1]:
+      previous = jax.eval_shape(self.begin(stage), previous)
+    placement = devices.replicated(devices.data_mesh())
+    return self.checkpoints.restore(stage_name, step, abstract_state(previous, placement))
+
+  def restore_one_pass(self) -> TrainState:
+    """Returns the state after stage 1."""
+    state, _ = self.restore(STAGES[0], self.checkpoints.last_step(STAGES[0]))
+    return state
+
+  def mirrors(self, views: str) -> tuple[tuple[int, ...] | None, ...]:
+    """Returns for each view None, or for a mirrored one the class that each class turns into."""
+    if not any(VIEWS[views]):
+      return (None,) * len(VIEWS[views])
+    labels = mirrored_labels(len(self.source.class_names), self.config.data.flip_label_map)
+    return tuple(labels if mirrored else None for mirrored in VIEWS[views])
+
+
+def open_run(config: ml_collections.ConfigDict, workdir: Workdir, source: Source, name: str) -> Run:
+  """Opens a new run or one to go on with; its checkpoints are to be closed.
+
+  Args:
+    config: checked by `settings.check`.
+    workdir: the run's folder.
+    source: of the batches.
+    name: of the config's file.
+
+  Raises:
+    UserError: a config that does not fit the data set's classes, with the field's name.
+  """
+  num_classes = len(source.class_names)
+  if config.csm.n >= num_classes:
+    raise UserError(
+      f"csm.n: {config.csm.n} confusing classes a class, but there are {num_classes} in all"
+    )
+  unknown = [name for name in config.eval.classes if name not in source.class_names]
+  if unknown:
+    raise UserError(f"eval.classes: {unknown[0]!r} is not one of the data set's classes")
+  described = {
+    "num_classes": num_classes,
+    "class_names": source.class_names,
+    "num_train": source.num_train,
+    "channels": source.channels,
+    "control": config.control,
+    **settings.describe_model(config),
+  }
+  run = Run(
+    config=config,
+    name=name,
+    workdir=workdir,
+    source=source,
+    network=settings.build_network(config, num_classes),
+    stages=settings.schedule(config),
+    checkpoints=Checkpoints(
+      workdir.checkpoints, STAGES, json.loads(json.dumps(described)), settings.describe_defaults()
+    ),
+  )
+  run.mirrors(config.eval.views)  # raises for a map that does not fit
+  return run

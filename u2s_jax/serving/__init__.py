@@ -1,0 +1,1 @@
+"""A trained run at work on single files, and exported."""

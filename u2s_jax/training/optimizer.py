@@ -1,0 +1,57 @@
+"""The learning rate of a stage."""
+
+import dataclasses
+from typing import Any
+
+from u2s_jax.run import Run
+from u2s_jax.stages import Stage
+
+DECAY_FACTOR = 0.1  # Section IV-B: the learning rate "decreases by a factor of 10"
+
+
+@dataclasses.dataclass
+class Plateau:
+  """Counts falls of the learning rate on a saturating validation error; saved in checkpoints.
+
+  Attributes:
+    best: lowest error seen, a fraction.
+    waited: epochs since then.
+    decays: times the learning rate fell.
+  """
+
+  best: float = float("inf")
+  waited: int = 0
+  decays: int = 0
+
+  def update(self, error: float, patience: int) -> None:
+    """Takes an epoch's validation error; after `patience` epochs without a new low it decays."""
+    if error < self.best:
+      self.best, self.waited = error, 0
+      return
+    self.waited += 1
+    if self.waited >= patience:
+      self.waited = 0
+      self.decays += 1
+
+
+def learning_rate(stage: Stage, epoch: float, plateau: Plateau) -> float:
+  """Returns the learning rate of a stage.
+
+  Args:
+    stage: says how it falls.
+    epoch: passes over the training set so far, and the fraction of the one that is going on.
+    plateau: where it falls on a saturating error.
+  """
+  decays = plateau.decays
+  if stage.decay == "epochs":
+    decays = sum(epoch >= boundary for boundary in stage.decay_epochs)
+  return stage.learning_rate * DECAY_FACTOR**decays
+
+
+def record(run: Run, stage: Stage, plateau: Plateau) -> dict[str, Any]:
+  """Returns what is saved beside a state, in JSON's types."""
+  return {
+    "plateau": dataclasses.asdict(plateau),
+    "total_steps": run.total_steps(stage),
+    "stored": dict(run.source.stored),
+  }

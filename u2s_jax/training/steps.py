@@ -1,0 +1,127 @@
+"""One update of a training stage."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from u2s_jax import devices, losses, regularizer
+from u2s_jax.models.network import Network
+from u2s_jax.stages import Stage
+from u2s_jax.state import TrainState
+
+Batch = dict[str, Array]
+TrainStep = Callable[[TrainState, Batch, Float[Array, ""]], tuple[TrainState, dict[str, Array]]]
+
+
+def make_train_step(
+  network: Network,
+  stage: Stage,
+  tx: optax.GradientTransformation,
+  *,
+  regularizer_weight: float,
+  accumulate_steps: int = 1,
+) -> TrainStep:
+  """Returns a stage's update: (state, batch, learning rate) -> (state, metrics), pure.
+
+  Only the stage's trainable subnetworks are differentiated, updated, and move their BN statistics.
+
+  Args:
+    network: the networks and their masks; the regularizer keeps to the binary CSM.
+    stage: what is trained on which loss.
+    tx: direction of the step, see `optimizer.sgd`.
+    regularizer_weight: lambda of Eq. 3, at least 0 (paper: 0.5).
+    accumulate_steps: parts of the batch that are computed one after the other, their gradients
+      added up. BN sees each part as a batch, and moves its averages once a part.
+
+  Returns:
+    A function to be jitted. Its batch has `video` (n, t, h, w, c) uint8, `label` (n,) and `valid`
+    (n,), False for padding. Its metrics are scalars: `loss` (Eq. 3 with the stage's terms),
+    `loss_*` by prediction, `regularizer`, `accuracy_*` (fractions, of the batch, with the network
+    in training mode), `grad_norm` and `parameter_norm`, of what is trained.
+  """
+
+  def loss_fn(trained, state, batch):
+    outputs, batch_stats = network(
+      {**state.params, **trained},
+      state.batch_stats,
+      state.csm,
+      batch["video"],
+      batch["label"],
+      train=stage.trainable,
+    )
+    metrics = {}
+    loss = 0.0
+    for name in stage.losses:
+      term = losses.cross_entropy(outputs[name], batch["label"], batch["valid"])
+      loss += term
+      metrics[f"loss_{name}"] = term
+      hits = (jnp.argmax(outputs[name], axis=-1) == batch["label"]) & batch["valid"]
+      metrics[f"accuracy_{name}"] = jnp.sum(hits) / jnp.maximum(jnp.sum(batch["valid"]), 1)
+    if stage.regularized:
+      metrics["regularizer"] = regularizer.category_regularizer(
+        trained["mask"]["kernel"], state.csm.matrix
+      )
+      loss += regularizer_weight * metrics["regularizer"]
+    metrics["loss"] = loss
+    return loss, (batch_stats, metrics)
+
+  gradients = jax.grad(loss_fn, has_aux=True)
+  if accumulate_steps > 1:
+    gradients = _accumulated(gradients, accumulate_steps)
+
+  def step(state, batch, learning_rate):
+    trained = {name: state.params[name] for name in stage.trainable}
+    grads, (batch_stats, metrics) = gradients(trained, state, batch)
+    direction, momentum = tx.update(grads, state.momentum, trained)
+    trained = jax.tree.map(lambda p, d: p - learning_rate * d, trained, direction)
+    metrics["grad_norm"] = optax.tree.norm(grads)
+    metrics["parameter_norm"] = optax.tree.norm(trained)  # not finite: never to be saved
+    state = state.replace(
+      step=state.step + 1,
+      params={**state.params, **trained},
+      batch_stats=batch_stats,
+      momentum=momentum,
+    )
+    return state, metrics
+
+  return step
+
+
+def compile_train_step(step: TrainStep) -> TrainStep:
+  """Jits a step of `make_train_step` for all devices; the state that it is given is used up."""
+  replicated = devices.replicated(devices.data_mesh())
+  return jax.jit(
+    step,
+    donate_argnums=0,
+    out_shardings=(replicated, replicated),
+    compiler_options=devices.compiler_options(),
+  )
+
+
+def _accumulated(gradients: Callable, parts: int) -> Callable:
+  """Returns `gradients`, computed part by part of the batch and added up."""
+
+  def accumulate(trained, state, batch):
+    # Every device keeps its own clips: a part takes some of each device's.
+    split = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1), batch)
+    count = jnp.maximum(jnp.sum(batch["valid"]), 1)
+
+    def add(carry, part):
+      batch_stats, sums = carry
+      grads, (batch_stats, metrics) = gradients(
+        trained, state.replace(batch_stats=batch_stats), part
+      )
+      share = jnp.sum(part["valid"]) / count
+      sums = jax.tree.map(lambda total, x: total + share * x, sums, (grads, metrics))
+      return (batch_stats, sums), None
+
+    part = jax.tree.map(lambda x: x[0], split)
+    grads, (_, metrics) = jax.eval_shape(gradients, trained, state, part)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, metrics))
+    (batch_stats, (grads, metrics)), _ = jax.lax.scan(add, (state.batch_stats, zeros), split)
+    return grads, (batch_stats, metrics)
+
+  return accumulate

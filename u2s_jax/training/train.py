@@ -1,0 +1,170 @@
+"""The training loop: three stages, one loop, resumable at any step.
+
+Order at a step that ends an epoch: update, evaluate, decide on the learning rate, save, next batch.
+"""
+
+import contextlib
+from typing import Protocol
+
+import ml_collections
+import numpy as np
+
+from u2s_jax import devices, metrics, settings
+from u2s_jax import state as state_lib
+from u2s_jax.console import Meter, Profiler, log
+from u2s_jax.evaluation import evaluate
+from u2s_jax.run import VALIDATION_SPLIT, Run, Source, open_run
+from u2s_jax.stages import STAGES, Stage
+from u2s_jax.state import TrainState
+from u2s_jax.training import optimizer, start, steps
+from u2s_jax.training.pictures import Pictures
+from u2s_jax.workdir import Workdir
+
+
+class Writer(Protocol):
+  """Takes what TensorBoard shows, as `clu.metric_writers` do; steps count through all stages."""
+
+  def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
+    """Takes numbers by name."""
+
+  def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
+    """Takes images (n, h, w, 3) uint8 by name."""
+
+
+def is_finished(workdir: Workdir) -> bool:
+  """Tells, by host 0's word, whether the run came to its end; if so, prints it."""
+  finished = bool(devices.broadcast_from_host0(workdir.summary.exists()))
+  if finished:
+    log(f"{workdir.root}: this run is finished, see {workdir.summary}; nothing to do")
+  return finished
+
+
+def train(
+  config: ml_collections.ConfigDict,
+  workdir: Workdir,
+  source: Source,
+  writer: Writer,
+  config_name: str,
+) -> None:
+  """Trains all stages and evaluates, from wherever `workdir` left off.
+
+  Args:
+    config: see `configs/default.py`.
+    workdir: the run's folder.
+    source: of the batches.
+    writer: of what TensorBoard shows; called on all hosts.
+    config_name: for the summary.
+
+  Raises:
+    UserError: a config that cannot work, or is not that of the run in `workdir`; a loss or a
+      gradient is not finite: the last good checkpoint stays.
+  """
+  settings.check(config, workdir)
+  if is_finished(workdir):
+    return
+  run = open_run(config, workdir, source, config_name)
+  profiler = Profiler(workdir.profile, config.profile)
+  # Closing waits for a checkpoint that is just being written, whatever happens.
+  with contextlib.closing(run.checkpoints):
+    state, record, done = None, None, -1
+    latest = run.latest()
+    if latest:
+      state, record = run.restore(*latest)
+      done = STAGES.index(latest[0])
+      log(f"going on at stage {latest[0]}, step {latest[1]}, from {workdir.checkpoints}")
+    for index in range(max(done, 0), len(run.stages)):
+      stage = run.stages[index]
+      if index > done:
+        state, record = start.begin_stage(run, stage, state)
+      plateau = optimizer.Plateau(**record["plateau"])
+      state = run_stage(run, stage, state, plateau, writer, profiler)
+      if index == 0:  # whenever stage 1 ends in this process: stage 2 has no checkpoint yet
+        evaluate.score_one_pass(run, state)
+    evaluate.finish(run, state)
+
+
+def run_stage(
+  run: Run,
+  stage: Stage,
+  state: TrainState,
+  plateau: optimizer.Plateau,
+  writer: Writer,
+  profiler: Profiler,
+) -> TrainState:
+  """Trains one stage from `state.step` to its end, and returns its last state."""
+  config, first, total = run.config, int(state.step), run.total_steps(stage)
+  if first >= total:
+    return state
+  mesh, offset, num_train = devices.data_mesh(), run.steps_before(stage), run.source.num_train
+  train_step = steps.compile_train_step(
+    steps.make_train_step(
+      run.network,
+      stage,
+      run.tx,
+      regularizer_weight=config.regularizer_weight,
+      accumulate_steps=config.accumulate_steps,
+    )
+  )
+  meter = Meter(
+    stage,
+    first,
+    total,
+    batch_size=config.batch_size,
+    num_train=num_train,
+    write_scalars=lambda step, scalars: writer.write_scalars(offset + step, scalars),
+  )
+  pictures = Pictures(run, writer.write_images)
+  log(f"stage {stage.name}: {stage.epochs:g} epochs, {total} steps of {config.batch_size} clips")
+  batches = run.source.train_batches(run.stages.index(stage), first)
+  for step in range(first + 1, total + 1):
+    batch = devices.global_batch(next(batches), mesh)
+    seen = (step - 1) * config.batch_size / num_train
+    rate = optimizer.learning_rate(stage, seen, plateau)
+    state, scalars = train_step(state, batch, rate)
+    meter.add(step, scalars)
+    profiler.after(step, first, total, scalars)
+    epoch_done = meter.ends_epoch(step)
+    save = step == total or step % config.checkpoint_every_steps == 0
+    if epoch_done or save or step % config.log_every_steps == 0:
+      meter.tell_later(step, rate)
+    if epoch_done or save:
+      meter.flush()
+    if epoch_done:
+      accuracies = validate(run, stage, state)
+      writer.write_scalars(
+        offset + step, {f"{stage.name}/validation_{k}": v for k, v in accuracies.items()}
+      )
+      pictures.write(stage, state, offset + step)
+      if stage.decay == "plateau":
+        plateau.update(1 - list(accuracies.values())[-1] / 100, stage.patience)
+      meter.restart(step)
+    if save:
+      if not state_lib.all_finite(state):
+        raise stage.diverged(step, "a parameter or statistic is not finite")
+      run.checkpoints.save(stage.name, step, state, optimizer.record(run, stage, plateau))
+  run.checkpoints.wait()
+  return state
+
+
+def validate(run: Run, stage: Stage, state: TrainState) -> dict[str, float]:
+  """Returns top-1 in percent of every prediction and, last, of their mean, on the centre view.
+
+  Args:
+    run: the run.
+    stage: of the state.
+    state: the networks.
+
+  Raises:
+    UserError: a score is not finite.
+  """
+  scores = evaluate.score(run, state, "center", VALIDATION_SPLIT)
+  if not all(np.isfinite(values).all() for values in scores.predictions.values()):
+    raise stage.diverged(int(state.step), "validation scores are not finite")
+  by_name = dict(scores.predictions)
+  if len(by_name) > 1:
+    by_name["merged"] = scores.merged
+  accuracies = {
+    name: 100 * metrics.top_k_accuracy(values, scores.labels, 1) for name, values in by_name.items()
+  }
+  log("  validation top-1: " + "  ".join(f"{k} {v:.1f} %" for k, v in accuracies.items()))
+  return accuracies

@@ -1,0 +1,161 @@
+"""The folder of a run: every path in it, and files that appear whole or not at all."""
+
+import contextlib
+import csv
+import dataclasses
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any
+
+import numpy as np
+
+from u2s_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+  """Where the files of a run lie, or those of one of its further evaluations.
+
+  Attributes:
+    root: the folder.
+  """
+
+  root: pathlib.Path
+
+  @property
+  def checkpoints(self) -> pathlib.Path:
+    """Orbax checkpoints, `<stage>/<step>` below it."""
+    return self.root / "checkpoints"
+
+  @property
+  def config(self) -> pathlib.Path:
+    """The config that the run began with."""
+    return self.root / "config.json"
+
+  @property
+  def summary(self) -> pathlib.Path:
+    """The accuracies; the last file of a run, so its end."""
+    return self.root / "summary.json"
+
+  @property
+  def per_class(self) -> pathlib.Path:
+    """The table of all classes."""
+    return self.root / "per_class.csv"
+
+  @property
+  def report(self) -> pathlib.Path:
+    """Folder of the figures and the page."""
+    return self.root / "report"
+
+  @property
+  def export(self) -> pathlib.Path:
+    """Folder of the networks for other programs."""
+    return self.root / "export"
+
+  @property
+  def compiled(self) -> pathlib.Path:
+    """Folder of compiled programs."""
+    return self.root / "compiled"
+
+  @property
+  def profile(self) -> pathlib.Path:
+    """Folder of the profile of a few training steps."""
+    return self.root / "profile"
+
+  @property
+  def prepared(self) -> pathlib.Path:
+    """Folder of the prepared data set, where the config names none."""
+    return self.root / "prepared"
+
+  @property
+  def videos(self) -> pathlib.Path:
+    """Folder of rendered videos, where the config names none."""
+    return self.root / "tiny_something"
+
+  def scores(self, split: str) -> pathlib.Path:
+    """Scores of a split by the whole networks."""
+    return self.root / "scores" / f"{split}.npz"
+
+  def one_pass_scores(self, split: str) -> pathlib.Path:
+    """Scores of a split by the model after stage 1."""
+    return self.root / "scores" / f"{split}_one_pass.npz"
+
+  def analysis(self, split: str) -> pathlib.Path:
+    """Features and masks of a split, for the report."""
+    return self.root / "analysis" / f"{split}.npz"
+
+  def evaluation(self, name: str) -> "Workdir":
+    """A folder for an evaluation in other ways than the run's own, laid out alike."""
+    return Workdir(self.root / "eval" / name)
+
+  def read_config(self) -> dict[str, Any] | None:
+    """Reads the fields of the config that the run began with; None where there is none.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    if not self.config.exists():
+      return None
+    try:
+      return json.loads(self.config.read_text())
+    except ValueError as error:
+      raise UserError(
+        f"{self.config}: damaged ({error}); delete it if the config is the same"
+      ) from error
+
+  def write_config(self, fields: dict[str, Any]) -> None:
+    """Writes the fields of the config that the run begins with."""
+    write_json(self.config, fields)
+
+
+@contextlib.contextmanager
+def whole_file(path: pathlib.Path, mode: str = "w") -> Iterator[IO]:
+  """Opens a file that appears under its name whole, at the block's end, or not at all.
+
+  Args:
+    path: its name; missing folders are made.
+    mode: 'w' for text in UTF-8, or 'wb'.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_suffix(".partial")
+  text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+  with open(partial, mode, **text) as file:
+    yield file
+  os.replace(partial, path)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes indented JSON."""
+  with whole_file(path) as file:
+    file.write(json.dumps(value, indent=2) + "\n")
+
+
+def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
+  """Writes a table whose columns are the keys of its first row."""
+  with whole_file(path) as file:
+    writer = csv.DictWriter(file, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+  """Writes compressed arrays by name."""
+  with whole_file(path, "wb") as file:
+    np.savez_compressed(file, **arrays)
+
+
+def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Reads arrays by name.
+
+  Raises:
+    UserError: no such file of arrays, or a damaged one.
+    OSError: it cannot be read.
+  """
+  try:
+    with np.load(path) as file:
+      return dict(file)
+  except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    raise UserError(f"{path}: damaged, or no .npz file of arrays") from error
