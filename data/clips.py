@@ -4,9 +4,9 @@ Imports no TensorFlow: a program that reads frames by itself can ask here which 
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from numbers import Real
 
+import ml_collections
 import numpy as np
 from jaxtyping import Int
 
@@ -80,8 +80,8 @@ class Augmentation:
     UserError: a value outside these.
   """
 
-  multi_scale: tuple[float, ...] = ()
-  color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+  multi_scale: tuple[Real, ...] = ()
+  color_jitter: tuple[Real, ...] = (0.0, 0.0, 0.0, 0.0)
   flip: bool = False
   flip_label_map: tuple[tuple[int, int], ...] = ()
 
@@ -97,7 +97,7 @@ class Augmentation:
       )
 
 
-def of_config(fields: Mapping[str, Any]) -> tuple[ClipSpec, Augmentation]:
+def of_config(fields: ml_collections.ConfigDict) -> tuple[ClipSpec, Augmentation]:
   """Returns what a config's section `data` says of clips.
 
   Args:

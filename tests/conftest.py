@@ -1,9 +1,11 @@
-"""Eight simulated devices, programs compiled once for all tests and their subprocesses, videos.
+"""Eight simulated devices, programs compiled once for all, videos, and runs that tests share.
 
 Environment variables, because they have to be there before JAX is imported, here and there.
 """
 
 import atexit
+import contextlib
+import io
 import os
 import shutil
 import tempfile
@@ -50,3 +52,46 @@ def write_video():
     return path
 
   return write
+
+
+@pytest.fixture(scope="session")
+def trained():
+  """By devices, 1 and 8, and stage: first state, losses of ten steps, last state."""
+  import jax
+  import jax.numpy as jnp
+
+  from tests import small
+  from u2s_jax import devices
+  from u2s_jax.training import steps
+
+  results, current = {1: {}, 8: {}}, None
+  for stage in small.STAGES:
+    first = small.begin(stage, current)
+    if stage.name == "specific":
+      first = first.replace(csm=first.csm.replace(matrix=jnp.asarray(small.CSM)))
+    step = steps.make_train_step(small.NETWORK, stage, small.TX, regularizer_weight=0.5)
+    for count in (8, 1):
+      types = (jax.sharding.AxisType.Auto,)
+      mesh = jax.make_mesh((count,), ("data",), devices=jax.devices()[:count], axis_types=types)
+      placement, losses = devices.replicated(mesh), []
+      jitted = jax.jit(step, out_shardings=(placement, placement))
+      last = jax.device_put(first, placement)
+      for number in range(10):
+        last, metrics = jitted(last, devices.global_batch(small.batch(number), mesh), 0.01)
+        losses.append(metrics["loss"])
+      last = jax.device_put(last, jax.devices()[0])
+      results[count][stage.name] = first, np.array(jax.device_get(losses)), last
+    current = last
+  return results
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+  """A finished run on batches in memory: its folder, what TensorBoard shows, what it printed."""
+  from tests import memory_run
+
+  folder, writer, printed = tmp_path_factory.mktemp("run"), memory_run.Writer(), io.StringIO()
+  config = memory_run.config_of(**{"eval.pairs": 2, "profile": True})
+  with contextlib.redirect_stdout(printed):
+    memory_run.train(config, folder, writer=writer)
+  return folder, writer, printed.getvalue()

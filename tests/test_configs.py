@@ -1,6 +1,8 @@
 """Every file in configs/: its networks' sizes, and that its steps can be traced."""
 
+import functools
 import importlib
+import json
 import pathlib
 
 import jax
@@ -8,8 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from u2s_jax import evaluate, optimizer, settings, state, steps
+from configs import default
+from tests import config as tests_config
+from u2s_jax import settings, state
+from u2s_jax.evaluation import inference
+from u2s_jax.stages import PREDICTIONS
+from u2s_jax.training import steps
+from u2s_jax.views import VIEWS
 
+CLASSES = 174
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Parameters with 174 classes: of the one-pass model, and of trunk, both networks and mask network.
 # Where they come from: `test_u2s.py` (Table III) and `test_backbones.py`.
@@ -31,57 +40,105 @@ PARAMETERS = {
   "ucf101:flow": (63_724_718, 126_341_468),
   "ucf101_i3d": (12_458_334, 23_469_644),
 }
-CONFIGS = {path.stem for path in (ROOT / "configs").glob("*.py")}
+CONFIGS = {path.stem for path in (ROOT / "configs").glob("[!_]*.py")} - {"default"}
+PAPER = ("sthv2", "sthv2_flow", "ucf101", "hmdb51", "cars", "dogs")
 
 
 def config_of(name):
+  if name == "tests":
+    return tests_config.get_config()
   stem, _, argument = name.partition(":")
   return importlib.import_module(f"configs.{stem}").get_config(*[argument] * bool(argument))
 
 
 def test_no_config_is_missing():
-  assert {name.partition(":")[0] for name in PARAMETERS} == CONFIGS
+  assert {name.partition(":")[0] for name in PARAMETERS} == CONFIGS | {"tests"}
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_every_step_of_a_config_can_be_traced(name):
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_a_config_says_how_it_is_run_and_only_what_differs(name):
+  module = importlib.import_module(f"configs.{name}")
+  assert f"python main.py --config=configs/{name}.py" in module.__doc__
+  assert "Expected" in module.__doc__ or name == "demo"
+  # Every field is one of the default's, or of another backbone.
+  fields, known = (c.to_dict() for c in (module.get_config(), default.get_config()))
+  for section in known:
+    if isinstance(known[section], dict):
+      assert fields[section].keys() - {"render"} == known[section].keys(), section
+  assert fields.keys() == known.keys()
+
+
+def key_of(config):
+  """What the traced programs depend on; configs of one data type and network share it."""
+  data = [config.data[field] for field in ("num_frames", "crop_size", "modality", "flow_pairs")]
+  mirrored = config.eval.views == "10crop"
+  return json.dumps([config.model.to_dict(), data, config.eval.views if mirrored else ""])
+
+
+@functools.cache
+def traced(key, name):
+  """Parameters of the one-pass model and of all, after tracing every step of a config."""
   config = config_of(name)
-  model = settings.build_model(config, 174)
-  tx = optimizer.sgd(config.optimizer.momentum, config.optimizer.weight_decay)
-  pixels = {key: tuple(config.model[key]) for key in settings.PIXEL_FIELDS}
-  masks = {"selection": config.csm.selection, "guide": config.csm.guide}
+  network = settings.build_network(config, CLASSES)
+  tx = state.sgd(config.optimizer.momentum, config.optimizer.weight_decay)
   size, channels = config.data.crop_size, settings.input_channels(config)
   video = (2, config.data.num_frames, size, size, channels)
   batch = {
     "video": jax.ShapeDtypeStruct(video, jnp.uint8),
     "label": jax.ShapeDtypeStruct(video[:1], jnp.int32),
-    "mask": jax.ShapeDtypeStruct(video[:1], jnp.bool_),
+    "valid": jax.ShapeDtypeStruct(video[:1], jnp.bool_),
   }
-  current, counts = None, []
-  for stage in settings.schedule(config):
-    current = jax.eval_shape(
-      lambda previous, stage=stage: state.begin(
-        model, stage, tx, jax.random.key(0), (1, *video[1:]), previous
-      ),
-      current,
-    )
+  stages, counts = settings.schedule(config), []
+  for number, stage in enumerate(stages, start=1):
+    current = state.chain(network.model, stages[:number], tx, (1, *video[1:]))
     counts.append(sum(leaf.size for leaf in jax.tree.leaves(current.params)))
-    step = steps.make_train_step(
-      model, stage, tx, regularizer_weight=config.regularizer_weight, **pixels, **masks
-    )
+    step = steps.make_train_step(network, stage, tx, regularizer_weight=config.regularizer_weight)
     after, metrics = jax.eval_shape(step, current, batch, 1e-3)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, current)
     assert metrics["loss"].shape == ()
-  assert (counts[0], counts[2]) == PARAMETERS[name]
-  columns = evaluate.mirror_columns(config.eval.views, 174, tuple(config.data.flip_label_map))
-  step = steps.make_eval_step(model, stage, mirror_columns=columns, **pixels, **masks)
-  views = jax.ShapeDtypeStruct((2, len(columns), *video[1:]), jnp.uint8)
-  scores = jax.eval_shape(step, current, views, batch["label"])
-  assert {key: value.shape for key, value in scores.items()} == {
-    key: (2, 174) for key in steps.PREDICTIONS
+  mirrors = [tuple(range(CLASSES)) if mirrored else None for mirrored in VIEWS[config.eval.views]]
+  views = jax.ShapeDtypeStruct((2, len(mirrors), *video[1:]), jnp.uint8)
+  scores = jax.eval_shape(
+    inference.make_score_step(network, mirrors), current, batch | {"video": views}
+  )
+  assert {name: value.shape for name, value in scores.items()} == {
+    name: (2, CLASSES) for name in PREDICTIONS
   }
   # The CSM is made of non-negative features.
-  features = jax.eval_shape(
-    steps.make_sparsity_step(model, **pixels), current, batch | {"video": views}
-  )
-  assert features[0].shape[0] == 174 and np.issubdtype(features[0].dtype, np.integer)
+  counted = jax.eval_shape(inference.make_sparsity_step(network), current, batch | {"video": views})
+  assert counted["zeros"].shape[0] == CLASSES and np.issubdtype(counted["zeros"].dtype, np.integer)
+  return counts[0], counts[2]
+
+
+FIRST = {}  # by what is traced, the first config that asks for it
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_every_step_of_a_config_can_be_traced(name):
+  key = key_of(config_of(name))
+  assert traced(key, FIRST.setdefault(key, name)) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_values(name):
+  config = config_of(name)
+  assert config.batch_size == 20
+  assert config.data.num_frames == (1 if name in ("cars", "dogs") else 18)
+  assert (config.data.short_edge, config.data.crop_size) == (240, 224)
+  assert config.universal.learning_rate == config.specific.learning_rate == 1e-3
+  assert config.universal.decay_epochs == config.specific.decay_epochs == (7, 12)
+  assert config.joint.learning_rate == 1e-4 and config.regularizer_weight == 0.5
+  assert (config.optimizer.momentum, config.optimizer.weight_decay) == (0.9, 1e-4)
+  target = {"ucf101": 0.95, "cars": 0.95, "hmdb51": 0.9, "dogs": 0.9}.get(name, 0.85)
+  assert config.csm.target_accuracy == target
+  assert config.data.flip == (not name.startswith("sthv2"))
+  assert config.data.multi_scale == () and config.data.color_jitter == (0, 0, 0, 0)
+  assert config.eval.views == "10crop"
+
+
+@pytest.mark.parametrize("name", ["ucf101", "hmdb51"])
+def test_a_config_for_both_streams(name):
+  rgb, flow = config_of(name), config_of(f"{name}:flow")
+  assert (rgb.data.modality, flow.data.modality) == ("rgb", "flow")
+  assert len(rgb.model.pixel_mean) == 3 and len(flow.model.pixel_mean) == 1
+  assert flow.model.pixel_mean[0] * 255 == pytest.approx(128)  # no motion

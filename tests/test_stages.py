@@ -3,6 +3,7 @@
 import pytest
 
 from u2s_jax import stages
+from u2s_jax.errors import UserError
 
 DURATIONS = {
   name: {"learning_rate": 1e-3, "epochs": 2.0} for name in ("universal", "specific", "joint")
@@ -43,16 +44,23 @@ def test_the_control_trains_the_one_pass_model_as_long():
 @pytest.mark.parametrize(
   ("field", "value", "message"),
   [
-    ("decay", "cosine", "specific.decay: 'cosine' is not 'epochs' or 'plateau'"),
-    ("epochs", 0.0, "specific.epochs: 0.0 is not positive"),
+    ("decay", "cosine", "specific.decay: 'cosine' is not one of .'epochs', 'plateau'."),
+    ("epochs", 0.0, "specific.epochs: 0 leaves the stage out, which only universal may be"),
+    ("epochs", -1.0, "specific.epochs: -1.0 is no number of epochs"),
+    ("learning_rate", float("nan"), "specific.learning_rate: nan is no positive number"),
+    ("learning_rate", 0.0, "specific.learning_rate: 0.0 is no positive number"),
+    ("patience", 0, "specific.patience: 0 is not at least 1 epoch"),
+    ("decay_epochs", (15, 6), r"specific.decay_epochs: \(15, 6\) are not positive and rising"),
+    ("decay_epochs", (0.0,), r"specific.decay_epochs: \(0.0,\) are not positive and rising"),
+    ("decay_epochs", (1.0, 2.0), "specific.decay_epochs: 2 is not before the stage's end"),
   ],
 )
 def test_errors_name_the_field(field, value, message):
   durations = {**DURATIONS, "specific": {**DURATIONS["specific"], field: value}}
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(UserError, match=message):
     stages.schedule(durations, attention="mask", specific_init="universal", control=False)
 
 
 def test_an_unknown_start_is_an_error():
-  with pytest.raises(ValueError, match="specific_init: 'x' is not one of"):
+  with pytest.raises(UserError, match="specific_init: 'x' is not one of"):
     schedule(specific_init="x")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from numbers import Real
 
 from u2s_jax.errors import UserError
 
@@ -40,10 +41,10 @@ class Stage:
   losses: tuple[str, ...]
   regularized: bool
   init: str
-  learning_rate: float
-  epochs: float
+  learning_rate: Real
+  epochs: Real
   decay: str = "epochs"
-  decay_epochs: tuple[float, ...] = ()
+  decay_epochs: tuple[Real, ...] = ()
   patience: int = 2
 
   def __post_init__(self):

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from data import decode
+from u2s_jax.errors import UserError
 
 # Quadrants: red, green, blue, white.
 QUADRANTS = np.zeros((32, 48, 3), np.uint8)
@@ -37,7 +38,7 @@ def _corners(image):
 
 
 def _unreadable(path, *words, decoder=_video):
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(UserError) as caught:
     decoder(path)
   assert "\n" not in str(caught.value)
   for word in words:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from data import flow
+from u2s_jax.errors import UserError
 
 
 def test_codes():
@@ -19,5 +20,5 @@ def test_the_code_of_the_opposite_motion_is_256_minus_it():
 
 
 def test_unknown_algorithm():
-  with pytest.raises(ValueError, match="'farneback' is not one of tvl1, dis"):
+  with pytest.raises(UserError, match="'farneback' is not one of tvl1, dis"):
     flow.make("farneback")

@@ -4,13 +4,20 @@ RGB: red is 3 times the column, green 3 times the row, blue 16 times the frame n
 `_flow_pair`.
 """
 
+import dataclasses
 import itertools
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from data import pipeline, store
+from data.clips import Augmentation, ClipSpec
+from data.pipeline import Feed
+from u2s_jax.errors import UserError
 
 HEIGHT, WIDTH, CROP, FRAMES = 32, 64, 24, 4
 NUM_TRAIN, NUM_VALIDATION = 11, 5
@@ -87,17 +94,33 @@ def _num_frames(clip_id):
   return 3 + clip_id % 12  # Some have fewer than FRAMES.
 
 
-def _train(builder, **settings):
+def _records(dataset, settings):
+  """The records that the settings' fields belong to; by default a batch of 4 small clips."""
   defaults = {
-    'batch_size': 4, 'num_frames': FRAMES, 'crop_size': CROP, 'seed': 0, 'stage': 'universal',
-    'first_step': 0,
-  }  # fmt: skip
-  return pipeline.train_batches(builder, "train", **(defaults | settings))
+    "batch_size": 4,
+    "num_frames": FRAMES,
+    "crop_size": CROP,
+    "short_edge": HEIGHT,
+    "modality": dataset.modality,
+  }
+  settings = defaults | settings
+  records = []
+  for record in (ClipSpec, Augmentation, Feed):
+    names = {field.name for field in dataclasses.fields(record)} & settings.keys()
+    records.append(record(**{name: settings.pop(name) for name in names}))
+  return *records, settings
 
 
-def _eval(builder, split="validation", **settings):
-  defaults = {"batch_size": 4, "num_frames": FRAMES, "crop_size": CROP, "views": "center"}
-  return list(pipeline.eval_batches(builder, split, **(defaults | settings)))
+def _train(dataset, split="train", num_steps=None, **settings):
+  clip, augmentation, feed, rest = _records(dataset, settings)
+  place = {"seed": 0, "stage": 1, "first_step": 0} | rest
+  batches = pipeline.train_batches(dataset.split(split), clip, augmentation, feed, **place)
+  return itertools.islice(batches, num_steps)
+
+
+def _eval(dataset, split="validation", views="center", **settings):
+  clip, _, feed, _ = _records(dataset, settings)
+  return list(pipeline.eval_batches(dataset.split(split), clip, feed, views))
 
 
 def _ids(batches):
@@ -126,11 +149,11 @@ def test_shapes_and_types(builder):
   (batch,) = _train(builder, num_steps=1)
   assert batch["video"].shape == (4, FRAMES, CROP, CROP, 3) and batch["video"].dtype == np.uint8
   assert batch["label"].shape == (4,) and batch["label"].dtype == np.int32
-  assert batch["mask"].dtype == np.bool_ and batch["mask"].all()
+  assert batch["valid"].dtype == np.bool_ and batch["valid"].all()
   assert all(isinstance(clip_id, bytes) for clip_id in batch["id"])
   assert [int(i) % 4 for i in batch["id"]] == batch["label"].tolist()
-  assert pipeline.num_examples(builder, "train") == NUM_TRAIN
-  assert pipeline.num_examples(builder, "train[:3]") == 3
+  assert len(builder.split("train").records) == NUM_TRAIN
+  assert len(builder.split("train[:3]").records) == 3
 
 
 def test_every_epoch_is_another_permutation(builder):
@@ -140,14 +163,11 @@ def test_every_epoch_is_another_permutation(builder):
   assert len(set(epochs)) == 4
   assert _ids(_train(builder, num_steps=11)) == ids
   assert _ids(_train(builder, num_steps=11, seed=1)) != ids
-  assert _ids(_train(builder, num_steps=11, stage="joint")) != ids
+  assert _ids(_train(builder, num_steps=11, stage=2)) != ids
 
 
 def test_a_split_of_one_clip(builder):
-  batches = pipeline.train_batches(
-    builder, 'train[:1]', batch_size=2, num_frames=1, crop_size=CROP, seed=0, stage=0,
-    first_step=5, num_steps=2,
-  )  # fmt: skip
+  batches = _train(builder, "train[:1]", 2, batch_size=2, num_frames=1, first_step=5)
   assert len(set(_ids(batches))) == 1
 
 
@@ -206,7 +226,7 @@ def test_one_crop_for_the_whole_clip_anywhere_in_the_frame(builder):
 
 def test_flip_mirrors_pixels_and_swaps_labels_together(builder):
   flips = []
-  for batch in _train(builder, num_steps=20, flip=True, flip_label_map={0: 1}):
+  for batch in _train(builder, num_steps=20, flip=True, flip_label_map=((0, 1),)):
     columns = _columns(batch["video"])[:, 0]
     for clip_id, label, column in zip(batch["id"], batch["label"], columns, strict=True):
       mirrored = column[0] > column[-1]
@@ -214,17 +234,17 @@ def test_flip_mirrors_pixels_and_swaps_labels_together(builder):
       assert label == ({0: 1, 1: 0}.get(original, original) if mirrored else original)
       flips.append(mirrored)
   assert 20 < sum(flips) < 60
-  both_ways = _train(builder, num_steps=2, flip=True, flip_label_map=[(0, 1), (1, 0)])
+  both_ways = _train(builder, num_steps=2, flip=True, flip_label_map=((0, 1), (1, 0)))
   for one, other in zip(
-    both_ways, _train(builder, num_steps=2, flip=True, flip_label_map={1: 0}), strict=True
+    both_ways, _train(builder, num_steps=2, flip=True, flip_label_map=((1, 0),)), strict=True
   ):
     _assert_same(one, other)
 
 
 def test_evaluation_sees_every_clip_once(builder):
   batches = _eval(builder)
-  assert [batch["mask"].tolist() for batch in batches] == [[True] * 4, [True] + [False] * 3]
-  ids = [int(i) for batch in batches for i in batch["id"][batch["mask"]]]
+  assert [batch["valid"].tolist() for batch in batches] == [[True] * 4, [True] + [False] * 3]
+  ids = [int(i) for batch in batches for i in batch["id"][batch["valid"]]]
   assert sorted(ids) == list(range(NUM_TRAIN, NUM_TRAIN + NUM_VALIDATION))
   for batch in batches:
     assert batch["video"].shape == (4, 1, FRAMES, CROP, CROP, 3)
@@ -344,7 +364,7 @@ def test_flow_stacks_in_evaluation(flow):
   seen = 0
   for batch in _eval(flow, views="10crop"):
     assert batch["video"].shape == (4, 10, FRAMES, CROP, CROP, 10)
-    clips = zip(batch["id"][batch["mask"]], batch["video"][batch["mask"]], strict=True)
+    clips = zip(batch["id"][batch["valid"]], batch["video"][batch["valid"]], strict=True)
     for clip_id, views in clips:
       stacks = STACKS[PAIRS[int(clip_id) % 5]]
       # (t, 10, h, w): x and y of the first pair, of the second, ...
@@ -364,7 +384,7 @@ def test_flow_stacks_in_evaluation(flow):
 
 def test_flow_stacks_in_training(flow):
   flips = []
-  for batch in _train(flow, num_steps=15, flip=True, flip_label_map={0: 1}):
+  for batch in _train(flow, num_steps=15, flip=True, flip_label_map=((0, 1),)):
     assert batch["video"].shape == (4, FRAMES, CROP, CROP, 10) and batch["video"].dtype == np.uint8
     for clip_id, label, video in zip(batch["id"], batch["label"], batch["video"], strict=True):
       n = PAIRS[int(clip_id) % 5]
@@ -391,32 +411,46 @@ def test_a_stack_of_one_pair(flow):
   assert pairs.tolist() == [[2, 6], [1, 3], [0, 2], [0, 0]]
 
 
-def test_bad_arguments_are_named(builder, flow):
-  def fails(*parts, evaluate=False, dataset=builder, **settings):
-    with pytest.raises(ValueError) as caught:  # At the call, not at the first batch.
-      _eval(dataset, **settings) if evaluate else _train(dataset, **settings)
+def test_bad_arguments_are_named(builder):
+  def fails(*parts, make=_train, **settings):
+    with pytest.raises(UserError) as caught:  # At the call, not at the first batch.
+      make(builder, **settings)
     assert "\n" not in str(caught.value)
     for part in parts:
       assert part in str(caught.value)
 
-  for evaluate in (False, True):
-    fails("batch_size 4", "3 processes", process_count=3, evaluate=evaluate)
-    fails("process_index 2", process_index=2, process_count=2, evaluate=evaluate)
-    fails("crop_size 40", "short edge of 32", crop_size=40, evaluate=evaluate)
-    fails("crop_size 24", "short edge of 20", short_edge=20, evaluate=evaluate)
-    fails("crop_size 24", "short edge of 0", short_edge=0, evaluate=evaluate)
-    fails("num_frames is 0", num_frames=0, evaluate=evaluate)
-    fails("flow_pairs is 0", flow_pairs=0, evaluate=evaluate)
-    fails("num_threads is 0", num_threads=0, evaluate=evaluate)
-  fails("views is '7crop'", "center, 3crop, 5crop, 10crop", views="7crop", evaluate=True)
-  fails("split 'test'", "train, validation", split="test", evaluate=True)
-  fails("split 'validation[:0]'", "is empty", split="validation[:0]", evaluate=True)
-  fails("flip_label_map names the class 4", flip=True, flip_label_map={0: 4})
-  fails("flip_label_map pairs the class 0 with 1 and 2", flip=True, flip_label_map={0: 1, 2: 0})
-  fails("first_step is -1", first_step=-1)
-  fails("multi_scale has 0", multi_scale=(1, 0))
-  fails("multi_scale has 1.1", multi_scale=(1.1,))
-  fails("color_jitter is (0, 0, 0)", color_jitter=(0, 0, 0))
-  fails("color_jitter is (-0.1, 0, 0, 0)", color_jitter=(-0.1, 0, 0, 0))
-  fails("color_jitter is (0, 0, 0, 0.6)", color_jitter=(0, 0, 0, 0.6))
-  fails("color_jitter", "optical flow has no colours", color_jitter=(0, 0, 0, 0.1), dataset=flow)
+  fails("batch_size: 4", "3 processes", process_count=3)
+  fails("process_index 2", process_index=2, process_count=2)
+  fails("data.num_threads: -1", num_threads=-1)
+  fails("eval.views: '7crop'", "center, 3crop, 5crop, 10crop", views="7crop", make=_eval)
+  fails("split 'test'", "train, validation", split="test", make=_eval)
+  fails("split 'validation[:0]'", "is empty", split="validation[:0]", make=_eval)
+  fails("names the class 4", flip=True, flip_label_map=((0, 4),))
+  fails("pairs the class 0 with 1 and with 2", flip=True, flip_label_map=((0, 1), (2, 0)))
+
+
+OPEN_FILES = """
+import os, sys
+from data import pipeline, store
+from data.clips import ClipSpec
+dataset = store.open_dataset(sys.argv[1])
+counts = []
+for _ in range(50):
+  for split in ("train", "validation"):
+    clip, feed = ClipSpec(2, 24, 32), pipeline.Feed(4)
+    list(pipeline.eval_batches(dataset.split(split), clip, feed, "center"))
+  counts.append(len(os.listdir("/proc/self/fd")))
+print(counts[0], counts[-1])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="open files are counted in /proc")
+def test_evaluations_keep_no_more_files_open(builder):
+  """Under a limit that a reader a stream would pass: TensorFlow keeps what a stream reads from."""
+  command = [sys.executable, "-c", OPEN_FILES, os.fspath(builder.folder)]
+  result = subprocess.run(
+    ["bash", "-c", 'ulimit -n 96 && exec "$@"', "bash", *command], capture_output=True, text=True
+  )
+  assert result.returncode == 0, result.stderr[-2000:]
+  first, last = map(int, result.stdout.split())
+  assert first == last

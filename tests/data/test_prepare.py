@@ -16,9 +16,13 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from data import folders, prepare, store
-from data.listing import Clip, Listing
+from data import prepare, store, workers
+from data.decode import Storage
+from data.sources import folders
+from data.sources.listing import Clip, Listing
+from u2s_jax.errors import UserError
 
+SMALL = Storage(short_edge=32)
 ROOT = pathlib.Path(prepare.__file__).parents[1]
 
 
@@ -37,22 +41,27 @@ def source(tmp_path, clip):
   return tmp_path / "source"
 
 
-def _prepare(source, out=None, **settings):
-  settings = {"origin": {"dataset": "videos"}, "short_edge": 32, "workers": 2} | settings
-  return prepare.prepare(folders.videos(source), out or source.parent / "out", **settings)
+def _prepare(source, out=None, storage=SMALL, num_workers=2):
+  return prepare.prepare(
+    folders.videos(source),
+    out or source.parent / "out",
+    storage,
+    origin={"dataset": "videos"},
+    num_workers=num_workers,
+  )
 
 
 def _arguments(source, out, *more, dataset="videos"):
   return [f"--dataset={dataset}", f"--source={source}", f"--out={out}", "--short_edge=32", *more]
 
 
-def _ids(builder, split):
-  return [example["id"].decode() for example in builder.as_data_source(split)]
+def _ids(dataset, split):
+  return [store.parse(record)[0].decode() for record in dataset.split(split).records]
 
 
 def _contents(folder):
   """Files by name; of shards the records: fields are stored in any order."""
-  builder = store.open_dataset(folder)
+  builder = tfds.builder_from_directory(folder)
   contents = {
     path.name: path.read_bytes() for path in folder.iterdir() if "array_record" not in path.name
   }
@@ -102,7 +111,8 @@ def test_flow_counts_pairs(tmp_path, write_video):
   for split, frames in (("train", 3), ("val", 6)):
     (tmp_path / "source" / split / "moving").mkdir(parents=True)
     write_video(tmp_path / "source" / split / "moving" / "a.webm", frames)
-  builder = _prepare(tmp_path / "source", modality="flow", flow_algorithm="dis")
+  _prepare(tmp_path / "source", storage=Storage("flow", 32, flow_algorithm="dis"))
+  builder = tfds.builder_from_directory(tmp_path / "out")
   assert builder.info.metadata["modality"] == "flow"
   (train,), (validation,) = builder.as_data_source("train"), builder.as_data_source("validation")
   assert (train["num_frames"], len(train["frames"])) == (2, 4)
@@ -112,8 +122,8 @@ def test_flow_counts_pairs(tmp_path, write_video):
 
 def test_workers_change_nothing(source):
   one, three = source.parent / "one", source.parent / "three"
-  _prepare(source, one, workers=1)
-  _prepare(source, three, workers=3)
+  _prepare(source, one, num_workers=1)
+  _prepare(source, three, num_workers=3)
   assert _contents(one) == _contents(three)
 
 
@@ -224,7 +234,7 @@ def test_a_class_or_split_without_any_clip_left(source, capsys, split):
 def test_a_decoder_that_dies_is_started_again(tmp_path, clip, monkeypatch, deaths):
   """Once: somebody killed it. Twice: the clip does; it alone is skipped, and tried by each call."""
   started, left = [], [deaths]
-  start = prepare._Worker._start
+  start = workers._Worker._start
 
   def start_and_kill(self):
     started.append(start(self))
@@ -240,12 +250,17 @@ def test_a_decoder_that_dies_is_started_again(tmp_path, clip, monkeypatch, death
     started[-1].wait()
     return clip
 
-  monkeypatch.setattr(prepare._Worker, "_start", start_and_kill)
+  monkeypatch.setattr(workers._Worker, "_start", start_and_kill)
   clips = [Clip(str(k), 0, f"clip {k}", lambda: clip) for k in range(4)]
   clips[1] = Clip("1", 0, "clip 1", deadly)
   listing = Listing(["a"], {"train": clips[:3], "validation": clips[3:]})
   builder = prepare.prepare(
-    listing, tmp_path / "out", origin={}, short_edge=32, workers=1, max_unreadable=0.5
+    listing,
+    tmp_path / "out",
+    Storage(short_edge=32),
+    origin={},
+    num_workers=1,
+    max_unreadable=0.5,
   )
   assert _ids(builder, "train") == (["0", "1", "2"] if deaths == 1 else ["0", "2"])
   assert _ids(builder, "validation") == ["3"]
@@ -265,12 +280,13 @@ def test_a_source_that_fails_to_read(tmp_path, clip):
 
   clips = [Clip(str(k), 0, f"clip {k}", load if k == 1 else lambda: clip) for k in range(4)]
   listing = Listing(["a"], {"train": clips[:3], "validation": clips[3:]})
-  settings = {"origin": {}, "short_edge": 32, "workers": 1}
-  with pytest.raises(ValueError, match="1 of 4 clips cannot be read"):
-    prepare.prepare(listing, tmp_path / "out", **settings)
+  arguments = listing, tmp_path / "out", Storage(short_edge=32)
+  settings = {"origin": {}, "num_workers": 1}
+  with pytest.raises(UserError, match="1 of 4 clips cannot be read"):
+    prepare.prepare(*arguments, **settings)
   assert _skipped(tmp_path / "out")[1] == ["clip 1", "it cannot be read (Input/output error)"]
   broken[0] = False
-  assert _ids(prepare.prepare(listing, tmp_path / "out", **settings), "train") == ["0", "1", "2"]
+  assert _ids(prepare.prepare(*arguments, **settings), "train") == ["0", "1", "2"]
 
 
 def test_a_finished_one_is_left_alone(source, capsys):
@@ -307,7 +323,7 @@ def test_bad_settings_and_folders(source, capsys):
   assert "file" in _fails(capsys, source, source.parent / "file")
   assert "none" in _fails(capsys, source.parent / "none", out)
   out.mkdir()
-  (out / ".preparation.json").write_text("{")  # as a kill at the very beginning leaves it
+  (out / ".preparation.json.partial").write_text("{")  # as a kill at the very beginning leaves it
   with open(out / ".lock", "w") as file:
     fcntl.flock(file, fcntl.LOCK_EX)
     assert "is being prepared by another process" in _fails(capsys, source, out)
@@ -328,8 +344,8 @@ def test_images_and_their_official_counts(tmp_path, capsys):
   assert "classes: Audi A5, BMW X3" in printed
   prepare.main(_arguments(tmp_path / "source", tmp_path / "any", dataset="images"))
   assert "officially" not in capsys.readouterr().out
-  (example, *_) = store.open_dataset(tmp_path / "any").as_data_source("train")
-  assert example["num_frames"] == 1 and tf.io.decode_jpeg(example["frames"][0]).shape == (32, 40, 3)
+  _, _, frames = store.parse(store.open_dataset(tmp_path / "any").split("train").records[0])
+  assert len(frames) == 1 and tf.io.decode_jpeg(frames[0]).shape == (32, 40, 3)
   error = _fails(
     capsys, tmp_path / "source", tmp_path / "flow", "--modality=flow", dataset="images"
   )
@@ -356,5 +372,5 @@ def test_opening_what_others_wrote(tmp_path):
     ],
     check_data=False,
   )
-  with pytest.raises(ValueError, match="none that `python -m data.prepare` wrote"):
+  with pytest.raises(UserError, match="none that `python -m data.prepare` wrote"):
     store.open_dataset(tmp_path)

@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from u2s_jax import optimizer, pretrained, stages, state, steps
+from u2s_jax import stages, state
 from u2s_jax.models.backbones import build
+from u2s_jax.models.network import Network
 from u2s_jax.models.non_local import NonLocal
 from u2s_jax.models.u2s import U2S
+from u2s_jax.pretrained import adapt
+from u2s_jax.training import steps
 
 torch = pytest.importorskip("torch", reason="the reference networks are PyTorch's")
 nn = torch.nn
@@ -272,15 +275,10 @@ def load(zeros, weights, folder, name="weights.pth"):
   """Our variables from a file that PyTorch writes."""
   path, lines = folder / name, []
   torch.save(weights, path)
-  params, batch_stats = pretrained.load(
-    path,
-    zeros["params"],
-    zeros["batch_stats"],
-    backbone={"name": "tsm_resnet"},  # which takes weights with and without a shift
-    stages=("universal",),
-    class_names=[str(k) for k in range(CLASSES)],
-    needs_classifier=True,
-    log=lines.append,
+  # A TSM takes weights with and without a shift.
+  target = adapt.Target({"name": "tsm_resnet"}, [str(k) for k in range(CLASSES)], True)
+  params, batch_stats = adapt.load(
+    path, zeros["params"], zeros["batch_stats"], target, lines.append
   )
   path.unlink()  # a hundred megabytes, that pytest would keep
   arrays = len(jax.tree.leaves(zeros))
@@ -479,7 +477,7 @@ def joint_step():
   durations = {k: dict(learning_rate=1.0, epochs=1.0) for k in ("universal", "specific", "joint")}
   stage = stages.schedule(durations, attention="mask", specific_init="universal", control=False)[2]
   assert stage.name == "joint"
-  tx = optimizer.sgd(momentum=0.9, weight_decay=0.0)
+  tx = state.sgd(momentum=0.9, weight_decay=0.0)
   rng = np.random.default_rng(15)
 
   def noise(path, leaf):
@@ -504,8 +502,8 @@ def joint_step():
   video = squares + rng.integers(0, 64, shape, np.uint8)
   label = np.array([3, 0, 2, 1], np.int32)
   pixels = dict(pixel_mean=(0.5, 0.4, 0.3), pixel_std=(0.2, 0.3, 0.4))
-  step = jax.jit(steps.make_train_step(model, stage, tx, regularizer_weight=0.5, **pixels))
-  batch = {"video": video, "label": label, "mask": np.ones(4, bool)}
+  step = jax.jit(steps.make_train_step(Network(model, **pixels), stage, tx, regularizer_weight=0.5))
+  batch = {"video": video, "label": label, "valid": np.ones(4, bool)}
   after, metrics = jax.device_get(step(before, batch, 1.0))
 
   network = TorchU2S(classes, blocks=blocks, width=width, temporal=temporal, frames=frames)

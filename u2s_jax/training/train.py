@@ -4,7 +4,7 @@ Order at a step that ends an epoch: update, evaluate, decide on the learning rat
 """
 
 import contextlib
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import ml_collections
 import numpy as np
@@ -21,6 +21,7 @@ from u2s_jax.training.pictures import Pictures
 from u2s_jax.workdir import Workdir
 
 
+@runtime_checkable
 class Writer(Protocol):
   """Takes what TensorBoard shows, as `clu.metric_writers` do; steps count through all stages."""
 

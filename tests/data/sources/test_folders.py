@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from data import folders
+from data.sources import folders
+from u2s_jax.errors import UserError
 
 
 def _touch(root, *paths):
@@ -21,7 +22,7 @@ def _labels(found, split):
   return {clip.id: found.names[clip.label] for clip in found.splits[split]}
 
 
-def _fails(source, *parts, kind=ValueError, read=folders.videos):
+def _fails(source, *parts, kind=UserError, read=folders.videos):
   with pytest.raises(kind) as caught:
     read(source)
   message = str(caught.value)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from data import ucf101
+from data.sources import ucf101
+from u2s_jax.errors import UserError
 
 TRAIN = """ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1\r
 ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c02.avi 1\r
@@ -118,7 +119,7 @@ def _fails(source, kind, *parts, split=1):
 
 
 def test_what_is_missing(source):
-  _fails(source, ValueError, "--split is 4", split=4)
+  _fails(source, UserError, "--split is 4", split=4)
   _fails(source / "nowhere", FileNotFoundError, "nowhere", "not a folder")
   (source / "ucfTrainTestlist/testlist03.txt").unlink()
   _fails(source, FileNotFoundError, "ucfTrainTestlist/testlist03.txt", split=3)
@@ -146,4 +147,4 @@ def test_bad_lists(source, name, text, parts):
   path = source / f"ucfTrainTestlist/{name}.txt"
   _write(path, text)
   where = f"{path}, " if parts[0].startswith("line") else f"{source}: "
-  _fails(source, ValueError, where, *parts)
+  _fails(source, UserError, where, *parts)

@@ -11,7 +11,9 @@ import av
 import numpy as np
 import pytest
 
-from data import tiny_something
+from data.tiny_something import actions, render
+from data.tiny_something.render import Settings
+from u2s_jax.errors import UserError
 
 _SETTINGS = {"num_train": 56, "num_validation": 29, "num_test": 28, "height": 32, "seed": 3}
 
@@ -19,7 +21,7 @@ _SETTINGS = {"num_train": 56, "num_validation": 29, "num_test": 28, "height": 32
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
   folder = tmp_path_factory.mktemp("tiny") / "data"
-  tiny_something.render(folder, num_workers=2, **_SETTINGS)
+  render.render(folder, Settings(**_SETTINGS), num_workers=2)
   return folder
 
 
@@ -35,12 +37,9 @@ def _decode(path):
 
 
 def _clip(name, seed, difficulty=0.0):
-  return tiny_something.render_clip(
-    tiny_something.CLASSES.index(name),
-    np.random.default_rng(seed),
-    height=64,
-    difficulty=difficulty,
-  )
+  rng = np.random.default_rng(seed)
+  index = actions.CLASSES.index(name)
+  return actions.render_clip(index, rng, height=64, difficulty=difficulty)[0]
 
 
 def _contents(folder):
@@ -59,7 +58,7 @@ def _drift(clip):
 
 
 def test_classes_are_sorted_with_and_without_brackets():
-  classes = tiny_something.CLASSES
+  classes = actions.CLASSES
   plain = [name.replace("[", "").replace("]", "") for name in classes]
   assert len(classes) == len(set(plain)) >= 24
   assert list(classes) == sorted(classes)
@@ -68,7 +67,7 @@ def test_classes_are_sorted_with_and_without_brackets():
 
 
 def test_label_files(root):
-  classes = tiny_something.CLASSES
+  classes = actions.CLASSES
   plain = [name.replace("[", "").replace("]", "") for name in classes]
   assert _labels(root, "labels") == {name: str(index) for index, name in enumerate(plain)}
   ids = []
@@ -92,17 +91,17 @@ def test_label_files(root):
   assert {row[1] for row in answers} == set(plain)
   ids += [entry["id"] for entry in test]
   assert len(set(ids)) == len(ids) and all(isinstance(i, str) and i.isdecimal() for i in ids)
-  files = {path.name for path in (root / tiny_something.VIDEO_FOLDER).iterdir()}
+  files = {path.name for path in (root / render.VIDEO_FOLDER).iterdir()}
   assert files == {f"{video_id}.webm" for video_id in ids}
 
 
 def test_classes_are_balanced_and_ids_tell_nothing(root):
   for split in ("train", "validation"):
     counts = collections.Counter(entry["template"] for entry in _labels(root, split))
-    assert len(counts) == len(tiny_something.CLASSES)
+    assert len(counts) == len(actions.CLASSES)
     assert max(counts.values()) - min(counts.values()) <= 1
   train = sorted(_labels(root, "train"), key=lambda entry: int(entry["id"]))
-  order = [tiny_something.CLASSES.index(entry["template"]) for entry in train]
+  order = [actions.CLASSES.index(entry["template"]) for entry in train]
   assert abs(np.corrcoef(order, np.arange(len(order)))[0, 1]) < 0.5
   # The splits interleave as well.
   largest = max(int(entry["id"]) for entry in train)
@@ -110,17 +109,15 @@ def test_classes_are_balanced_and_ids_tell_nothing(root):
 
 
 def test_videos_decode_to_what_was_rendered(root):
-  settings = json.loads((root / "settings.json").read_text())
   widths = set()
-  for split, video_id, class_index, seed in tiny_something._clips(settings)[::4]:
-    path = root / tiny_something.VIDEO_FOLDER / f"{video_id}.webm"
+  for split, video_id, class_index, seed in render._clips(Settings(**_SETTINGS))[::4]:
+    path = root / render.VIDEO_FOLDER / f"{video_id}.webm"
     codec, rate, frames = _decode(path)
     assert "vp9" in codec and rate == pytest.approx(12, abs=0.1)
     assert 20 <= len(frames) <= 36
     assert frames.shape[1] == 32 and frames.shape[2] % 2 == 0
-    rendered = tiny_something.render_clip(
-      class_index, np.random.default_rng(seed), height=32, difficulty=settings["difficulty"]
-    )
+    rng = np.random.default_rng(seed)
+    rendered, _ = actions.render_clip(class_index, rng, height=32, difficulty=0.5)
     assert rendered.shape == frames.shape, split
     # Coding costs some detail; another clip, or another order of frames, would cost far more.
     assert np.abs(frames.astype(float) - rendered).mean() < 14
@@ -130,11 +127,9 @@ def test_videos_decode_to_what_was_rendered(root):
 
 @pytest.mark.parametrize("difficulty", [0.0, 0.5, 1.0])
 def test_every_class_renders_from_its_generator_alone(difficulty):
-  for index in range(len(tiny_something.CLASSES)):
+  for index in range(len(actions.CLASSES)):
     clips = [
-      tiny_something.render_clip(
-        index, np.random.default_rng(seed), height=32, difficulty=difficulty
-      )
+      actions.render_clip(index, np.random.default_rng(seed), height=32, difficulty=difficulty)[0]
       for seed in (5, 5, 6)
     ]
     assert clips[0].dtype == np.uint8 and clips[0].ndim == 4
@@ -146,8 +141,8 @@ def test_every_class_renders_from_its_generator_alone(difficulty):
 def test_files_do_not_depend_on_the_number_of_workers(tmp_path):
   settings = {**_SETTINGS, "num_train": 7, "num_validation": 3, "num_test": 2}
   for workers in (1, 2):
-    tiny_something.render(tmp_path / str(workers), num_workers=workers, **settings)
-  tiny_something.render(tmp_path / "other", num_workers=1, **{**settings, "seed": 4})
+    render.render(tmp_path / str(workers), Settings(**settings), num_workers=workers)
+  render.render(tmp_path / "other", Settings(**{**settings, "seed": 4}), num_workers=1)
   one, two, other = (
     {
       name: _decode(path)[2] if name.endswith(".webm") else path.read_bytes()
@@ -169,14 +164,14 @@ def test_files_do_not_depend_on_the_number_of_workers(tmp_path):
 
 def test_existing_root(root, tmp_path):
   before = _contents(root)
-  tiny_something.render(root, num_workers=1, **_SETTINGS)
-  with pytest.raises(ValueError, match="height=32") as error:
-    tiny_something.render(root, num_workers=1, **{**_SETTINGS, "height": 48})
+  render.render(root, Settings(**_SETTINGS), num_workers=1)
+  with pytest.raises(UserError, match="height=32") as error:
+    render.render(root, Settings(**{**_SETTINGS, "height": 48}), num_workers=1)
   assert str(root) in str(error.value) and "\n" not in str(error.value)
   assert _contents(root) == before
   (tmp_path / "mine.txt").write_text("not a data set")
-  with pytest.raises(ValueError, match="settings.json") as error:
-    tiny_something.render(tmp_path, num_workers=1, **_SETTINGS)
+  with pytest.raises(UserError, match="settings.json") as error:
+    render.render(tmp_path, Settings(**_SETTINGS), num_workers=1)
   assert str(tmp_path) in str(error.value)
   assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
@@ -185,11 +180,9 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
   def fail(*_):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(tiny_something, "_write_labels", fail)
+  monkeypatch.setattr(render, "_write_labels", fail)
   with pytest.raises(KeyboardInterrupt):
-    tiny_something.render(
-      tmp_path / "data", num_train=2, num_validation=1, num_test=1, height=32, num_workers=1
-    )
+    render.render(tmp_path / "data", Settings(2, 1, 1, height=32), num_workers=1)
   assert list(tmp_path.iterdir()) == []
 
 
@@ -197,18 +190,20 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
   "change", [{"height": 33}, {"difficulty": 1.5}, {"num_train": -1}, {"num_workers": 0}]
 )
 def test_arguments_out_of_range(tmp_path, change):
-  with pytest.raises(ValueError, match=next(iter(change)).replace("num_train", "counts")):
-    tiny_something.render(tmp_path / "data", **{**_SETTINGS, **change})
+  with pytest.raises(UserError, match=next(iter(change)).replace("num_train", "counts")):
+    arguments = {**_SETTINGS, **change}
+    num_workers = arguments.pop("num_workers", 1)
+    render.render(tmp_path / "data", Settings(**arguments), num_workers=num_workers)
   assert list(tmp_path.iterdir()) == []
 
 
 def test_the_renderer_imports_neither_tensorflow_nor_jax():
-  path = pathlib.Path(tiny_something.__file__)
   code = (
-    f"import sys; sys.path.insert(0, {str(path.parent)!r}); import tiny_something; "
-    "assert not {'tensorflow', 'jax'} & set(sys.modules)"
+    "import data.tiny_something.render, sys; "
+    "assert not {'tensorflow', 'jax', 'cv2'} & set(sys.modules)"
   )
-  subprocess.run([sys.executable, "-c", code], check=True)
+  root = pathlib.Path(render.__file__).parents[2]
+  subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
 
 
 def test_pushes_go_where_their_name_says():

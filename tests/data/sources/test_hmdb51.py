@@ -2,7 +2,8 @@
 
 import pytest
 
-from data import hmdb51
+from data.sources import hmdb51
+from u2s_jax.errors import UserError
 
 LISTS = {
   "wave": ["20060723_w_nm_np1_fr_med_0.avi 1 ", "b_w_nm.avi 2 ", "c_w_nm.avi 0 "],
@@ -77,7 +78,7 @@ def _fails(source, kind, *parts, split=1):
 
 
 def test_what_is_missing(source):
-  _fails(source, ValueError, "--split is 0", split=0)
+  _fails(source, UserError, "--split is 0", split=0)
   _fails(source / "nowhere", FileNotFoundError, "nowhere", "not a folder")
   (source / "clap").mkdir()
   _fails(source, FileNotFoundError, "clap_test_split1.txt", str(source / "clap"))
@@ -92,12 +93,12 @@ def test_what_is_missing(source):
 def test_bad_lists(source, line):
   path = source / "testTrainMulti_7030_splits/wave_test_split1.txt"
   path.write_text("\n".join([*LISTS["wave"], line]))
-  _fails(source, ValueError, f"{path}, line 4", repr(line.strip()))
+  _fails(source, UserError, f"{path}, line 4", repr(line.strip()))
 
 
 def test_bad_listings(source):
   path = source / "testTrainMulti_7030_splits/wave_test_split1.txt"
   path.write_text("a.avi 1 \na.avi 2 \n")
-  _fails(source, ValueError, "wave/a occurs twice")
+  _fails(source, UserError, "wave/a occurs twice")
   path.write_text("a.avi 2 \n")
-  _fails(source, ValueError, "'wave'", "no training clip")
+  _fails(source, UserError, "'wave'", "no training clip")

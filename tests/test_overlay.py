@@ -2,10 +2,11 @@
 
 import io
 
+import matplotlib
 import numpy as np
 from PIL import Image
 
-from u2s_jax.report import overlay
+from u2s_jax import overlay
 
 
 def hot(shape, cell):
@@ -67,3 +68,8 @@ def test_a_loop_has_all_frames_and_never_ends():
     assert image.n_frames == 4 and image.size == (24, 24) and image.info["loop"] == 0
     image.seek(3)
     assert abs(np.asarray(image.convert("RGB")).mean() - 180) < 6
+
+
+def test_the_colours_are_matplotlibs():
+  colours = matplotlib.colormaps["inferno"](np.arange(256))[:, :3]
+  np.testing.assert_array_equal(overlay.COLOURS, np.round(255 * colours))

@@ -1,28 +1,10 @@
-"""SGD against PyTorch's update rule written out, and the learning rate."""
+"""The learning rate of a stage."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from u2s_jax import optimizer
 from u2s_jax.stages import Stage
-
-
-def test_sgd_is_pytorchs():
-  tx = optimizer.sgd(momentum=0.9, weight_decay=0.1)
-  params = jnp.array([1.0, -2.0])
-  momentum = tx.init(params)
-  expected, buffer = np.array([1.0, -2.0]), np.zeros(2)
-  for step, (gradient, rate) in enumerate(
-    [([1.0, 2.0], 0.5), ([-1.0, 0.5], 0.5), ([2.0, 0.0], 0.05)]
-  ):
-    direction, momentum = tx.update(jnp.array(gradient), momentum, params)
-    params = params - rate * direction
-    # torch.optim.SGD: d = g + wd p; buf = d at first, then 0.9 buf + d; p -= lr buf.
-    d = np.array(gradient) + 0.1 * expected
-    buffer = d if step == 0 else 0.9 * buffer + d
-    expected = expected - rate * buffer
-    np.testing.assert_allclose(params, expected, rtol=1e-6)
+from u2s_jax.training import optimizer
 
 
 def stage(**fields):

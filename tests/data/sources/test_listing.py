@@ -2,7 +2,8 @@
 
 import pytest
 
-from data.listing import Clip, Listing, check
+from data.sources.listing import Clip, Listing, check
+from u2s_jax.errors import UserError
 
 
 def _clips(*labels, prefix):
@@ -10,7 +11,7 @@ def _clips(*labels, prefix):
 
 
 def _fails(names, splits, *parts):
-  with pytest.raises(ValueError) as caught:
+  with pytest.raises(UserError) as caught:
     check(Listing(names, splits), "the source")
   message = str(caught.value)
   assert "\n" not in message and message.startswith("the source: ")

@@ -1,4 +1,4 @@
-"""Weights from files; those of another run are in `test_train.py`, beside the runs.
+"""Weights from files; those of another run are in `training/test_start.py`.
 
 Numbers: `models/test_torch_parity.py` compares whole networks with PyTorch's.
 """
@@ -13,13 +13,14 @@ import pytest
 import safetensors.numpy
 from flax import traverse_util
 
-from u2s_jax import pretrained, weight_names
+from u2s_jax.errors import UserError
 from u2s_jax.models.backbones import build
 from u2s_jax.models.u2s import U2S
+from u2s_jax.pretrained import adapt, names
 
 FLAT = ((1, 1, 1, 1), (1, 1, 1, 1))
 SMALL = {"depth": 14, "width": 2, "temporal": FLAT}
-SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "weights"
+SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "weights"
 
 
 def fresh(backbone, classes=5, channels=3):
@@ -32,13 +33,12 @@ def fresh(backbone, classes=5, channels=3):
 def load(path, name, fields, classes=5, channels=3, needs_classifier=False):
   """Loaded arrays by name, and the lines that tell of it."""
   lines = []
-  params, batch_stats = pretrained.load(
+  params, batch_stats = adapt.load(
     path,
     **fresh(build(name, **fields), classes, channels),
-    backbone={"name": name, **fields},
-    stages=("universal", "specific", "joint"),
-    class_names=[str(i) for i in range(classes)],
-    needs_classifier=needs_classifier,
+    target=adapt.Target(
+      {"name": name, **fields}, [str(i) for i in range(classes)], needs_classifier
+    ),
     log=lines.append,
   )
   loaded = {"params": params, "batch_stats": batch_stats}
@@ -78,7 +78,7 @@ def torchvision(rng, classes=5, width=2, form="{}.weight"):
 
 def mmaction2(state):
   """The same under mmaction2's names, of a TSM: shifted convolutions are wrapped."""
-  names = {}
+  renamed = {}
   for name in state:
     new = name.replace("fc.", "cls_head.fc_cls.")
     if not name.startswith("fc."):
@@ -92,8 +92,8 @@ def mmaction2(state):
       else:
         parts[-2:-1] = [parts[-2].replace("bn", "conv"), "bn"]
       new = "backbone." + ".".join(parts)
-    names[new] = state[name]
-  return names
+    renamed[new] = state[name]
+  return renamed
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_average_by_hand():
   kernel = np.zeros((1, 1, 2, 3, 2), np.float32)
   kernel[0, 0, 0, :, 0] = 1, 2, 6  # mean 3
   kernel[0, 0, 1, :, 1] = -1, 0, 4  # mean 1
-  averaged = pretrained.average_first_convolution(kernel, 10)
+  averaged = adapt.average_first_convolution(kernel, 10)
   assert averaged.shape == (1, 1, 2, 10, 2) and averaged.dtype == np.float32
   np.testing.assert_array_equal(averaged[0, 0, 0, :, 0], [3] * 10)
   np.testing.assert_array_equal(averaged[0, 0, 1, :, 1], [1] * 10)
@@ -121,7 +121,7 @@ def test_average_by_hand():
 @pytest.mark.parametrize("channels", [1, 2, 10])
 def test_a_uniform_input_gives_the_response_in_proportion(channels):
   kernel = np.random.default_rng(0).normal(size=(1, 7, 7, 3, 4))
-  averaged = pretrained.average_first_convolution(kernel, channels)
+  averaged = adapt.average_first_convolution(kernel, channels)
   np.testing.assert_allclose(averaged.sum((1, 2, 3)), kernel.sum((1, 2, 3)) * channels / 3)
 
 
@@ -154,9 +154,9 @@ def test_other_names_for_the_same(file, state, tmp_path):
     f"module.{name}" if name.startswith("new_fc") else f"module.base_model.{name}": value
     for name, value in wrapped.items()
   }
-  for number, names in enumerate((wrapped, mmaction2(state))):
+  for number, arrays in enumerate((wrapped, mmaction2(state))):
     path = tmp_path / f"{number}.npz"
-    np.savez(path, **names)
+    np.savez(path, **arrays)
     loaded, _ = load(path, "tsm_resnet", SMALL)
     assert loaded.keys() == expected.keys()
     for name, value in expected.items():
@@ -186,7 +186,7 @@ def test_another_number_of_classes_is_a_new_classifier(file):
     f"  {len(loaded) - 2} of {len(loaded)} arrays loaded",
   ]
   assert (loaded["params/universal/head/kernel"] == -1).all()
-  with pytest.raises(ValueError, match="take over .the classes are others., but universal.epochs"):
+  with pytest.raises(UserError, match="take over .the classes are others., but universal.epochs"):
     load(file, "resnet", SMALL, classes=4, needs_classifier=True)
 
 
@@ -195,7 +195,7 @@ def test_keras_by_hand():
   rng = np.random.default_rng(0)
   kernel, bias = rng.normal(size=(7, 7, 3, 1)), rng.normal(size=1)
   gamma, beta, mean, variance = rng.uniform(0.001, 0.01, (4, 1))
-  ours = weight_names.translate(
+  ours = names.translate(
     {
       "res2a_branch2a/kernel": np.zeros((1, 1, 1, 1)),
       "conv1/kernel": kernel,
@@ -240,7 +240,7 @@ def _npz(path, arrays):
 
 def test_errors(file, state, tmp_path):
   def fails(path, match, **fields):
-    with pytest.raises(ValueError, match=match) as error:
+    with pytest.raises(UserError, match=match) as error:
       load(path, "resnet", SMALL | fields)
     assert str(error.value).startswith(f"init_from: {path}: ")
     assert "\n" not in str(error.value)
@@ -298,11 +298,11 @@ class _Evil:
 def test_nothing_in_a_file_is_executed(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   np.savez("evil.npz", **{"layer1.0.conv1.weight": np.array([_Evil()], object)})
-  with pytest.raises(ValueError, match="^init_from: evil.npz: Object arrays cannot be loaded"):
+  with pytest.raises(UserError, match="^init_from: evil.npz: Object arrays cannot be loaded"):
     load(pathlib.Path("evil.npz"), "resnet", SMALL)
   assert not pathlib.Path("executed").exists()
   pytest.importorskip("torch", reason="PyTorch is not installed: no .pth files")
   pathlib.Path("evil.pth").write_bytes(pickle.dumps({"layer1.0.conv1.weight": _Evil()}, 2))
-  with pytest.raises(ValueError, match="^init_from: evil.pth: it is damaged or holds objects bes"):
+  with pytest.raises(UserError, match="^init_from: evil.pth: it is damaged or holds objects bes"):
     load(pathlib.Path("evil.pth"), "resnet", SMALL)
   assert not pathlib.Path("executed").exists()

@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-from data import something_something
+from data.sources import something_something
+from u2s_jax.errors import UserError
 
 TEMPLATES = ['Pushing [something] to [part], "softly"', "Bending [something]", "Doing nothing"]
 NAMES = [template.replace("[", "").replace("]", "") for template in TEMPLATES]
@@ -88,32 +89,32 @@ def test_missing_label_file(source, name):
 def test_bad_label_files(source):
   train = source / "labels/train.json"
   _write(train, [_entry(0) | {"template": "Eating [something]"}])
-  _fails(source, ValueError, "train.json", "'Eating something'", "entry 0", "labels.json")
+  _fails(source, UserError, "train.json", "'Eating something'", "entry 0", "labels.json")
   _write(train, [_entry(0), _entry(1), _entry(0)])
-  _fails(source, ValueError, "train.json", "id 0 occurs twice")
+  _fails(source, UserError, "train.json", "id 0 occurs twice")
   _write(train, [{"id": "0"}])
-  _fails(source, ValueError, "train.json", 'entry 0 has no "template"')
+  _fails(source, UserError, "train.json", 'entry 0 has no "template"')
   _write(train, [_entry(0), {"template": "x"}])
-  _fails(source, ValueError, "train.json", 'entry 1 has no "id"')
+  _fails(source, UserError, "train.json", 'entry 1 has no "id"')
   _write(train, [{"id": "0", "template": None}])
-  _fails(source, ValueError, "train.json", "template of entry 0 is None")
+  _fails(source, UserError, "train.json", "template of entry 0 is None")
   _write(train, [])
-  _fails(source, ValueError, "train.json", "no entries")
+  _fails(source, UserError, "train.json", "no entries")
   _write(train, {})
-  _fails(source, ValueError, "train.json", "a JSON list is expected")
+  _fails(source, UserError, "train.json", "a JSON list is expected")
   train.write_text('[{"id": ')
-  _fails(source, ValueError, "train.json", "not a valid JSON file")
+  _fails(source, UserError, "train.json", "not a valid JSON file")
   train.write_bytes(b'[{"id": "\xff"}]')
-  _fails(source, ValueError, "train.json", "not a valid JSON file")
+  _fails(source, UserError, "train.json", "not a valid JSON file")
   _write(train, [_entry(0)])
-  _fails(source, ValueError, str(source), "no training clip is of the class", "Bending something")
+  _fails(source, UserError, str(source), "no training clip is of the class", "Bending something")
   _write(train, [_entry(clip_id) for clip_id in range(4)])
-  _fails(source, ValueError, str(source), "id 3 occurs twice", "in train and in validation")
+  _fails(source, UserError, str(source), "id 3 occurs twice", "in train and in validation")
   _write(train, [_entry(clip_id) for clip_id in range(3)])
   (source / "labels/test-answers.csv").write_text("5;Eating something\n")
-  _fails(source, ValueError, "test-answers.csv", "'Eating something'", "entry 5")
+  _fails(source, UserError, "test-answers.csv", "'Eating something'", "entry 5")
   _write(source / "labels/labels.json", {"a": "0", "b": "2"})
-  _fails(source, ValueError, "labels.json", "no class has the index 1")
+  _fails(source, UserError, "labels.json", "no class has the index 1")
 
 
 def test_missing_video_folder(source):

@@ -4,22 +4,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from u2s_jax import analysis
-from u2s_jax import state as state_lib
+from u2s_jax.csm import no_similarity
+from u2s_jax.evaluation import analysis
+from u2s_jax.evaluation.scores import Scores
 
 
-def scores_of(label, universal, **others):
-  return {
-    "id": np.array([f"v{i}" for i in range(len(label))]),
-    "label": np.array(label, np.int32),
-    "universal": np.array(universal, np.float32),
-    **others,
-  }
+def scores_of(label, universal):
+  universal = np.array(universal, np.float32)
+  ids = np.array([f"v{i}" for i in range(len(label))])
+  names = np.array([f"class {i}" for i in range(universal.shape[1])])
+  return Scores(ids, np.array(label, np.int32), names, {"universal": universal})
 
 
 def test_without_a_csm_the_one_pass_model_says_what_it_confuses():
   one_pass = scores_of([0, 0, 1], [[0.6, 0.4, 0], [0.8, 0, 0.2], [0.5, 0.5, 0]])
-  similarity = analysis.class_similarity(state_lib.no_similarity(3), one_pass)
+  similarity = analysis.class_similarity(no_similarity(3), one_pass)
   # Class 0 gives 0.2 to 1 and 0.1 to 2, class 1 gives 0.5 to 0; 2 has no clip.
   expected = [[0.7, 0.35, 0.05], [0.35, 0.5, 0], [0.05, 0, 0]]
   np.testing.assert_allclose(similarity, expected, atol=1e-6)
@@ -27,7 +26,7 @@ def test_without_a_csm_the_one_pass_model_says_what_it_confuses():
 
 def test_with_a_csm_its_similarity_counts():
   values = jnp.asarray(np.random.default_rng(0).random((3, 3)), jnp.float32)
-  csm = state_lib.no_similarity(3).replace(similarity=values, n=jnp.int32(1))
+  csm = no_similarity(3).replace(similarity=values, n=jnp.int32(1))
   similarity = analysis.class_similarity(csm, scores_of([0], [[1.0, 0, 0]]))
   np.testing.assert_array_equal(similarity, values)
 

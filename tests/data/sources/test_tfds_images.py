@@ -9,7 +9,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from data import tfds_images
+from data.sources import tfds_images
+from u2s_jax.errors import UserError
 
 
 def _jpeg(value):
@@ -145,7 +146,7 @@ def test_stored_as_riegeli(tmp_path, cars):
   shutil.copytree(cars, tmp_path, dirs_exist_ok=True)
   info = tmp_path / "cars196/2.1.0/dataset_info.json"
   info.write_text(re.sub("array_record|tfrecord", "riegeli", info.read_text()))
-  _fails(tmp_path, "cars196", ValueError, "riegeli", "'array_record' or 'tfrecord'")
+  _fails(tmp_path, "cars196", UserError, "riegeli", "'array_record' or 'tfrecord'")
 
 
 def test_not_prepared(tmp_path):
@@ -158,7 +159,7 @@ def test_not_prepared(tmp_path):
 
 def test_another_data_set_of_that_name(tmp_path, cars):
   (tmp_path / "stanford_dogs").symlink_to(cars / "cars196")
-  _fails(tmp_path, "stanford_dogs", ValueError, "'image/filename'", "no stanford_dogs")
+  _fails(tmp_path, "stanford_dogs", UserError, "'image/filename'", "no stanford_dogs")
 
 
 def test_class_folders(tmp_path):

@@ -1,0 +1,165 @@
+"""Evaluations of a finished run and of one half-way, on batches made in memory."""
+
+import csv
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from tests.memory_run import (
+  CLASS_NAMES,
+  CLASSES,
+  NAME,
+  VALIDATION,
+  Source,
+  clips,
+  config_of,
+  state_at,
+  train,
+)
+from u2s_jax import settings
+from u2s_jax.errors import UserError
+from u2s_jax.evaluation import evaluate, scores
+from u2s_jax.training import start
+from u2s_jax.workdir import Workdir
+
+
+def evaluate_latest(config, folder, source=None):
+  evaluate.evaluate_latest(config, Workdir(folder), source or Source(), NAME)
+
+
+def outputs_of(folder, stage):
+  """The networks' outputs for all validation clips, and the clips."""
+  state, _ = state_at(config_of(), folder, stage=stage, step=3)
+  network = settings.build_network(config_of(), CLASSES)
+  batch = clips("validation", range(VALIDATION))
+  trees = jax.tree.map(jax.numpy.asarray, (state.params, state.batch_stats, state.csm))
+  return network(*trees, jax.numpy.asarray(batch["video"]))[0], batch
+
+
+def test_what_the_report_is_made_of(finished):
+  folder = finished[0]
+  arrays = dict(np.load(folder / "analysis/validation.npz"))
+  before, batch = outputs_of(folder, "universal")
+  after, _ = outputs_of(folder, "joint")
+  labels = batch["label"]
+  features = {
+    "one_pass": before["universal_features"],
+    "universal": after["universal_features"],
+    "specific": after["specific_features"],
+  }
+  for name, values in features.items():
+    zeros = np.mean(np.asarray(values) == 0, axis=(1, 2, 3))
+    expected = [zeros[labels == label].mean(0) for label in range(CLASSES)]
+    np.testing.assert_allclose(arrays[f"sparsity_{name}"], expected, atol=2e-3)
+    if name == "specific":
+      values = values * after["mask"]
+    pooled = np.mean(values, axis=(1, 2, 3))
+    assert arrays["pairs"].shape == (2, 2)
+    kept = np.isin(labels, arrays["pairs"])
+    np.testing.assert_array_equal(arrays["label"], labels[kept])
+    np.testing.assert_allclose(arrays[f"pooled_{name}"], pooled[kept], atol=1e-4)
+  rows = arrays["example_id"].astype(int)
+  assert set(labels[rows]) == set(arrays["pairs"].ravel())
+  np.testing.assert_array_equal(arrays["example_label"], labels[rows])
+  np.testing.assert_array_equal(arrays["video"], batch["video"][rows])
+  np.testing.assert_allclose(arrays["mask"], np.asarray(after["mask"])[rows, ..., 0], atol=1e-4)
+  for k, (row, classes) in enumerate(zip(rows, arrays["mask_classes"], strict=True)):
+    expected = np.asarray(after["masks"])[row][..., classes]
+    np.testing.assert_allclose(arrays["class_masks"][k], expected, atol=1e-4)
+  kernel = state_at(config_of(), folder)[0].params["mask"]["kernel"]
+  np.testing.assert_array_equal(arrays["mask_kernel"], kernel)
+
+
+def test_accuracies_are_told_class_by_class(finished):
+  folder = finished[0]
+  with open(folder / "per_class.csv", newline="") as file:
+    rows = list(csv.DictReader(file))
+  assert [row["class"] for row in rows] == list(CLASS_NAMES)
+  assert [row["clips"] for row in rows] == ["4"] * CLASSES
+  summary = json.loads((folder / "summary.json").read_text())
+  merged = np.mean([float(row["merged"]) for row in rows])
+  assert merged == pytest.approx(
+    summary["predictions"]["universal+bridge+specific"]["top1"], abs=0.01
+  )
+  csm = state_at(config_of(), folder)[0].csm.matrix
+  for i, row in enumerate(rows):
+    assert row["csm"] == " | ".join(CLASS_NAMES[j] for j in range(3) if j != i and csm[j, i])
+  *lines, second, last = finished[2].splitlines()
+  assert str(folder / "per_class.csv") in second and str(folder / "summary.json") in last
+  assert [line[:7] for line in lines[-CLASSES:]] == list(CLASS_NAMES)
+
+
+def test_evaluation_alone_gives_the_same_scores(finished):
+  folder = finished[0]
+  before = scores.read(folder / "scores/validation.npz")
+  (folder / "scores/validation.npz").unlink()
+  source = Source()
+  evaluate_latest(config_of(), folder, source)
+  after = scores.read(folder / "scores/validation.npz")
+  np.testing.assert_array_equal(before.ids, after.ids)
+  jax.tree.map(np.testing.assert_array_equal, before.predictions, after.predictions)
+  assert not source.started and not (folder / "eval").exists()
+
+
+def test_evaluation_half_way_touches_nothing(finished, tmp_path, monkeypatch):
+  with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+    patch.setattr(start, "category_similarity", lambda *args: 1 / 0)
+    train(config_of(), tmp_path)
+  one_pass = (tmp_path / "scores/validation_one_pass.npz").read_bytes()
+  evaluate_latest(config_of(), tmp_path)
+  assert (tmp_path / "eval/center_universal_3/summary.json").exists()
+  assert not (tmp_path / "summary.json").exists()
+  assert (tmp_path / "scores/validation_one_pass.npz").read_bytes() == one_pass
+
+
+@pytest.mark.parametrize("unknown", [(), (5, 7)])
+def test_another_split_is_evaluated_beside_the_run(finished, capsys, unknown):
+  root = finished[0]
+  before = {path: path.stat().st_mtime_ns for path in root.glob("*.*")}
+  evaluate_latest(config_of(**{"eval.split": "test"}), root, Source(unknown=unknown))
+  folder = root / "eval/test_center_joint_3"
+  final = scores.read(folder / "scores/test.npz")
+  one_pass = scores.read(folder / "scores/test_one_pass.npz")
+  assert one_pass.num_unknown == final.num_unknown == len(unknown)
+  # The very frames of validation in this test, so the very scores.
+  validation = scores.read(root / "scores/validation.npz")
+  np.testing.assert_array_equal(final.predictions["specific"], validation.predictions["specific"])
+  names = {"summary.json", "per_class.csv"} if not unknown else set()
+  assert {path.name for path in folder.glob("*.*")} == names
+  said = "2 of 12 clips have no label: scores only" in capsys.readouterr().out
+  assert said == bool(unknown)
+  assert {path: path.stat().st_mtime_ns for path in root.glob("*.*")} == before
+  shutil.rmtree(root / "eval")
+
+
+@pytest.mark.parametrize(
+  ("source", "message"),
+  [
+    (Source(class_names=(*CLASS_NAMES, "one more")), "num_classes is 3 there and 4 here"),
+    (
+      Source(class_names=("class 0", "class 2", "class 1")),
+      r"class_names\[1\] is 'class 1' there and 'class 2' here",
+    ),
+    (Source(channels=10), "channels is 3 there and 10 here"),
+  ],
+)
+def test_other_data_is_refused(finished, source, message):
+  with pytest.raises(UserError, match=f"another model's: {message}; set"):
+    evaluate_latest(config_of(), finished[0], source)
+
+
+def test_nothing_to_evaluate(tmp_path):
+  with pytest.raises(UserError, match="checkpoints: no checkpoint to evaluate; train first"):
+    evaluate_latest(config_of(), tmp_path)
+
+
+def test_an_evaluation_with_other_masks_lies_beside_the_run(finished):
+  folder = finished[0]
+  before = (folder / "summary.json").read_bytes()
+  evaluate_latest(config_of(**{"csm.guide": "label", "csm.selection": "own"}), folder)
+  assert (folder / "eval/center_joint_3_own_label/summary.json").exists()
+  assert (folder / "summary.json").read_bytes() == before
+  shutil.rmtree(folder / "eval")

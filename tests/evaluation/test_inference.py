@@ -1,0 +1,187 @@
+"""What the device does at an evaluation: views, masks, sparsity, and every clip once."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.small import CLASSES, CSM, MODEL, NETWORK, PIXELS, STAGES, TX, batch
+from u2s_jax import csm, devices, regularizer, state
+from u2s_jax.errors import UserError
+from u2s_jax.evaluation import inference, scores
+from u2s_jax.models.network import normalize
+from u2s_jax.models.u2s import U2S
+from u2s_jax.training import steps
+
+CLASS_NAMES = ("Pouring éclairs", "Pushing X", "Bending Y")
+STATE = state.TrainState(step=0.5, params={}, batch_stats={}, momentum=(), csm=())
+
+
+def first_pixel(current, batch):
+  """Scores that tell which clip they are of: its first pixel."""
+  first = batch["video"][:, 0, 0, 0, 0, 0].astype(jnp.float32)
+  return {"universal": jnp.stack([first, current.step * jnp.ones_like(first), -first], -1)}
+
+
+def batches():
+  """Ten clips in two batches of eight, the last one padded."""
+  for start in (0, 8):
+    numbers = np.minimum(np.arange(start, start + 8), 9)
+    yield {
+      "video": np.broadcast_to(
+        numbers.astype(np.uint8)[:, None, None, None, None, None], (8, 1, 2, 4, 4, 3)
+      ).copy(),
+      "label": (numbers % 3).astype(np.int32),
+      "valid": np.arange(start, start + 8) < 10,
+      "id": np.array([f"clip-é{n}".encode() for n in numbers], object),
+    }
+
+
+def test_every_clip_counts_once_in_order_and_survives_the_file(tmp_path):
+  step = inference._compiled(first_pixel)
+  result = inference.score(step, STATE, batches(), CLASS_NAMES)
+  assert list(result.ids) == [f"clip-é{n}" for n in range(10)]
+  np.testing.assert_array_equal(result.labels, np.arange(10) % 3)
+  np.testing.assert_array_equal(result.predictions["universal"][:, 0], np.arange(10))
+  path = tmp_path / "scores/validation.npz"
+  scores.write(path, result)
+  with np.load(path) as file:
+    assert set(file) == {"ids", "labels", "class_names", "universal"}
+    assert tuple(file["class_names"]) == CLASS_NAMES
+  again = scores.read(path)
+  jax.tree.map(np.testing.assert_array_equal, dataclasses.asdict(again), dataclasses.asdict(result))
+  assert [path.name for path in (tmp_path / "scores").iterdir()] == ["validation.npz"]
+
+
+def test_the_device_has_its_next_batch_before_the_last_one_is_read():
+  seen = []
+
+  def step(current, batch):
+    seen.append(len(seen))
+    return {"n": len(seen)}
+
+  counts = [len(seen) for _ in inference.pass_over(step, STATE, batches())]
+  assert counts == [2, 2]
+
+
+def test_too_long_an_id_is_an_error():
+  long = [{**batch, "id": np.array([b"x" * 257] * 8, object)} for batch in batches()]
+  with pytest.raises(UserError, match="^id x{257}: longer than 256 bytes; rename it$"):
+    inference.score(inference._compiled(first_pixel), STATE, long, CLASS_NAMES)
+
+
+def sparsity_of(current, count):
+  """Results of a batch with two clips of padding, on `count` devices."""
+  mesh = jax.make_mesh((count,), ("data",), devices=jax.devices()[:count], axis_types=AUTO)
+  placement = devices.replicated(mesh)
+  step = jax.jit(inference.make_sparsity_step(NETWORK), out_shardings=placement)
+  example = batch(0)
+  example["video"] = example["video"][:, None]
+  example["valid"][3:5] = False
+  return jax.device_get(
+    step(jax.device_put(current, placement), devices.global_batch(example, mesh))
+  )
+
+
+AUTO = (jax.sharding.AxisType.Auto,)
+
+
+def test_one_and_eight_devices_give_the_same_csm(trained):
+  matrices = []
+  for count in (1, 8):
+    counted = sparsity_of(trained[1]["universal"][2], count)
+    similarity = csm.similarity_matrix(csm.class_sparsity(counted["zeros"], counted["responses"]))
+    matrices.append(csm.binarize(similarity, csm.threshold(similarity, 1)))
+  np.testing.assert_array_equal(*matrices)
+  assert matrices[0].sum() > CLASSES
+
+
+def test_sparsity_by_hand(trained):
+  one_pass = trained[1]["universal"][2]
+  counted, example = sparsity_of(one_pass, 1), batch(0)
+  video = normalize(jnp.asarray(example["video"]), *PIXELS.values())
+  features = MODEL.apply(
+    {"params": one_pass.params, "batch_stats": one_pass.batch_stats}, video, method=U2S.one_pass
+  )["universal_features"]
+  valid = np.ones(16, bool)
+  valid[3:5] = False
+  for label in range(CLASSES):
+    chosen = np.asarray(features)[valid & (example["label"] == label)]
+    share = counted["zeros"][label] / counted["responses"][label]
+    np.testing.assert_allclose(share, (chosen == 0).mean((0, 1, 2, 3)), atol=0.02)
+
+
+def score(current, video, label, mirrors, **masks):
+  """Scores of views by one compiled step."""
+  network = dataclasses.replace(NETWORK, **masks)
+  step = jax.jit(inference.make_score_step(network, mirrors))
+  return jax.device_get(step(current, {"video": jnp.asarray(video), "label": jnp.asarray(label)}))
+
+
+def test_views_are_averaged_and_mirrored_scores_booked_on_the_mirrored_class(trained):
+  current, example, mirror = trained[1]["joint"][2], batch(5, size=8), (1, 0, 2, 3)
+  plain, mirrored = example["video"], example["video"][:, :, :, ::-1]
+  first, second = (score(current, v[:, None], example["label"], (None,)) for v in (plain, mirrored))
+  both = score(current, np.stack([plain, mirrored], 1), example["label"], (None, mirror))
+  for name in ("universal", "bridge", "specific"):
+    expected = (first[name] + second[name][:, list(mirror)]) / 2
+    np.testing.assert_allclose(both[name], expected, atol=1e-5)
+    np.testing.assert_allclose(both[name].sum(-1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("selection", "guide"), [("own", "prediction"), ("soft", "prediction"), ("confusing", "label")]
+)
+def test_the_masks_that_an_ablation_combines(trained, selection, guide):
+  example = batch(5, size=8)
+  soft = np.random.default_rng(0).uniform(0.1, 0.9, (CLASSES, CLASSES)).astype(np.float32)
+  soft = (soft + soft.T) / 2
+  np.fill_diagonal(soft, 1)
+  current = trained[1]["specific"][2]
+  current = current.replace(csm=current.csm.replace(similarity=soft))
+  variables = {"params": current.params, "batch_stats": current.batch_stats}
+  video = normalize(jnp.asarray(example["video"]), *PIXELS.values())
+  out = jax.device_get(APPLY(variables, video, CSM))
+  columns = {"own": np.eye(CLASSES), "soft": soft, "confusing": CSM}[selection]
+  guides = example["label"] if guide == "label" else out["universal"].argmax(-1)
+  weights = columns[:, guides].T
+  assert guide == "prediction" or (guides != out["universal"].argmax(-1)).any()
+  combined = np.einsum("nthwm,nm->nthw", out["masks"], weights / weights.sum(1, keepdims=True))
+  masked = out["specific_features"] / (1 + np.exp(-combined[..., None]))
+  head = jax.device_get(current.params["specific"]["head"])
+  logits = masked.mean((1, 2, 3)) @ head["kernel"] + head["bias"]
+
+  masks = {"selection": selection, "guide": guide}
+  got = score(current, example["video"][:, None], example["label"], (None,), **masks)
+  np.testing.assert_allclose(got["specific"], jax.nn.softmax(logits), atol=1e-5)
+  # Training combines the same, and its regularizer keeps to the binary CSM.
+  example = {name: jnp.asarray(value) for name, value in example.items()}
+  network = dataclasses.replace(NETWORK, **masks)
+  train = steps.make_train_step(network, STAGES[1], TX, regularizer_weight=0.5)
+  _, metrics = jax.jit(train)(current, example, 0.1)
+  expected = regularizer.category_regularizer(current.params["mask"]["kernel"], CSM)
+  np.testing.assert_allclose(metrics["regularizer"], expected, atol=1e-6)
+
+
+APPLY = jax.jit(MODEL.apply)
+
+
+def test_the_label_guides_a_mirrored_view_as_what_it_turns_into(trained):
+  mirror, example = (1, 0, 2, 3), batch(5, size=8)
+  current, masks = trained[1]["joint"][2], {"selection": "own", "guide": "label"}
+  video, label, columns = example["video"][:, None], example["label"], np.array(mirror)
+  seen, plain, mirrored = (
+    score(current, video, y, mirrors, **masks)["specific"]
+    for y, mirrors in ((columns[label], (None,)), (label, (None,)), (label, (mirror,)))
+  )
+  assert np.abs(seen - plain).max() > 1e-6
+  np.testing.assert_allclose(mirrored, seen[:, columns], atol=1e-6)
+
+
+def test_another_number_of_views_is_an_error(trained):
+  step = inference.make_score_step(NETWORK, (None,) * 3)
+  example = batch(5, size=8)
+  with pytest.raises(ValueError, match="^1 views of a clip, but 3 are asked for$"):
+    step(trained[1]["joint"][2], {**example, "video": example["video"][:, None]})

@@ -1,0 +1,113 @@
+"""A run of the tests' config on batches made in memory: no TensorFlow, no files of others."""
+
+import contextlib
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+
+from tests import config as tests_config
+from u2s_jax.run import open_run
+from u2s_jax.training import train as training
+from u2s_jax.workdir import Workdir
+
+CLASSES, TRAIN, VALIDATION = 3, 24, 12
+CLASS_NAMES = tuple(f"class {i}" for i in range(CLASSES))
+NAME = "tests/config.py"
+
+
+def config_of(**fields):
+  """The tests' config for these clips, with other fields by dotted name."""
+  config = tests_config.get_config()
+  config.batch_size = config.eval.batch_size = 8
+  config.data.num_frames, config.data.crop_size = 2, 32
+  config.data.flip_label_map = ()
+  config.csm.target_accuracy = 0.6
+  config.eval.pairs = 0
+  with config.ignore_type():
+    config.update_from_flattened_dict(fields)
+  return config
+
+
+def clips(split, numbers, channels=3):
+  """Clips of class `number % CLASSES`, whose colour tells the class, with noise."""
+  labels = np.asarray(numbers, np.int32) % CLASSES
+  video = np.stack(
+    [
+      np.random.default_rng((split == "train", int(n))).integers(
+        0, 100, (2, 32, 32, channels), np.uint8
+      )
+      for n in numbers
+    ]
+  )
+  video[np.arange(len(labels)), ..., labels] += 100
+  return {"video": video, "label": labels}
+
+
+@dataclasses.dataclass
+class Source:
+  """Batches of one host; counts what was asked for.
+
+  Attributes:
+    channels: of the frames.
+    unknown: clips of the split `test` that come without a label.
+    class_names: in the order of the labels.
+    started: stage and first step of every training stream.
+  """
+
+  channels: int = 3
+  unknown: tuple[int, ...] = ()
+  class_names: tuple[str, ...] = CLASS_NAMES
+  num_train: int = TRAIN
+  stored: dict = dataclasses.field(default_factory=dict)
+  started: list = dataclasses.field(default_factory=list)
+
+  def train_batches(self, stage, first_step):
+    self.started.append((stage, first_step))
+    step = first_step
+    while True:
+      numbers = np.random.default_rng((stage, step)).integers(0, TRAIN, 8)
+      yield clips("train", numbers, self.channels) | {"valid": np.ones(8, bool)}
+      step += 1
+
+  def eval_batches(self, split, views):
+    assert views == "center"
+    count = TRAIN if split == "train" else VALIDATION
+    for start in range(0, count, 8):
+      numbers = np.minimum(np.arange(start, start + 8), count - 1)
+      batch = clips(split, numbers, self.channels)
+      batch["video"] = batch["video"][:, None]
+      if split == "test":
+        batch["label"][np.isin(numbers, self.unknown)] = -1
+      yield batch | {
+        "valid": np.arange(start, start + 8) < count,
+        "id": np.array([str(n).encode() for n in numbers], object),
+      }
+
+
+class Writer:
+  """Keeps what TensorBoard would show."""
+
+  def __init__(self):
+    self.scalars, self.images = {}, {}
+
+  def write_scalars(self, step, scalars):
+    self.scalars.setdefault(step, {}).update(scalars)
+
+  def write_images(self, step, images):
+    self.images.setdefault(step, {}).update(images)
+
+
+def train(config, folder: pathlib.Path, source=None, writer=None):
+  """Trains a run."""
+  training.train(config, Workdir(folder), source or Source(), writer or Writer(), NAME)
+
+
+def state_at(config, folder: pathlib.Path, source=None, stage=None, step=None):
+  """State of a checkpoint, the newest one by default, and its record."""
+  run = open_run(config, Workdir(folder), source or Source(), NAME)
+  with contextlib.closing(run.checkpoints):
+    place = (stage, step) if stage else run.latest()
+    state, record = run.restore(*place)
+  return jax.device_get(state), record

@@ -1,0 +1,39 @@
+"""A small network with its stages, and batches for it, that tests share."""
+
+import jax
+import numpy as np
+
+from u2s_jax import stages, state
+from u2s_jax.models.backbones import build
+from u2s_jax.models.network import Network
+from u2s_jax.models.u2s import U2S
+
+CLASSES, FRAMES, SIZE = 4, 3, 32
+PIXELS = {"pixel_mean": (0.5, 0.4, 0.3), "pixel_std": (0.2, 0.3, 0.4)}
+TEMPORAL = ((3, 3, 3, 3), (3, 3, 3, 1))
+MODEL = U2S(CLASSES, build("preact_resnet", temporal=TEMPORAL, depth=14, width=2))
+NETWORK = Network(MODEL, **PIXELS)
+TX = state.sgd(momentum=0.9, weight_decay=1e-3)
+CSM = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], np.float32)
+STAGES = stages.schedule(
+  {name: {"learning_rate": 0.1, "epochs": 1.0} for name in stages.STAGES},
+  attention="mask",
+  specific_init="universal",
+  control=False,
+)
+
+
+def batch(number, size=16):
+  """A training batch that depends on its number."""
+  rng = np.random.default_rng(number)
+  return {
+    "video": rng.integers(0, 256, (size, FRAMES, SIZE, SIZE, 3), np.uint8),
+    "label": rng.integers(0, CLASSES, size, np.int32),
+    "valid": np.ones(size, bool),
+  }
+
+
+def begin(stage, previous=None, seed=0):
+  """A stage's first state."""
+  shape = (1, FRAMES, SIZE, SIZE, 3)
+  return jax.jit(lambda p: state.begin(MODEL, stage, TX, jax.random.key(seed), shape, p))(previous)

@@ -1,0 +1,46 @@
+"""Batches that devices divide, compile options, and the cache of compiled programs."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from u2s_jax import devices
+from u2s_jax.errors import UserError
+
+
+@pytest.mark.parametrize(("size", "nearest"), [(20, 16), (0, 8), (3, 8)])
+def test_a_batch_that_the_devices_do_not_divide(size, nearest):
+  with pytest.raises(UserError, match=f"^batch_size: {size} is not .* 8 devices.* {nearest}$"):
+    devices.check_batch_size("batch_size", size)
+
+
+def test_a_batch_that_its_parts_do_not_divide():
+  devices.check_batch_size("batch_size", 32, 2)
+  with pytest.raises(UserError, match=r"8 devices times accumulate_steps \(3\); the nearest is 24"):
+    devices.check_batch_size("batch_size", 32, 3)
+
+
+def test_the_options_keep_convolutions_out_of_the_new_kernels():
+  def program(options):
+    video, kernel = jnp.ones((2, 8, 8, 16)), jnp.ones((3, 3, 16, 16))
+    step = jax.jit(
+      lambda v, k: jax.lax.conv(v.transpose(0, 3, 1, 2), k.transpose(3, 2, 0, 1), (1, 1), "SAME"),
+      compiler_options=options,
+    )
+    return step.lower(video, kernel).compile().as_text()
+
+  if devices.compiler_options() is None:
+    pytest.skip("no CPU, or a jaxlib without the option")
+  assert "ynn" not in program(devices.compiler_options())
+
+
+def test_programs_are_kept_unless_jax_was_told_where(tmp_path):
+  before = jax.config.jax_compilation_cache_dir
+  try:
+    jax.config.update("jax_compilation_cache_dir", None)
+    devices.use_compilation_cache(tmp_path)
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path)
+    devices.use_compilation_cache(tmp_path / "other")
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path)
+  finally:
+    jax.config.update("jax_compilation_cache_dir", before)

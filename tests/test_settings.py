@@ -1,0 +1,118 @@
+"""What a config can mean, what it cannot, and whether it is the run's."""
+
+import json
+
+import pytest
+
+from tests.memory_run import config_of
+from u2s_jax import settings
+from u2s_jax.errors import UserError
+from u2s_jax.workdir import Workdir
+
+
+def check(config, folder, *more):
+  settings.check(config, Workdir(folder), *more)
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
+    ("log_every_steps", 0, "log_every_steps: 0 is not at least 1"),
+    ("model.pixel_mean", (0.1, 0.2), "model.pixel_mean: 2 values for the 3 channels of rgb; give"),
+    ("model.pixel_std", (0.5,), "model.pixel_std: 1 values, but model.pixel_mean has 3"),
+    ("eval.split", "tset", "eval.split: 'tset' is not one of train, validation, test"),
+    ("eval.split", "test", "eval.split: 'test' is for --mode=eval only"),
+    ("init_from", "/no/run", "init_from: /no/run: no such file or folder"),
+    ("csm.distance", "l1", "csm.distance: 'l1' is not one of"),
+    ("csm.target_accuracy", 85.0, "csm.target_accuracy: 85.0 is no fraction"),
+    ("csm.n", -1, "csm.n: -1 is negative"),
+    ("accumulate_steps", 0, "accumulate_steps: 0 is not at least 1"),
+    ("csm.selection", "all", "csm.selection: 'all' is not one of"),
+    ("csm.guide", "oracle", "csm.guide: 'oracle' is not one of"),
+    ("universal.epochs", 0.0, "universal.epochs: 0, but there is no init_from"),
+    ("model.specific_init", "pretrained", "model.specific_init: 'pretrained', but there is no"),
+    ("model.backbone.name", "vgg", "model.backbone.name: 'vgg' is not one of preact_resnet, "),
+    ("model.backbone.name", "eco_lite", "model.backbone.depth: eco_lite has no such field"),
+    ("model.backbone.depth", 51, "model.backbone.depth: 51 is not one of 14, 18,"),
+    ("model.backbone.depth", 18, "model.backbone.temporal: .* 2 convolutions and a projection"),
+    ("model.dtype", "float17", "model.dtype: 'float17' is not one of float32, bfloat16"),
+    ("model.attention", "x", "model.attention: 'x' is not one of"),
+    ("eval.views", "4crop", "eval.views: '4crop' is not one of center, 3crop"),
+    ("eval.batch_size", 12, "eval.batch_size: 12 is not a positive multiple of the 8 devices"),
+    ("optimizer.momentum", -1.0, r"optimizer.momentum: -1.0 is not in \[0, 1\)"),
+    ("optimizer.momentum", 1.0, r"optimizer.momentum: 1.0 is not in \[0, 1\)"),
+    ("optimizer.weight_decay", -1e-4, "optimizer.weight_decay: -0.0001 is no number of at least 0"),
+    ("regularizer_weight", float("nan"), "regularizer_weight: nan is no number of at least 0"),
+    ("universal.learning_rate", -1.0, "universal.learning_rate: -1.0 is no positive number"),
+    ("joint.patience", 0, "joint.patience: 0 is not at least 1 epoch"),
+    ("specific.decay_epochs", (0.6, 0.2), "specific.decay_epochs: .* are not positive and rising"),
+    ("specific.decay_epochs", (1.0,), "specific.decay_epochs: 1 is not before the stage's end"),
+    ("eval.views", "10crop", "eval.views: '10crop' mirrors views, but the network never sees a"),
+  ],
+)
+def test_a_config_that_cannot_work_is_found_at_once(tmp_path, field, value, message):
+  with pytest.raises(UserError, match=f"^{message}"):
+    check(config_of(**{field: value}), tmp_path)
+
+
+@pytest.mark.parametrize(
+  "fields",
+  [
+    {"eval.views": "10crop", "data.flip": True},
+    {"eval.views": "10crop", "data.flip_label_map": ((0, 1),)},
+    {"eval.views": "5crop"},
+    {"universal.decay_epochs": (7.0, 12.0), "universal.decay": "plateau"},  # not looked at
+  ],
+)
+def test_configs_that_work(tmp_path, fields):
+  check(config_of(**fields), tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({}, None),
+    ({"model.pixel_mean": (0.5,) * 10, "model.pixel_std": (0.2,) * 10}, None),
+    (
+      {"data.flow_pairs": 3, "model.pixel_mean": (0.5,) * 10},
+      "model.pixel_mean: 10 values for the 6",
+    ),
+    ({"model.pixel_std": (0.2,) * 3}, "model.pixel_std: 3 values for the 10 channels of flow"),
+  ],
+)
+def test_fields_of_optical_flow(tmp_path, fields, message):
+  flow = {"data.modality": "flow", "model.pixel_mean": (0.5,), "model.pixel_std": (0.2,)}
+  config = config_of(**flow | fields)
+  if message is None:
+    check(config, tmp_path)
+  else:
+    with pytest.raises(UserError, match=f"^{message}"):
+      check(config, tmp_path)
+  assert settings.input_channels(config) == 2 * config.data.flow_pairs
+  assert settings.input_channels(config_of()) == 3
+
+
+def test_another_config_is_refused_with_the_field(tmp_path):
+  settings.write_config(Workdir(tmp_path), config_of())
+  with pytest.raises(UserError, match=r"config.json: this run began with joint.learning_rate = "):
+    check(config_of(**{"joint.learning_rate": 0.5}), tmp_path)
+  check(config_of(log_every_steps=1), tmp_path)  # changes nothing in training
+  check(config_of(**{"csm.guide": "label"}), tmp_path, settings.FREE_IN_EVALUATION)
+
+
+def test_a_field_that_an_older_run_did_not_know_counts_as_its_default(tmp_path):
+  settings.write_config(Workdir(tmp_path), config_of())
+  path = tmp_path / "config.json"
+  fields = json.loads(path.read_text())
+  del fields["accumulate_steps"], fields["model"]["remat"]
+  path.write_text(json.dumps(fields))
+  check(config_of(), tmp_path)
+  assert settings.config_of_run(Workdir(tmp_path)).accumulate_steps == 1
+  with pytest.raises(UserError, match="this run began with model.remat = False, not True"):
+    check(config_of(**{"model.remat": True}), tmp_path)
+
+
+def test_the_config_of_a_run_comes_back_as_it_was(tmp_path):
+  settings.write_config(Workdir(tmp_path), config_of())
+  assert settings.config_of_run(Workdir(tmp_path)).to_dict() == config_of().to_dict()
+  assert settings.config_of_run(Workdir(tmp_path / "none")) is None

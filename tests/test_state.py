@@ -1,0 +1,33 @@
+"""SGD against PyTorch's update rule written out, and the chain of stages."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tests import small
+from u2s_jax import state
+
+
+def test_sgd_is_pytorchs():
+  tx = state.sgd(momentum=0.9, weight_decay=0.1)
+  params = jnp.array([1.0, -2.0])
+  momentum = tx.init(params)
+  expected, buffer = np.array([1.0, -2.0]), np.zeros(2)
+  for step, (gradient, rate) in enumerate(
+    [([1.0, 2.0], 0.5), ([-1.0, 0.5], 0.5), ([2.0, 0.0], 0.05)]
+  ):
+    direction, momentum = tx.update(jnp.array(gradient), momentum, params)
+    params = params - rate * direction
+    # torch.optim.SGD: d = g + wd p; buf = d at first, then 0.9 buf + d; p -= lr buf.
+    d = np.array(gradient) + 0.1 * expected
+    buffer = d if step == 0 else 0.9 * buffer + d
+    expected = expected - rate * buffer
+    np.testing.assert_allclose(params, expected, rtol=1e-6)
+
+
+def test_the_chain_of_stages_has_the_shapes_of_training(trained):
+  shape = (1, small.FRAMES, small.SIZE, small.SIZE, 3)
+  for count, stage in enumerate(small.STAGES, start=1):
+    abstract = state.chain(small.MODEL, small.STAGES[:count], small.TX, shape)
+    first = trained[1][stage.name][0]
+    assert jax.tree.map(jnp.shape, abstract) == jax.tree.map(jnp.shape, first)

@@ -1,0 +1,163 @@
+"""The loop over all stages, on batches made in memory."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from tests.memory_run import CLASS_NAMES, VALIDATION, Source, Writer, config_of, state_at, train
+from u2s_jax import checkpoint
+from u2s_jax.errors import UserError
+from u2s_jax.evaluation import results, scores
+from u2s_jax.stages import STAGES
+from u2s_jax.training import start
+
+
+def test_a_run_leaves_scores_summary_and_checkpoints(finished):
+  workdir, writer, _ = finished
+  summary = json.loads((workdir / "summary.json").read_text())
+  assert set(summary) == {"one_pass", "predictions", "csm", "parameters", "config"}
+  assert len(summary["predictions"]) == 7 and summary["config"] == "tests/config.py"
+  final = scores.read(workdir / "scores/validation.npz")
+  assert set(final.predictions) == {"universal", "bridge", "specific"}
+  assert sorted(map(int, final.ids)) == list(range(VALIDATION))
+  one_pass = scores.read(workdir / "scores/validation_one_pass.npz")
+  assert set(one_pass.predictions) == {"universal"}
+  for read in (final, one_pass):
+    assert tuple(read.class_names) == CLASS_NAMES
+  for stage in STAGES:
+    assert (workdir / "checkpoints" / stage / "3").is_dir()
+  assert set(writer.scalars) >= {3, 6, 9}  # three steps a stage, counted through
+  assert "joint/validation_merged" in writer.scalars[9]
+  assert len(list(workdir.glob("profile/**/perfetto_trace.json.gz"))) == 1
+
+
+def test_an_epoch_ends_with_a_picture_of_the_masks(finished):
+  images = finished[1].images
+  assert {step: list(by_name) for step, by_name in images.items()} == {
+    6: ["specific/masks"],
+    9: ["joint/masks"],
+  }
+  picture = images[9]["joint/masks"]
+  # Four clips of two frames, plain and under the mask.
+  assert picture.dtype == np.uint8 and picture.shape[0] == 1
+  frame = 112 + 2
+  assert picture.shape[1:] == (8 * frame - 2, 2 * frame - 2, 3)
+
+
+def test_the_csm_is_in_the_checkpoint(finished):
+  csm = state_at(config_of(), finished[0])[0].csm
+  summary = json.loads((finished[0] / "summary.json").read_text())["csm"]
+  assert summary["n"] == csm.n >= 1 and summary["alpha"] == pytest.approx(float(csm.alpha))
+  np.testing.assert_array_equal(np.diag(csm.matrix), 1)
+  np.testing.assert_array_equal(csm.matrix, csm.matrix.T)
+  assert np.all(np.diff(csm.topn_accuracy) >= 0) and csm.topn_accuracy[-1] == 1
+
+
+def test_the_most_similar_classes_are_named(finished):
+  similarity = state_at(config_of(), finished[0])[0].csm.similarity
+  lines = finished[2].splitlines()
+  begin = next(i for i, line in enumerate(lines) if "most similar" in line)
+  named = [line.split("  ")[-2:] for line in lines[begin + 1 : begin + 4]]
+  values = [similarity[int(pair[6]), int(pair[-1])] for _, pair in named]
+  assert {pair for _, pair in named} == {
+    f"class {i} / class {j}" for i, j in [(0, 1), (0, 2), (1, 2)]
+  }
+  assert [value for value, _ in named] == [f"{value:.4f}" for value in values]
+  assert values == sorted(values, reverse=True)
+
+
+class Crash(Exception):
+  pass
+
+
+def test_crashes_change_no_bit(finished, tmp_path, monkeypatch):
+  """One run that crashes at every kind of moment, and goes on each time."""
+  config = config_of(checkpoint_every_steps=1)
+
+  def crash_now(*args):
+    raise Crash
+
+  def crash_behind(stage_name, number):
+    save = checkpoint.Checkpoints.save
+
+    def save_then_crash(self, stage, step, *args):
+      save(self, stage, step, *args)
+      if (stage, step) == (stage_name, number):
+        self.wait()
+        raise Crash
+
+    return checkpoint.Checkpoints, "save", save_then_crash
+
+  crashes = (
+    (crash_behind("universal", 3), (0, 0)),
+    ((start, "category_similarity", crash_now), None),  # nothing left to train of stage 1
+    (crash_behind("specific", 0), None),
+    (crash_behind("specific", 1), (1, 0)),
+    (crash_behind("joint", 3), (1, 1)),  # in the midst of a stage
+    ((results, "summarize", crash_now), None),  # between the last scores and the summary
+  )
+  for patch, began in crashes:
+    source = Source()
+    with monkeypatch.context() as context, pytest.raises(Crash):
+      context.setattr(*patch)
+      train(config, tmp_path, source)
+    assert source.started[:1] == ([began] if began else []), patch
+  train(config, tmp_path)
+  for name in ("validation", "validation_one_pass"):
+    theirs, ours = (scores.read(path / f"scores/{name}.npz") for path in (finished[0], tmp_path))
+    np.testing.assert_array_equal(theirs.ids, ours.ids)
+    jax.tree.map(np.testing.assert_array_equal, ours.predictions, theirs.predictions)
+  expected, got = state_at(config_of(), finished[0])[0], state_at(config, tmp_path)[0]
+  jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+def test_a_finished_run_says_so_and_does_nothing(finished, capsys):
+  workdir = finished[0]
+  before = (workdir / "summary.json").stat().st_mtime_ns
+  source = Source()
+  train(config_of(), workdir, source)
+  assert "finished" in capsys.readouterr().out and not source.started
+  assert (workdir / "summary.json").stat().st_mtime_ns == before
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+  config = config_of(**{"specific.learning_rate": 1e30, "checkpoint_every_steps": 1})
+  with pytest.raises(UserError, match="^stage specific, step [123]: .* is (nan|inf)") as error:
+    train(config, tmp_path)
+  assert "\n" not in str(error.value)
+  assert not (tmp_path / "checkpoints/joint").exists()
+  state, _ = state_at(config, tmp_path)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+  # The very first step already went off, so stage 2's beginning is the last good one.
+  assert state.step == 0
+
+
+def test_the_control_trains_the_one_pass_model_on(finished, tmp_path):
+  train(config_of(control=True), tmp_path)
+  state, _ = state_at(config_of(control=True), tmp_path)
+  assert set(state.params) == {"trunk", "universal"}
+  summary = json.loads((tmp_path / "summary.json").read_text())
+  assert set(summary["predictions"]) == {"universal"}
+  # Stage 1 is the very same.
+  theirs, ours = (
+    scores.read(path / "scores/validation_one_pass.npz").predictions["universal"]
+    for path in (finished[0], tmp_path)
+  )
+  np.testing.assert_array_equal(theirs, ours)
+
+
+def test_a_plateau_is_of_the_merged_prediction_and_survives_a_restart(tmp_path):
+  config = config_of(**{"specific.decay": "plateau", "specific.patience": 1})
+  writer = Writer()
+  train(config, tmp_path, writer=writer)
+  _, record = state_at(config, tmp_path, stage="specific", step=3)
+  error = 1 - writer.scalars[6]["specific/validation_merged"] / 100
+  assert record["plateau"]["best"] == pytest.approx(error)
+
+
+def test_without_mask_network(tmp_path):
+  train(config_of(**{"model.attention": "none"}), tmp_path)
+  summary = json.loads((tmp_path / "summary.json").read_text())
+  assert set(summary["predictions"]) == {"universal", "specific", "universal+specific"}
