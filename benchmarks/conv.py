@@ -7,14 +7,13 @@ ways taking turns; the last column is XLA's 3D convolution as it compiles by its
 """
 
 import functools
-import statistics
-import time
 from collections.abc import Callable
 
 import jax
 from jaxtyping import Array, Float
 
-from u2s_jax import compiling
+from benchmarks.timing import medians
+from u2s_jax import devices
 from u2s_jax.models.conv import METHODS, conv3d
 
 REPEATS = 5
@@ -53,20 +52,15 @@ def main() -> None:
   for frames, size, channels, features, stride, extent in SHAPES:
     video = jax.random.normal(jax.random.key(0), (1, frames, size, size, channels))
     kernel = jax.random.normal(jax.random.key(1), (3, extent, extent, channels, features))
-    runs = [
-      step_of(functools.partial(conv3d, method=name), stride, compiling.options()) for name in names
-    ]
-    runs.append(step_of(native, stride, None))
-    times = [[] for _ in runs]
-    for repeat in range(REPEATS + 1):
-      for run, taken in zip(runs, times, strict=True):
-        start = time.perf_counter()
-        jax.block_until_ready(run(video, kernel))
-        if repeat:
-          taken.append(time.perf_counter() - start)
+    steps = {
+      name: step_of(functools.partial(conv3d, method=name), stride, devices.compiler_options())
+      for name in names
+    }
+    steps["XLA's own"] = step_of(native, stride, None)
+    runs = {name: functools.partial(step, video, kernel) for name, step in steps.items()}
+    spent = medians(runs, REPEATS)
     name = f"3x{extent}x{extent}, {frames} x {size} x {size}, {channels} -> {features} / {stride}"
-    medians = " ".join(f"{statistics.median(taken) * 1e3:13.0f}" for taken in times)
-    print(f"{name:38} {medians}", flush=True)
+    print(f"{name:38} " + " ".join(f"{s * 1e3:13.0f}" for s in spent.values()), flush=True)
 
 
 if __name__ == "__main__":

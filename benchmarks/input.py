@@ -217,11 +217,9 @@ def memory(folder: pathlib.Path, steps: int) -> None:
   """Prints the resident memory while the pipeline runs on its own."""
   import psutil
 
-  from data import pipeline, store
-
   process = psutil.Process()
   print(f"before: {process.memory_info().rss / 2**20:.0f} MiB", flush=True)
-  batches = _stream(pipeline, store.open_dataset(folder))
+  batches = _stream(folder)
   for step in range(1, steps + 1):
     next(batches)
     if step in (10, 100) or step % 250 == 0:
@@ -229,13 +227,14 @@ def memory(folder: pathlib.Path, steps: int) -> None:
       print(f"step {step:5}: {rss:.0f} MiB", flush=True)
 
 
-def _stream(pipeline, builder) -> Iterator:
+def _stream(folder: pathlib.Path) -> Iterator:
+  from data import clips, pipeline, store
+
   return pipeline.train_batches(
-    builder,
-    "train",
-    batch_size=BATCH,
-    num_frames=NUM_FRAMES,
-    crop_size=CROP,
+    store.open_dataset(folder).split("train"),
+    clips.ClipSpec(NUM_FRAMES, CROP, SHORT_EDGE),
+    clips.Augmentation(),
+    pipeline.Feed(BATCH),
     seed=0,
     stage=0,
     first_step=0,
@@ -246,20 +245,17 @@ def compare(folder: pathlib.Path, videos: pathlib.Path, seconds: float, repeats:
   """Prints the table."""
   import tensorflow as tf
 
-  from data import pipeline, store
+  from data import store
 
   cv2.setNumThreads(1)
-  builder = store.open_dataset(folder)
-  in_memory = [
-    [example["frames"][k] for k in chosen(len(example["frames"]), 0.5)]
-    for example in builder.as_data_source("train")
-  ]
+  stored = [store.parse(r)[2] for r in store.open_dataset(folder).split("train").records]
+  in_memory = [[frames[k] for k in chosen(len(frames), 0.5)] for frames in stored]
   as_tensors = [[tf.constant(jpeg) for jpeg in clip] for clip in in_memory]
   as_arrays = [[np.frombuffer(jpeg, np.uint8) for jpeg in clip] for clip in in_memory]
   size = np.mean([len(jpeg) for clip in in_memory for jpeg in clip]) / 1e3
   paths = sorted(str(path) for path in videos.rglob("*.*"))
   print(f"{len(in_memory)} clips, {size:.1f} kB a frame, {CORES} cores")
-  stream = _stream(pipeline, builder)
+  stream = _stream(folder)
   grain = grain_stream(sorted(map(str, folder.glob("clips-train*"))))
   rows = {
     "limit, TensorFlow": lambda: decode_rate(

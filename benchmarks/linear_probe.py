@@ -22,48 +22,39 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import data  # noqa: F401 - sets what TensorFlow reads at its import
-from data import pipeline, store
-from u2s_jax import pretrained, settings, steps
-from u2s_jax.models.u2s import U2S
+from data import clips, pipeline, store
+from u2s_jax import settings
+from u2s_jax import state as state_lib
+from u2s_jax.pretrained import adapt
 
 
-def features(
+def pooled_features(
   config, folder: pathlib.Path, weights: pathlib.Path, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Pooled features (n, c) and labels (n,) of all clips."""
   dataset = store.open_dataset(folder)
-  names = dataset.class_names
-  model = settings.build_model(config, len(names))
-  size = {key: config.data[key] for key in ("num_frames", "short_edge", "crop_size")}
-  video = jnp.zeros((1, size["num_frames"], 32, 32, 3))
-  fresh = jax.jit(lambda key: model.init(key, video, method=U2S.one_pass))(jax.random.key(0))
-  params, batch_stats = pretrained.load(
-    weights,
-    fresh["params"],
-    fresh["batch_stats"],
-    backbone=config.model.backbone.to_dict(),
-    stages=settings.STAGES,
-    class_names=names,
-    needs_classifier=False,
-    log=print,
+  clip, _ = clips.of_config(config.data)
+  network = settings.build_network(config, len(dataset.class_names))
+  stage, tx = settings.schedule(config)[0], state_lib.sgd(0.0, 0.0)
+  shape = (1, clip.num_frames, 32, 32, clip.channels)
+  state = state_lib.chain(network.model, [stage], tx, shape, jax.random.key(0))
+  target = adapt.Target(
+    config.model.backbone.to_dict(), dataset.class_names, needs_classifier=False
   )
-  pixels = [tuple(config.model[field]) for field in settings.PIXEL_FIELDS]
+  params, batch_stats = adapt.load(weights, state.params, state.batch_stats, target, print)
 
   @jax.jit
-  def pooled(pixel_values):
-    clips = steps.normalize(pixel_values, *pixels)
-    variables = {"params": params, "batch_stats": batch_stats}
-    outputs = model.apply(variables, clips, method=U2S.one_pass)
+  def pooled(video):
+    outputs, _ = network(params, batch_stats, state.csm, video)
     return jnp.mean(outputs["universal_features"], axis=(1, 2, 3))
 
-  found, labels = [], []
+  features, labels = [], []
   for split in ("train", "validation"):
-    for batch in pipeline.eval_batches(
-      dataset, split, batch_size=batch_size, views="center", **size
-    ):
-      found.append(np.asarray(pooled(batch["video"][:, 0]))[batch["mask"]])
-      labels.append(batch["label"][batch["mask"]])
-  return np.concatenate(found), np.concatenate(labels)
+    feed = pipeline.Feed(batch_size)
+    for batch in pipeline.eval_batches(dataset.split(split), clip, feed, "center"):
+      features.append(np.asarray(pooled(batch["video"][:, 0]))[batch["valid"]])
+      labels.append(batch["label"][batch["valid"]])
+  return np.concatenate(features), np.concatenate(labels)
 
 
 def main() -> None:
@@ -84,7 +75,7 @@ def main() -> None:
   config = module.get_config()
   if arguments.size:
     config.data.short_edge = config.data.crop_size = arguments.size
-  x, y = features(config, arguments.data, arguments.init_from, arguments.batch_size)
+  x, y = pooled_features(config, arguments.data, arguments.init_from, arguments.batch_size)
   classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000))
   folds = StratifiedKFold(arguments.folds, shuffle=True, random_state=0)
   accuracies = 100 * cross_val_score(classifier, x, y, cv=folds)

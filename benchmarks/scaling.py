@@ -8,22 +8,24 @@ joint training step, by classes, frames, crop size, and simulated devices.
 """
 
 import os
-import statistics
 import subprocess
 import sys
-import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.collectives import collective_bytes
+from benchmarks.timing import medians
 from data import memory
-from u2s_jax import compiling, optimizer, sharding, stages, steps
+from u2s_jax import devices, stages
 from u2s_jax import state as state_lib
+from u2s_jax.evaluation import inference
 from u2s_jax.models import backbones
+from u2s_jax.models.network import Network
 from u2s_jax.models.u2s import U2S
+from u2s_jax.stages import PREDICTIONS, STAGES, Stage
+from u2s_jax.training import steps
 
 FIELDS = {
   "depth": 14,
@@ -39,81 +41,63 @@ SWEEPS = {
   "crop": (56, 112, 224),
 }
 BATCH_SIZE, VIEWS, REPEATS = 16, 10, 9
+TX = state_lib.sgd(momentum=0.9, weight_decay=1e-4)
 PIXELS = {"pixel_mean": (0.5,) * 3, "pixel_std": (0.25,) * 3}
 
 
-def begin(classes: int, frames: int) -> tuple[U2S, list[stages.Stage], Any]:
-  """Model, stages, and the first state of the last stage by name of the stage."""
+def begin(
+  classes: int, frames: int, key: jax.Array | None = None
+) -> tuple[Network, Stage, state_lib.TrainState]:
+  """Returns network, last stage, and its first state; without a key its shapes alone."""
   model = U2S(classes, backbones.build("preact_resnet", **FIELDS))
-  durations = dict.fromkeys(("universal", "specific", "joint"), {"learning_rate": 1, "epochs": 1})
-  schedule = stages.schedule(durations, attention="mask", specific_init="universal", control=False)
-  tx = optimizer.sgd(momentum=0.9, weight_decay=1e-4)
-  state = None
-  for stage in schedule:
-    first = lambda previous, stage=stage: state_lib.begin(  # noqa: E731
-      model, stage, tx, jax.random.key(0), (1, frames, 32, 32, 3), previous
-    )
-    state = jax.jit(first)(state)
-  return model, schedule, state
+  schedule = stages.schedule(dict.fromkeys(STAGES, {"learning_rate": 1, "epochs": 1}))
+  state = state_lib.chain(model, schedule, TX, (1, frames, 32, 32, 3), key)
+  return Network(model, **PIXELS), schedule[-1], state
 
 
 def ratios() -> tuple[float, float]:
   """Time of the CSM's statistics over a forward pass, and of ten views over ten forward passes."""
-  model, schedule, state = begin(BASE["classes"], BASE["frames"])
+  network, _, state = begin(BASE["classes"], BASE["frames"], jax.random.key(0))
+  one_pass_params = {name: state.params[name] for name in ("trunk", "universal")}
+  one_pass_state = state.replace(params=one_pass_params)
   rng = np.random.default_rng(0)
   size = (BASE["frames"], BASE["crop"], BASE["crop"], 3)
   video = jnp.asarray(rng.integers(0, 256, (BATCH_SIZE, VIEWS, *size), np.uint8))
   label = jnp.asarray(rng.integers(0, BASE["classes"], BATCH_SIZE, np.int32))
-  batch = {"video": video[:, :1], "label": label, "mask": jnp.ones(BATCH_SIZE, bool)}
+  batch = {"video": video, "label": label, "valid": jnp.ones(BATCH_SIZE, bool)}
 
   def jit(step):
-    return jax.jit(step, compiler_options=compiling.options())
+    return jax.jit(step, compiler_options=devices.compiler_options())
 
-  def one_pass(state, video):
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    video = steps.normalize(video, *PIXELS.values())
-    return model.apply(variables, video, method=U2S.one_pass)["universal"]
+  def forward(state, video):
+    outputs, _ = network(state.params, state.batch_stats, state.csm, video)
+    return [outputs[name] for name in PREDICTIONS if name in outputs]
 
-  def whole(state, video):
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    video = steps.normalize(video, *PIXELS.values())
-    outputs = model.apply(variables, video, state.csm.matrix)
-    return [outputs[name] for name in steps.PREDICTIONS]
-
-  one_pass, whole = jit(one_pass), jit(whole)
-  sparsity = jit(steps.make_sparsity_step(model, **PIXELS))
-  views = jit(steps.make_eval_step(model, schedule[-1], mirror_columns=(None,) * VIEWS, **PIXELS))
+  forward = jit(forward)
+  sparsity = jit(inference.make_sparsity_step(network))
+  views = jit(inference.make_score_step(network, (None,) * VIEWS))
   single = [jnp.asarray(video[:, i]) for i in range(VIEWS)]
   runs = {
-    "forward": lambda: one_pass(state, single[0]),
-    "csm": lambda: sparsity(state, batch),
-    "ten": lambda: [whole(state, clip) for clip in single],
-    "views": lambda: views(state, video, label),
+    "forward": lambda: forward(one_pass_state, single[0]),
+    "csm": lambda: sparsity(one_pass_state, batch | {"video": video[:, :1]}),
+    "ten": lambda: [forward(state, clip) for clip in single],
+    "views": lambda: views(state, batch),
   }
-  times = {name: [] for name in runs}
-  for repeat in range(REPEATS + 1):
-    for name, run in runs.items():
-      started = time.perf_counter()
-      jax.block_until_ready(run())
-      if repeat:
-        times[name].append(time.perf_counter() - started)
-  medians = {name: statistics.median(taken) for name, taken in times.items()}
-  return medians["csm"] / medians["forward"], medians["views"] / medians["ten"]
+  spent = medians(runs, REPEATS)
+  return spent["csm"] / spent["forward"], spent["views"] / spent["ten"]
 
 
 def counts(classes: int, frames: int, crop: int) -> tuple[float, float, float]:
   """GFLOP, MiB of temporary memory and MiB in collectives, on a device, of a joint step."""
-  model, schedule, state = begin(classes, frames)
-  mesh = sharding.data_mesh()
-  replicated, split = sharding.replicated(mesh), sharding.batched(mesh)
-  step = steps.make_train_step(
-    model, schedule[-1], optimizer.sgd(0.9, 1e-4), regularizer_weight=0.5, **PIXELS
-  )
+  network, stage, state = begin(classes, frames)
+  mesh = devices.data_mesh()
+  replicated, split = devices.replicated(mesh), devices.batched(mesh)
+  step = steps.make_train_step(network, stage, TX, regularizer_weight=0.5)
   state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), state)
   shapes = {
     "video": ((BATCH_SIZE, frames, crop, crop, 3), jnp.uint8),
     "label": ((BATCH_SIZE,), jnp.int32),
-    "mask": ((BATCH_SIZE,), jnp.bool_),
+    "valid": ((BATCH_SIZE,), jnp.bool_),
   }
   batch = {k: jax.ShapeDtypeStruct(*shape, sharding=split) for k, shape in shapes.items()}
   program = (
@@ -139,10 +123,10 @@ def main() -> None:
   for field, values in SWEEPS.items():
     for value in values:
       row(field, value, counts(**{**BASE, field: value}))
-  for devices in (1, 2, 4, 8, 16):
+  for count in (1, 2, 4, 8, 16):
     environment = os.environ | {
-      DEVICES: str(devices),
-      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+      DEVICES: str(count),
+      "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
       "JAX_PLATFORMS": "cpu",
     }
     subprocess.run([sys.executable, "-m", "benchmarks.scaling"], env=environment, check=True)

@@ -9,10 +9,12 @@ run.
 import jax
 import jax.numpy as jnp
 
-from u2s_jax import optimizer, stages, state, steps
+from u2s_jax import stages, state
 from u2s_jax.models.backbones import build
+from u2s_jax.models.network import Network
 from u2s_jax.models.resnet import DEPTHS, EXPANSION
 from u2s_jax.models.u2s import U2S
+from u2s_jax.training import steps
 
 TEMPORAL = ((3, 3, 3, 3), (3, 3, 3, 1))
 PAPER = {"video": (18, 224, 224), "num_classes": 174, "depth": 50, "width": 64}
@@ -24,38 +26,20 @@ def analysed(
   """FLOPs of one training step on one clip of (frames, rows, columns), by stage, by XLA."""
   shape = (1, *video, 3)
   backbone = build("preact_resnet", temporal=TEMPORAL, depth=depth, width=width)
-  model = U2S(num_classes, backbone)
-  tx = optimizer.sgd(momentum=0.9, weight_decay=1e-4)
+  network = Network(U2S(num_classes, backbone), pixel_mean=(0.5,), pixel_std=(0.5,))
+  tx = state.sgd(momentum=0.9, weight_decay=1e-4)
   duration = {"learning_rate": 1e-3, "epochs": 1.0}
-  schedule = stages.schedule(
-    {name: duration for name in ("universal", "specific", "joint")},
-    attention="mask",
-    specific_init="universal",
-    control=False,
-  )
+  schedule = stages.schedule(dict.fromkeys(stages.STAGES, duration))
   batch = {
     "video": jax.ShapeDtypeStruct(shape, jnp.uint8),
     "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
-    "mask": jax.ShapeDtypeStruct(shape[:1], jnp.bool_),
+    "valid": jax.ShapeDtypeStruct(shape[:1], jnp.bool_),
   }
   flops = {}
-  previous = None
-  for stage in schedule:
-    previous = jax.eval_shape(
-      lambda previous, stage=stage: state.begin(
-        model, stage, tx, jax.random.key(0), shape, previous
-      ),
-      previous,
-    )
-    step = steps.make_train_step(
-      model,
-      stage,
-      tx,
-      regularizer_weight=0.5,
-      pixel_mean=(0.5, 0.5, 0.5),
-      pixel_std=(0.5, 0.5, 0.5),
-    )
-    flops[stage.name] = jax.jit(step).lower(previous, batch, 1e-3).cost_analysis()["flops"]
+  for number, stage in enumerate(schedule, start=1):
+    first = state.chain(network.model, schedule[:number], tx, shape)
+    step = steps.make_train_step(network, stage, tx, regularizer_weight=0.5)
+    flops[stage.name] = jax.jit(step).lower(first, batch, 1e-3).cost_analysis()["flops"]
   return flops
 
 

@@ -26,8 +26,12 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks.collectives import collective_bytes
-from u2s_jax import evaluate, optimizer, settings, steps
+from u2s_jax import settings
 from u2s_jax import state as state_lib
+from u2s_jax.evaluation import inference
+from u2s_jax.stages import STAGES
+from u2s_jax.training import steps
+from u2s_jax.views import VIEWS, mirrored_labels
 
 NUM_CLASSES = 174  # Something-Something V2's
 
@@ -57,7 +61,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--config", default="sthv2", help="of configs/")
   parser.add_argument("--topology", choices=TOPOLOGIES, nargs="+", default=list(TOPOLOGIES))
-  parser.add_argument("--programs", nargs="+", default=[*settings.STAGES, "eval"])
+  parser.add_argument("--programs", nargs="+", default=[*STAGES, "eval"])
   parser.add_argument("--clips_per_chip", type=int, default=2)
   parser.add_argument("--dtype", choices=settings.DTYPES, default="bfloat16")
   parser.add_argument("--convolution", default="auto", help="as config.model.convolution")
@@ -90,47 +94,38 @@ def fits(config, name: str, program: str, clips_per_chip: int) -> bool:
   replicated, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
   size = (config.data.num_frames, *[config.data.crop_size] * 2, settings.input_channels(config))
   batch_size = clips_per_chip * mesh.size
-  model = settings.build_model(config, NUM_CLASSES)
-  tx = optimizer.sgd(config.optimizer.momentum, config.optimizer.weight_decay)
-  pixels = {field: tuple(config.model[field]) for field in settings.PIXEL_FIELDS}
+  network = settings.build_network(config, NUM_CLASSES)
+  tx = state_lib.sgd(config.optimizer.momentum, config.optimizer.weight_decay)
 
   def array(shape, dtype, sharding=split):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-  state = None
-  for stage in settings.schedule(config):
-    state = jax.eval_shape(
-      lambda previous, stage=stage: state_lib.begin(
-        model, stage, tx, jax.random.key(0), (1, *size), previous
-      ),
-      state,
-    )
-    if stage.name == program:
-      break
+  last = STAGES.index(program) if program in STAGES else len(STAGES) - 1
+  stages = settings.schedule(config)[: last + 1]
+  state = state_lib.chain(network.model, stages, tx, (1, *size))
   state = jax.tree.map(lambda x: array(x.shape, x.dtype, replicated), state)
   if program == "eval":
-    columns = evaluate.mirror_columns(
-      config.eval.views, NUM_CLASSES, tuple(config.data.flip_label_map)
-    )
-    step = steps.make_eval_step(model, stage, mirror_columns=columns, **pixels)
-    arguments = (
-      array((batch_size, len(columns), *size), jnp.uint8),
-      array((batch_size,), jnp.int32),
-    )
+    labels = mirrored_labels(NUM_CLASSES, config.data.flip_label_map)
+    mirrors = [labels if mirrored else None for mirrored in VIEWS[config.eval.views]]
+    step = inference.make_score_step(network, mirrors)
+    batch = {
+      "video": array((batch_size, len(mirrors), *size), jnp.uint8),
+      "label": array((batch_size,), jnp.int32),
+    }
+    arguments = (batch,)
     jitted = jax.jit(step, out_shardings=replicated)
   else:
     step = steps.make_train_step(
-      model,
-      stage,
+      network,
+      stages[-1],
       tx,
       regularizer_weight=config.regularizer_weight,
       accumulate_steps=config.accumulate_steps,
-      **pixels,
     )
     batch = {
       "video": array((batch_size, *size), jnp.uint8),
       "label": array((batch_size,), jnp.int32),
-      "mask": array((batch_size,), jnp.bool_),
+      "valid": array((batch_size,), jnp.bool_),
     }
     arguments = batch, array((), jnp.float32, replicated)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(replicated, replicated))

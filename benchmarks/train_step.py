@@ -17,8 +17,8 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import argparse
 import dataclasses
+import functools
 import platform
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,12 +27,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.timing import medians
 from data import memory
-from u2s_jax import compiling, optimizer, stages, steps
+from u2s_jax import devices, stages
 from u2s_jax import state as state_lib
 from u2s_jax.models import backbones
+from u2s_jax.models.network import Network
 from u2s_jax.models.resnet import DEPTHS
 from u2s_jax.models.u2s import U2S
+from u2s_jax.stages import STAGES
+from u2s_jax.training import steps
 
 try:
   import torch
@@ -41,7 +45,6 @@ try:
 except ImportError:
   torch = None
 
-STAGES = ("universal", "specific", "joint")
 PAPER = {"temporal": ((3, 3, 3, 3), (3, 3, 3, 1))}
 FLAT = {"temporal": ((1, 1, 1, 1), (1, 1, 1, 1))}
 # The fields of the backbones beside the paper's, at their own size.
@@ -112,33 +115,23 @@ def make_ours(
   """Our side, and the FLOPs of a step by XLA's count before it optimises."""
   dtype = jnp.dtype(preset.dtype)
   model = U2S(preset.num_classes, backbones.build(name, dtype, **fields), dtype=dtype)
-  tx = optimizer.sgd(**OPTIMIZER)
+  network = Network(model, pixel_mean=(0.5,) * 3, pixel_std=(0.25,) * 3)
+  tx = state_lib.sgd(**OPTIMIZER)
   durations = dict.fromkeys(STAGES, {"learning_rate": RATE, "epochs": 1.0})
-  schedule = stages.schedule(durations, attention="mask", specific_init="universal", control=False)
-  state = None
-  for stage in schedule[: STAGES.index(stage_name) + 1]:
-    begin = lambda previous, stage=stage: state_lib.begin(  # noqa: E731
-      model, stage, tx, jax.random.key(0), (1, preset.video[0], 32, 32, 3), previous
-    )
-    state = jax.jit(begin)(state)
+  schedule = stages.schedule(durations)[: STAGES.index(stage_name) + 1]
+  shape = (1, preset.video[0], 32, 32, 3)
+  state = state_lib.chain(model, schedule, tx, shape, jax.random.key(0))
   rng = np.random.default_rng(0)
   batch = {
     "video": rng.integers(0, 256, (batch_size, *preset.video, 3), np.uint8),
     "label": rng.integers(0, preset.num_classes, batch_size, np.int32),
-    "mask": np.ones(batch_size, bool),
+    "valid": np.ones(batch_size, bool),
   }
   batch = jax.device_put(batch)
-  step = steps.make_train_step(
-    model,
-    stage,
-    tx,
-    regularizer_weight=REGULARIZER_WEIGHT,
-    pixel_mean=(0.5, 0.5, 0.5),
-    pixel_std=(0.25, 0.25, 0.25),
-  )
+  step = steps.make_train_step(network, schedule[-1], tx, regularizer_weight=REGULARIZER_WEIGHT)
   parameters = sum(x.size for x in jax.tree.leaves(state.params))
   started = time.perf_counter()
-  lowered = jax.jit(step, donate_argnums=0, compiler_options=compiling.options()).lower(
+  lowered = jax.jit(step, donate_argnums=0, compiler_options=devices.compiler_options()).lower(
     state, batch, RATE
   )
   step = lowered.compile()
@@ -206,25 +199,7 @@ def matrix_rate(preset: Preset) -> float:
   n = preset.matrix
   x = jnp.ones((n, n), jnp.dtype(preset.dtype))
   product = jax.jit(jnp.matmul)
-  jax.block_until_ready(product(x, x))
-  times = []
-  for _ in range(10):
-    started = time.perf_counter()
-    jax.block_until_ready(product(x, x))
-    times.append(time.perf_counter() - started)
-  return 2 * n**3 / statistics.median(times)
-
-
-def seconds_a_step(sides: list[Side], preset: Preset) -> list[float]:
-  """Median of the turns, one side after the other, after a turn that warms up."""
-  times = [[] for _ in sides]
-  for repeat in range(preset.repeats + 1):
-    for side, taken in zip(sides, times, strict=True):
-      started = time.perf_counter()
-      side.turn(preset.steps)
-      if repeat:
-        taken.append((time.perf_counter() - started) / preset.steps)
-  return [statistics.median(taken) for taken in times]
+  return 2 * n**3 / medians({"product": lambda: product(x, x)}, 10)["product"]
 
 
 def main() -> None:
@@ -261,13 +236,15 @@ def main() -> None:
             print(f"{stage:10} {batch_size:5}  PyTorch, compiled={compiled}: failed ({reason})")
       if stage != "universal" and len({side.parameters for side in sides}) > 1:
         raise AssertionError(f"not the same network: {[side.parameters for side in sides]}")
-      medians = seconds_a_step(sides, preset)
-      for side, median in zip(sides, medians, strict=True):
+      turns = {side.name: functools.partial(side.turn, preset.steps) for side in sides}
+      spent = {name: s / preset.steps for name, s in medians(turns, preset.repeats).items()}
+      for side in sides:
+        median = spent[side.name]
         peak = f"{side.memory / 2**30:6.2f} GiB" if side.memory else "-"
         print(
           f"{stage:10} {batch_size:5}  {side.name:16} {side.compile_seconds:6.1f} s"
           f" {median * 1e3:7.1f} ms {batch_size / median:8.1f} {flops / median / 1e12:8.3f}"
-          f" {flops / median / rate:7.2f} {peak:>9} {median / medians[0]:6.2f}",
+          f" {flops / median / rate:7.2f} {peak:>9} {median / spent['ours']:6.2f}",
           flush=True,
         )
 

@@ -87,7 +87,11 @@ class Stage:
 
 
 def schedule(
-  durations: dict[str, dict], *, attention: str, specific_init: str, control: bool
+  durations: dict[str, dict],
+  *,
+  attention: str = "mask",
+  specific_init: str = "universal",
+  control: bool = False,
 ) -> tuple[Stage, Stage, Stage]:
   """Returns the three stages: universal, specific, joint.
 
