@@ -9,6 +9,7 @@ import data  # noqa: F401 - first: it sets what TensorFlow reads at its import
 
 import contextlib
 import functools
+import itertools
 import pathlib
 import sys
 
@@ -19,14 +20,16 @@ from absl import app, flags, logging
 from clu import metric_writers
 from ml_collections import config_flags
 
+import configs
 from data import clips, memory, pipeline, source
 from data.decode import Storage
 from data.sources import folders
 from data.tiny_something import prepare as rendered
 from u2s_jax import devices, settings
-from u2s_jax.console import log
+from u2s_jax.console import Board, log
 from u2s_jax.errors import UserError, one_line
 from u2s_jax.evaluation import evaluate
+from u2s_jax.run import Source
 from u2s_jax.serving import export, predict
 from u2s_jax.training import train
 from u2s_jax.workdir import Workdir
@@ -100,14 +103,16 @@ def train_or_evaluate(workdir: Workdir) -> None:
     return
   devices.use_compilation_cache(workdir.compiled)
   folder = prepared_data(config, workdir)
-  data_source = source.open_source(config, folder, jax.process_index(), jax.process_count())
+  clip_source = source.open_source(config, folder, jax.process_index(), jax.process_count())
+  batches = Source(**clip_source.fields())
   name = flags.FLAGS["config"].config_filename
   if not trains:
-    evaluate.evaluate_latest(config, workdir, data_source, name)
+    evaluate.evaluate_latest(config, workdir, batches, name)
     return
   writers = [metric_writers.SummaryWriter(str(workdir.root))] if jax.process_index() == 0 else []
   with contextlib.closing(metric_writers.AsyncMultiWriter(writers)) as writer:
-    train.train(config, workdir, data_source, writer, name)
+    board = Board(writer.write_scalars, writer.write_images)
+    train.train(config, workdir, batches, board, name)
 
 
 def prepared_data(config: ml_collections.ConfigDict, workdir: Workdir) -> pathlib.Path:
@@ -115,7 +120,7 @@ def prepared_data(config: ml_collections.ConfigDict, workdir: Workdir) -> pathli
   folder = pathlib.Path(config.data.dir or workdir.prepared)
   if "render" in config.data and jax.process_index() == 0:
     log(f"data set {folder}: rendering and preparing what is not yet there")
-    videos = config.data.render.dir or workdir.videos
+    videos = pathlib.Path(config.data.render.dir or workdir.videos)
     rendered.prepare(config.data.render.to_dict(), videos, folder, config.data.short_edge)
   elif "render" not in config.data and not config.data.dir:
     raise UserError(
@@ -145,20 +150,30 @@ def predict_files(workdir: Workdir) -> bool:
 
 def parse_flags(argv: list[str]) -> list[str]:
   """Parses flags; a wrong one, an unknown field of the config, or no such config, is one line."""
+  check_config_file(argv)
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:
     # Where a config raised, the message is the whole traceback.
     last = str(error).strip().splitlines()[-1]
     sys.exit(f"error: {last.strip().removeprefix('ValueError: ')} (--helpfull shows all flags)")
-  except OSError as error:
-    known = ", ".join(sorted(path.stem for path in pathlib.Path("configs").glob("[!_d]*.py")))
-    sys.exit(f"error: --config: {error.filename}: no such file; in configs/ there are {known}")
   except AttributeError as error:
     reason = error
     while isinstance(reason, Exception):  # ml_collections wraps the message in exceptions
       reason = reason.args[-1] if reason.args else type(reason).__name__
     sys.exit(f"error: --config: {' '.join(str(reason).split())}")
+
+
+def check_config_file(argv: list[str]) -> None:
+  """Ends with one line where `--config` names no file; ml_collections says so late."""
+  for argument, following in itertools.pairwise([*argv, ""]):
+    name, equals, value = argument.partition("=")
+    if name in ("--config", "-config"):
+      path = pathlib.Path((value if equals else following).partition(":")[0])
+      if not path.is_file():
+        names = {other.stem for other in pathlib.Path(configs.__file__).parent.glob("[!_]*.py")}
+        known = ", ".join(sorted(names - {"default"}))
+        sys.exit(f"error: --config: {path}: no such file; in configs/ there are {known}")
 
 
 def run(argv: list[str]) -> None:

@@ -37,7 +37,7 @@ def pooled_features(
   network = settings.build_network(config, len(dataset.class_names))
   stage, tx = settings.schedule(config)[0], state_lib.sgd(0.0, 0.0)
   shape = (1, clip.num_frames, 32, 32, clip.channels)
-  state = state_lib.chain(network.model, [stage], tx, shape, jax.random.key(0))
+  (state,) = state_lib.chain(network.model, [stage], tx, shape, jax.random.key(0))
   target = adapt.Target(
     config.model.backbone.to_dict(), dataset.class_names, needs_classifier=False
   )

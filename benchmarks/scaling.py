@@ -51,7 +51,7 @@ def begin(
   """Returns network, last stage, and its first state; without a key its shapes alone."""
   model = U2S(classes, backbones.build("preact_resnet", **FIELDS))
   schedule = stages.schedule(dict.fromkeys(STAGES, {"learning_rate": 1, "epochs": 1}))
-  state = state_lib.chain(model, schedule, TX, (1, frames, 32, 32, 3), key)
+  state = state_lib.chain(model, schedule, TX, (1, frames, 32, 32, 3), key)[-1]
   return Network(model, **PIXELS), schedule[-1], state
 
 

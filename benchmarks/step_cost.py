@@ -36,8 +36,7 @@ def analysed(
     "valid": jax.ShapeDtypeStruct(shape[:1], jnp.bool_),
   }
   flops = {}
-  for number, stage in enumerate(schedule, start=1):
-    first = state.chain(network.model, schedule[:number], tx, shape)
+  for stage, first in zip(schedule, state.chain(network.model, schedule, tx, shape), strict=True):
     step = steps.make_train_step(network, stage, tx, regularizer_weight=0.5)
     flops[stage.name] = jax.jit(step).lower(first, batch, 1e-3).cost_analysis()["flops"]
   return flops

@@ -102,7 +102,7 @@ def fits(config, name: str, program: str, clips_per_chip: int) -> bool:
 
   last = STAGES.index(program) if program in STAGES else len(STAGES) - 1
   stages = settings.schedule(config)[: last + 1]
-  state = state_lib.chain(network.model, stages, tx, (1, *size))
+  state = state_lib.chain(network.model, stages, tx, (1, *size))[-1]
   state = jax.tree.map(lambda x: array(x.shape, x.dtype, replicated), state)
   if program == "eval":
     labels = mirrored_labels(NUM_CLASSES, config.data.flip_label_map)

@@ -120,7 +120,7 @@ def make_ours(
   durations = dict.fromkeys(STAGES, {"learning_rate": RATE, "epochs": 1.0})
   schedule = stages.schedule(durations)[: STAGES.index(stage_name) + 1]
   shape = (1, preset.video[0], 32, 32, 3)
-  state = state_lib.chain(model, schedule, tx, shape, jax.random.key(0))
+  state = state_lib.chain(model, schedule, tx, shape, jax.random.key(0))[-1]
   rng = np.random.default_rng(0)
   batch = {
     "video": rng.integers(0, 256, (batch_size, *preset.video, 3), np.uint8),

@@ -15,7 +15,7 @@ from u2s_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class PreparedSource:
-  """Batches of a prepared data set: a `u2s_jax.run.Source`.
+  """Batches of a prepared data set.
 
   Attributes:
     dataset: the data set.
@@ -33,25 +33,16 @@ class PreparedSource:
   testing: Feed
   seed: int
 
-  @property
-  def class_names(self) -> tuple[str, ...]:
-    """Names in the order of the labels."""
-    return self.dataset.class_names
-
-  @property
-  def channels(self) -> int:
-    """Channels of a frame."""
-    return self.clip.channels
-
-  @property
-  def num_train(self) -> int:
-    """Clips of the training split."""
-    return len(self.dataset.split("train").records)
-
-  @property
-  def stored(self) -> dict[str, Any]:
-    """How the data set was prepared, in JSON's types."""
-    return self.dataset.how_stored()
+  def fields(self) -> dict[str, Any]:
+    """Returns the fields of a `u2s_jax.run.Source`, which this package does not know."""
+    return {
+      "class_names": self.dataset.class_names,
+      "num_train": len(self.dataset.split("train").records),
+      "channels": self.clip.channels,
+      "train_batches": self.train_batches,
+      "eval_batches": self.eval_batches,
+      "stored": self.dataset.how_stored(),
+    }
 
   def train_batches(self, stage: int, first_step: int) -> Batches:
     """Streams a stage's training batches from a step on, without end."""

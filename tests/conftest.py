@@ -98,8 +98,8 @@ def finished(tmp_path_factory):
   """A finished run on batches in memory: its folder, what TensorBoard shows, what it printed."""
   from tests import memory_run
 
-  folder, writer, printed = tmp_path_factory.mktemp("run"), memory_run.Writer(), io.StringIO()
+  folder, writer, printed = tmp_path_factory.mktemp("run"), memory_run.MemoryBoard(), io.StringIO()
   config = memory_run.config_of(**{"eval.pairs": 2, "profile": True})
   with contextlib.redirect_stdout(printed):
-    memory_run.train(config, folder, writer=writer)
+    memory_run.train(config, folder, board=writer)
   return folder, writer, printed.getvalue()

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from tests import config as tests_config
-from u2s_jax.run import open_run
+from u2s_jax.console import Board
+from u2s_jax.run import Source, open_run
 from u2s_jax.training import train as training
 from u2s_jax.workdir import Workdir
 
@@ -46,7 +47,7 @@ def clips(split, numbers, channels=3):
 
 
 @dataclasses.dataclass
-class Source:
+class MemorySource:
   """Batches of one host; counts what was asked for.
 
   Attributes:
@@ -59,8 +60,6 @@ class Source:
   channels: int = 3
   unknown: tuple[int, ...] = ()
   class_names: tuple[str, ...] = CLASS_NAMES
-  num_train: int = TRAIN
-  stored: dict = dataclasses.field(default_factory=dict)
   started: list = dataclasses.field(default_factory=list)
 
   def train_batches(self, stage, first_step):
@@ -85,8 +84,13 @@ class Source:
         "id": np.array([str(n).encode() for n in numbers], object),
       }
 
+  def source(self):
+    return Source(
+      self.class_names, TRAIN, self.channels, self.train_batches, self.eval_batches, stored={}
+    )
 
-class Writer:
+
+class MemoryBoard:
   """Keeps what TensorBoard would show."""
 
   def __init__(self):
@@ -99,14 +103,21 @@ class Writer:
     self.images.setdefault(step, {}).update(images)
 
 
-def train(config, folder: pathlib.Path, source=None, writer=None):
+def train(config, folder: pathlib.Path, source=None, board=None):
   """Trains a run."""
-  training.train(config, Workdir(folder), source or Source(), writer or Writer(), NAME)
+  source, board = source or MemorySource(), board or MemoryBoard()
+  shown = Board(board.write_scalars, board.write_images)
+  training.train(config, Workdir(folder), source.source(), shown, NAME)
+
+
+def open_memory_run(config, folder: pathlib.Path, source=None):
+  """Opens a run; its checkpoints are to be closed."""
+  return open_run(config, Workdir(folder), (source or MemorySource()).source(), NAME)
 
 
 def state_at(config, folder: pathlib.Path, source=None, stage=None, step=None):
   """State of a checkpoint, the newest one by default, and its record."""
-  run = open_run(config, Workdir(folder), source or Source(), NAME)
+  run = open_memory_run(config, folder, source)
   with contextlib.closing(run.checkpoints):
     place = (stage, step) if stage else run.latest()
     state, record = run.restore(*place)

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 
 import av
 import jax
@@ -20,7 +21,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from absl import flags
-from absl.testing import flagsaver
 
 import main
 from data import clips, pipeline, prepare
@@ -71,8 +71,16 @@ def call(*arguments, monkeypatch):
   argv, printed, status = ["main.py", *map(str, arguments)], io.StringIO(), 0
   monkeypatch.chdir(ROOT)
   monkeypatch.setattr(sys, "argv", argv)  # ml_collections reads overrides there
-  with flagsaver.flagsaver(), contextlib.redirect_stdout(printed):
-    flags.FLAGS.unparse_flags()
+  for name in list(flags.FLAGS):  # as the last call left them
+    if name.startswith("config."):
+      delattr(flags.FLAGS, name)
+  flags.FLAGS.unparse_flags()
+  for flag in flags.FLAGS.flags_by_module_dict()["main"]:
+    flag.unparse()
+  with (
+    contextlib.redirect_stdout(printed),
+    warnings.catch_warnings(action="ignore", category=DeprecationWarning),  # ml_collections'
+  ):
     try:
       main.run(main.parse_flags(argv))
     except SystemExit as exit:

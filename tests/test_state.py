@@ -27,7 +27,7 @@ def test_sgd_is_pytorchs():
 
 def test_the_chain_of_stages_has_the_shapes_of_training(trained):
   shape = (1, small.FRAMES, small.SIZE, small.SIZE, 3)
-  for count, stage in enumerate(small.STAGES, start=1):
-    abstract = state.chain(small.MODEL, small.STAGES[:count], small.TX, shape)
+  states = state.chain(small.MODEL, small.STAGES, small.TX, shape)
+  for stage, abstract in zip(small.STAGES, states, strict=True):
     first = trained[1][stage.name][0]
     assert jax.tree.map(jnp.shape, abstract) == jax.tree.map(jnp.shape, first)

@@ -1,4 +1,4 @@
-"""What a run says on the terminal, and measures while it trains: lines, the meter, the profile."""
+"""What a run says while it trains: lines on the terminal, the meter, the board, the profile."""
 
 import datetime
 import math
@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -17,6 +18,18 @@ from u2s_jax.stages import Stage
 CLEAR = "\r\x1b[K"  # to the line's beginning, and clears it
 PROFILE_AFTER, PROFILE_STEPS = 10, 5  # of the first stage that a process trains
 STEPS_AHEAD = 2  # steps the host may queue: each keeps a batch in the device's memory
+
+
+class Board(NamedTuple):
+  """Takes what TensorBoard shows; steps count through all stages.
+
+  Attributes:
+    write_scalars: takes a step and numbers by name.
+    write_images: takes a step and images (n, h, w, 3) uint8 by name.
+  """
+
+  write_scalars: Callable[[int, dict[str, float]], None]
+  write_images: Callable[[int, dict[str, np.ndarray]], None]
 
 
 def log(message: str) -> None:

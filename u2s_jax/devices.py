@@ -47,7 +47,7 @@ def start_distributed(asked: bool) -> None:
   )
 
 
-def wait_for_host0(key: str, *, hours: float) -> None:
+def wait_for_host0(key: str, *, hours: int) -> None:
   """Waits until all hosts are there, at a barrier that knows no time-out of a collective.
 
   Args:

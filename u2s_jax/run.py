@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import ml_collections
@@ -23,44 +23,27 @@ Batches = Iterator[dict[str, np.ndarray]]
 TRAIN_SPLIT, VALIDATION_SPLIT = "train", "validation"
 
 
-@runtime_checkable
-class Source(Protocol):
-  """Where the batches come from; `data.source` has the one that reads prepared data sets.
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Where the batches come from; `data.source` has those of prepared data sets.
 
   Attributes:
     class_names: in the order of the labels.
     num_train: training clips.
     channels: of a frame: 3 for RGB, 2 for each pair of optical flow.
+    train_batches: (stage index, first step) -> this host's endless training batches from that step
+      on, always the same: `video` (b, t, h, w, c) uint8, `label`, `valid`.
+    eval_batches: (split, views) -> this host's batches of one pass over a split: `video`
+      (b, v, t, h, w, c) uint8, `label` (-1 where unknown), `valid` (False for padding), `id`.
     stored: in JSON's types, how the data set was prepared, kept in every checkpoint for `predict`.
   """
 
   class_names: tuple[str, ...]
   num_train: int
   channels: int
+  train_batches: Callable[[int, int], Batches]
+  eval_batches: Callable[[str, str], Batches]
   stored: Mapping[str, Any]
-
-  def train_batches(self, stage: int, first_step: int) -> Batches:
-    """Streams this host's training batches, without end and always the same.
-
-    Args:
-      stage: index of the stage.
-      first_step: of the stage, to begin with.
-
-    Returns:
-      Batches of `video` (b, t, h, w, c) uint8, `label`, `valid`.
-    """
-
-  def eval_batches(self, split: str, views: str) -> Batches:
-    """Goes through a split once.
-
-    Args:
-      split: of the data set.
-      views: of `views.VIEWS`.
-
-    Returns:
-      This host's batches of `video` (b, v, t, h, w, c) uint8, `label` (-1 where unknown), `valid`
-      (False for padding), `id`.
-    """
 
 
 @dataclasses.dataclass(frozen=True)

@@ -98,8 +98,8 @@ def chain(
   tx: optax.GradientTransformation,
   video_shape: tuple[int, int, int, int, int],
   key: jax.Array | None = None,
-) -> TrainState:
-  """Returns the first state of the last of `stages`, made through all before it, untrained.
+) -> list[TrainState]:
+  """Returns the first state of each of `stages`, made from the one before, untrained.
 
   Args:
     model: the networks.
@@ -108,13 +108,14 @@ def chain(
     video_shape: see `begin`.
     key: of the random initialisation; None: shapes and types alone.
   """
-  state = None
+  states, previous = [], None
   for stage in stages:
     make = functools.partial(begin, model, stage, tx, video_shape=video_shape)
     if key is None:
-      state = jax.eval_shape(
-        lambda previous, make=make: make(jax.random.key(0), previous=previous), state
+      previous = jax.eval_shape(
+        lambda state, make=make: make(jax.random.key(0), previous=state), previous
       )
     else:
-      state = jax.jit(lambda previous, make=make: make(key, previous=previous))(state)
-  return state
+      previous = jax.jit(lambda state, make=make: make(key, previous=state))(previous)
+    states.append(previous)
+  return states

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from data.tiny_something.render import Settings, render
 
 def prepare(
   fields: Mapping[str, Any],
-  videos: str | os.PathLike[str],
+  videos: pathlib.Path,
   out: str | os.PathLike[str],
   short_edge: int,
 ) -> store.PreparedDataset:

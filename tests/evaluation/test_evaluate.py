@@ -13,7 +13,7 @@ from tests.memory_run import (
   CLASSES,
   NAME,
   VALIDATION,
-  Source,
+  MemorySource,
   clips,
   config_of,
   state_at,
@@ -27,7 +27,7 @@ from u2s_jax.workdir import Workdir
 
 
 def evaluate_latest(config, folder, source=None):
-  evaluate.evaluate_latest(config, Workdir(folder), source or Source(), NAME)
+  evaluate.evaluate_latest(config, Workdir(folder), (source or MemorySource()).source(), NAME)
 
 
 def outputs_of(folder, stage):
@@ -96,7 +96,7 @@ def test_evaluation_alone_gives_the_same_scores(finished):
   folder = finished[0]
   before = scores.read(folder / "scores/validation.npz")
   (folder / "scores/validation.npz").unlink()
-  source = Source()
+  source = MemorySource()
   evaluate_latest(config_of(), folder, source)
   after = scores.read(folder / "scores/validation.npz")
   np.testing.assert_array_equal(before.ids, after.ids)
@@ -119,7 +119,7 @@ def test_evaluation_half_way_touches_nothing(finished, tmp_path, monkeypatch):
 def test_another_split_is_evaluated_beside_the_run(finished, capsys, unknown):
   root = finished[0]
   before = {path: path.stat().st_mtime_ns for path in root.glob("*.*")}
-  evaluate_latest(config_of(**{"eval.split": "test"}), root, Source(unknown=unknown))
+  evaluate_latest(config_of(**{"eval.split": "test"}), root, MemorySource(unknown=unknown))
   folder = root / "eval/test_center_joint_3"
   final = scores.read(folder / "scores/test.npz")
   one_pass = scores.read(folder / "scores/test_one_pass.npz")
@@ -138,12 +138,12 @@ def test_another_split_is_evaluated_beside_the_run(finished, capsys, unknown):
 @pytest.mark.parametrize(
   ("source", "message"),
   [
-    (Source(class_names=(*CLASS_NAMES, "one more")), "num_classes is 3 there and 4 here"),
+    (MemorySource(class_names=(*CLASS_NAMES, "one more")), "num_classes is 3 there and 4 here"),
     (
-      Source(class_names=("class 0", "class 2", "class 1")),
+      MemorySource(class_names=("class 0", "class 2", "class 1")),
       r"class_names\[1\] is 'class 1' there and 'class 2' here",
     ),
-    (Source(channels=10), "channels is 3 there and 10 here"),
+    (MemorySource(channels=10), "channels is 3 there and 10 here"),
   ],
 )
 def test_other_data_is_refused(finished, source, message):

@@ -8,12 +8,19 @@ import jax
 import numpy as np
 import pytest
 
-from tests.memory_run import CLASS_NAMES, NAME, Source, config_of, state_at, train
+from tests.memory_run import (
+  CLASS_NAMES,
+  NAME,
+  MemorySource,
+  config_of,
+  open_memory_run,
+  state_at,
+  train,
+)
 from u2s_jax import checkpoint, settings
 from u2s_jax.errors import UserError
 from u2s_jax.evaluation import evaluate
 from u2s_jax.pretrained import adapt
-from u2s_jax.run import open_run
 from u2s_jax.workdir import Workdir
 
 
@@ -29,7 +36,7 @@ def test_an_ablation_starts_from_the_end_of_stage_1(finished, tmp_path, capsys):
       "eval.classes": ("class 2", "class 0"),
     }
   )
-  source = Source()
+  source = MemorySource()
   train(config, tmp_path, source)
   assert [stage for stage, _ in source.started] == [1, 2]  # stage 1 took nothing
   before, _ = state_at(config_of(), finished[0], stage="universal", step=3)
@@ -44,7 +51,7 @@ def test_an_ablation_starts_from_the_end_of_stage_1(finished, tmp_path, capsys):
   assert [row[:7] for row in table if row.startswith("class")][:2] == ["class 2", "class 0"]
   with pytest.raises(UserError, match="^csm.guide: 'label', but clips of the split 'test' have"):
     config.eval.split = "test"
-    evaluate.evaluate_latest(config, Workdir(tmp_path), Source(unknown=(3,)), NAME)
+    evaluate.evaluate_latest(config, Workdir(tmp_path), MemorySource(unknown=(3,)).source(), NAME)
 
 
 def test_stages_2_and_3_start_from_no_half_trained_stage_1(finished, tmp_path):
@@ -77,14 +84,14 @@ def flow_run(finished, tmp_path_factory):
 
   with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
     patch.setattr(checkpoint.Checkpoints, "save", save_then_crash)
-    train(config, folder, Source(channels=10))
+    train(config, folder, MemorySource(channels=10))
   return folder, config
 
 
 def test_a_flow_run_starts_from_an_rgb_run(finished, flow_run):
   folder, config = flow_run
   rgb, _ = state_at(config_of(), finished[0])
-  flow, _ = state_at(config, folder, Source(channels=10), "universal", 0)
+  flow, _ = state_at(config, folder, MemorySource(channels=10), "universal", 0)
   stem = rgb.params["trunk"]["stem"].pop("kernel")
   averaged = flow.params["trunk"]["stem"].pop("kernel")
   assert averaged.shape == (1, 7, 7, 10, 2) and flow.step == 0
@@ -101,14 +108,14 @@ def test_a_flow_run_starts_from_an_rgb_run(finished, flow_run):
 def test_a_flow_run_goes_on_without_the_rgb_run(flow_run, monkeypatch):
   folder, config = flow_run
   monkeypatch.setattr(adapt, "load", lambda *args, **kwargs: 1 / 0)
-  source = Source(channels=10)
+  source = MemorySource(channels=10)
   train(config, folder, source)
   assert source.started[0] == (0, 1) and (folder / "summary.json").exists()
 
 
 def start_from(folder, workdir, source, lines, **fields):
   """What `load` makes of a first state that is 7 throughout: its programs need no compiling."""
-  run = open_run(config_of(**fields), Workdir(workdir), source, NAME)
+  run = open_memory_run(config_of(**fields), workdir, source)
   with contextlib.closing(run.checkpoints):
     state = jax.eval_shape(run.begin(run.stages[0]), None)
   sevens = jax.tree.map(lambda x: np.full(x.shape, 7, x.dtype), (state.params, state.batch_stats))
@@ -121,7 +128,7 @@ def start_from(folder, workdir, source, lines, **fields):
 @pytest.mark.parametrize("names", [(*CLASS_NAMES, "one more"), ("class 0", "class 2", "class 1")])
 def test_the_classifier_of_other_classes_is_fresh(finished, tmp_path, names):
   lines = []
-  params, batch_stats = start_from(finished[0], tmp_path, Source(class_names=names), lines)
+  params, batch_stats = start_from(finished[0], tmp_path, MemorySource(class_names=names), lines)
   for leaf, shape in (("kernel", (64, len(names))), ("bias", (len(names),))):
     np.testing.assert_array_equal(params["universal"]["head"][leaf], np.full(shape, 7))
   rgb, _ = state_at(config_of(), finished[0])
@@ -140,7 +147,7 @@ def test_the_classifier_of_other_classes_is_fresh(finished, tmp_path, names):
 
 def test_the_first_convolution_for_flow_is_said(finished, tmp_path):
   lines = []
-  start_from(finished[0], tmp_path, Source(channels=10), lines)
+  start_from(finished[0], tmp_path, MemorySource(channels=10), lines)
   assert "  first convolution: mean over 3 input channels, for each of 10" in lines
   assert not any("classifier" in line for line in lines)
 
@@ -159,10 +166,10 @@ def test_the_first_convolution_for_flow_is_said(finished, tmp_path):
 )
 def test_a_run_of_another_network_is_no_start(finished, tmp_path, fields, message):
   with pytest.raises(UserError, match=f"^init_from: .*joint/3: {message}") as error:
-    start_from(finished[0], tmp_path, Source(), [], **fields)
+    start_from(finished[0], tmp_path, MemorySource(), [], **fields)
   assert "\n" not in str(error.value)
 
 
 def test_a_run_without_a_checkpoint_is_no_start(tmp_path):
   with pytest.raises(UserError, match="^init_from: no checkpoint in .*; name the --w"):
-    start_from(tmp_path, tmp_path / "run", Source(), [])
+    start_from(tmp_path, tmp_path / "run", MemorySource(), [])

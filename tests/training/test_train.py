@@ -6,7 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from tests.memory_run import CLASS_NAMES, VALIDATION, Source, Writer, config_of, state_at, train
+from tests.memory_run import (
+  CLASS_NAMES,
+  VALIDATION,
+  MemoryBoard,
+  MemorySource,
+  config_of,
+  state_at,
+  train,
+)
 from u2s_jax import checkpoint
 from u2s_jax.errors import UserError
 from u2s_jax.evaluation import results, scores
@@ -99,7 +107,7 @@ def test_crashes_change_no_bit(finished, tmp_path, monkeypatch):
     ((results, "summarize", crash_now), None),  # between the last scores and the summary
   )
   for patch, began in crashes:
-    source = Source()
+    source = MemorySource()
     with monkeypatch.context() as context, pytest.raises(Crash):
       context.setattr(*patch)
       train(config, tmp_path, source)
@@ -116,7 +124,7 @@ def test_crashes_change_no_bit(finished, tmp_path, monkeypatch):
 def test_a_finished_run_says_so_and_does_nothing(finished, capsys):
   workdir = finished[0]
   before = (workdir / "summary.json").stat().st_mtime_ns
-  source = Source()
+  source = MemorySource()
   train(config_of(), workdir, source)
   assert "finished" in capsys.readouterr().out and not source.started
   assert (workdir / "summary.json").stat().st_mtime_ns == before
@@ -150,8 +158,8 @@ def test_the_control_trains_the_one_pass_model_on(finished, tmp_path):
 
 def test_a_plateau_is_of_the_merged_prediction_and_survives_a_restart(tmp_path):
   config = config_of(**{"specific.decay": "plateau", "specific.patience": 1})
-  writer = Writer()
-  train(config, tmp_path, writer=writer)
+  writer = MemoryBoard()
+  train(config, tmp_path, board=writer)
   _, record = state_at(config, tmp_path, stage="specific", step=3)
   error = 1 - writer.scalars[6]["specific/validation_merged"] / 100
   assert record["plateau"]["best"] == pytest.approx(error)

@@ -4,14 +4,13 @@ Order at a step that ends an epoch: update, evaluate, decide on the learning rat
 """
 
 import contextlib
-from typing import Protocol, runtime_checkable
 
 import ml_collections
 import numpy as np
 
 from u2s_jax import devices, metrics, settings
 from u2s_jax import state as state_lib
-from u2s_jax.console import Meter, Profiler, log
+from u2s_jax.console import Board, Meter, Profiler, log
 from u2s_jax.evaluation import evaluate
 from u2s_jax.run import VALIDATION_SPLIT, Run, Source, open_run
 from u2s_jax.stages import STAGES, Stage
@@ -19,17 +18,6 @@ from u2s_jax.state import TrainState
 from u2s_jax.training import optimizer, start, steps
 from u2s_jax.training.pictures import Pictures
 from u2s_jax.workdir import Workdir
-
-
-@runtime_checkable
-class Writer(Protocol):
-  """Takes what TensorBoard shows, as `clu.metric_writers` do; steps count through all stages."""
-
-  def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
-    """Takes numbers by name."""
-
-  def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
-    """Takes images (n, h, w, 3) uint8 by name."""
 
 
 def is_finished(workdir: Workdir) -> bool:
@@ -44,7 +32,7 @@ def train(
   config: ml_collections.ConfigDict,
   workdir: Workdir,
   source: Source,
-  writer: Writer,
+  board: Board,
   config_name: str,
 ) -> None:
   """Trains all stages and evaluates, from wherever `workdir` left off.
@@ -53,7 +41,7 @@ def train(
     config: see `configs/default.py`.
     workdir: the run's folder.
     source: of the batches.
-    writer: of what TensorBoard shows; called on all hosts.
+    board: takes what TensorBoard shows; called on all hosts.
     config_name: for the summary.
 
   Raises:
@@ -78,7 +66,7 @@ def train(
       if index > done:
         state, record = start.begin_stage(run, stage, state)
       plateau = optimizer.Plateau(**record["plateau"])
-      state = run_stage(run, stage, state, plateau, writer, profiler)
+      state = run_stage(run, stage, state, plateau, board, profiler)
       if index == 0:  # whenever stage 1 ends in this process: stage 2 has no checkpoint yet
         evaluate.score_one_pass(run, state)
     evaluate.finish(run, state)
@@ -89,7 +77,7 @@ def run_stage(
   stage: Stage,
   state: TrainState,
   plateau: optimizer.Plateau,
-  writer: Writer,
+  board: Board,
   profiler: Profiler,
 ) -> TrainState:
   """Trains one stage from `state.step` to its end, and returns its last state."""
@@ -112,9 +100,9 @@ def run_stage(
     total,
     batch_size=config.batch_size,
     num_train=num_train,
-    write_scalars=lambda step, scalars: writer.write_scalars(offset + step, scalars),
+    write_scalars=lambda step, scalars: board.write_scalars(offset + step, scalars),
   )
-  pictures = Pictures(run, writer.write_images)
+  pictures = Pictures(run, board.write_images)
   log(f"stage {stage.name}: {stage.epochs:g} epochs, {total} steps of {config.batch_size} clips")
   batches = run.source.train_batches(run.stages.index(stage), first)
   for step in range(first + 1, total + 1):
@@ -132,7 +120,7 @@ def run_stage(
       meter.flush()
     if epoch_done:
       accuracies = validate(run, stage, state)
-      writer.write_scalars(
+      board.write_scalars(
         offset + step, {f"{stage.name}/validation_{k}": v for k, v in accuracies.items()}
       )
       pictures.write(stage, state, offset + step)
