@@ -93,14 +93,14 @@ def pyav_clip(path: str, rng: np.random.Generator) -> np.ndarray:
     count = stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
     container.seek(0)
     wanted = chosen(count, rng.random())
-    found = {}
+    decoded = {}
     for k, frame in enumerate(container.decode(stream)):
       if k in wanted:
-        found[k] = frame.to_ndarray(format="rgb24")
+        decoded[k] = frame.to_ndarray(format="rgb24")
       if k == wanted[-1]:
         break
-  last = max(found)
-  return crop([found[min(k, last)] for k in wanted], rng)
+  last = max(decoded)
+  return crop([decoded[min(k, last)] for k in wanted], rng)
 
 
 def decord_clip(path: str, rng: np.random.Generator) -> np.ndarray:

@@ -190,7 +190,13 @@ def _jpeg(image: Image.Image, quality: int) -> bytes:
 
 
 def rgb_clip(file: str | io.BytesIO, short_edge: int, jpeg_quality: int) -> list[bytes]:
-  """Returns all frames of a video as JPEG; arguments and errors as of `video_frames`."""
+  """Returns all frames of a video as JPEG; raises as `video_frames`.
+
+  Args:
+    file: see `video_frames`.
+    short_edge: see `video_frames`.
+    jpeg_quality: 1 to 100.
+  """
   frames = video_frames(file, short_edge, "rgb24")
   return _limited(_jpeg(Image.fromarray(frame), jpeg_quality) for frame in frames)
 

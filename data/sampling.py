@@ -43,6 +43,12 @@ def segment_indices(
 
   Raises:
     ValueError: `num_segments` is below 1, or `num_frames` is a number below 1.
+
+  Example:
+    >>> segment_indices(10, 4, 0.5).tolist()
+    [1, 3, 6, 8]
+    >>> segment_indices(2, 4, 0.5).tolist()
+    [0, 0, 1, 1]
   """
   if num_segments < 1:
     raise ValueError(f"num_segments is {num_segments}; it must be at least 1")
@@ -75,6 +81,10 @@ def crop_offsets(
 
   Raises:
     ValueError: `views` is not one of these names, or numbers `height`, `width` are below `size`.
+
+  Example:
+    >>> crop_offsets(240, 320, 224, "center")
+    [(8, 48, False)]
   """
   if views not in VIEWS:
     raise ValueError(f"views is {views!r}; it must be one of {', '.join(VIEWS)}")

@@ -97,7 +97,14 @@ def write_shard(
 
 
 def shard_path(folder: pathlib.Path, split: str, shard: int, num_shards: int) -> pathlib.Path:
-  """Returns where a shard lies."""
+  """Returns where a shard lies.
+
+  Args:
+    folder: of the data set.
+    split: the split's name.
+    shard: from 0.
+    num_shards: of this split.
+  """
   template = _template(folder, split)
   return pathlib.Path(template.sharded_filepath(shard_index=shard, num_shards=num_shards))
 

@@ -1,6 +1,7 @@
 """`main.py` as a user starts it: real video files, processes that are killed, bad input."""
 
 import contextlib
+import fcntl
 import html
 import io
 import json
@@ -110,28 +111,50 @@ def parameters(workdir):
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-  """Overrides that point to videos rendered and prepared once."""
-  folder = tmp_path_factory.mktemp("data")
-  return (
-    f"--config.data.render.dir={folder}/source",
-    f"--config.data.dir={folder}/prepared",
-  )
+def shared(tmp_path_factory, worker_id):
+  """A folder that all workers see."""
+  base = tmp_path_factory.getbasetemp()
+  folder = (base if worker_id == "master" else base.parent) / "main"
+  folder.mkdir(exist_ok=True)
+  return folder
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, data):
-  workdir = tmp_path_factory.mktemp("main") / "run"
-  result = start(workdir, *data)
-  assert result.returncode == 0, result.stderr
-  return workdir, result
+def data(shared):
+  """Overrides that point to videos rendered and prepared once."""
+  return (
+    f"--config.data.render.dir={shared}/source",
+    f"--config.data.dir={shared}/prepared",
+  )
+
+
+@contextlib.contextmanager
+def once(shared, name):
+  """Yields whether this worker has to make something; the others wait until it is made."""
+  done = shared / f"{name}.done"
+  with open(shared / f"{name}.lock", "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    yield not done.exists()
+    done.touch()
+
+
+@pytest.fixture(scope="module")
+def finished(shared, data):
+  """Folder and output of a run."""
+  workdir, output = shared / "run", shared / "output.txt"
+  with once(shared, "run") as mine:
+    if mine:
+      result = start(workdir, *data)
+      assert result.returncode == 0, result.stderr
+      output.write_text(result.stdout)
+  return workdir, output.read_text()
 
 
 def test_a_run_from_videos_to_the_table(finished):
-  workdir, result = finished
-  assert "Top-1 (%)" in result.stdout and "One-pass" in result.stdout
+  workdir, printed = finished
+  assert "Top-1 (%)" in printed and "One-pass" in printed
   for stage in STAGES:
-    assert f"stage {stage}:" in result.stdout
+    assert f"stage {stage}:" in printed
   summary = json.loads((workdir / "summary.json").read_text())
   assert set(summary["predictions"]) == PREDICTIONS
   assert set(summary["csm"]) == {"alpha", "n", "average_confusing"}
@@ -221,10 +244,11 @@ def test_one_file_as_text_with_its_mask(finished, data, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def exported(finished):
+def exported(finished, shared):
   """The folder that `--mode=export` wrote."""
-  with pytest.MonkeyPatch.context() as patch:
-    assert call_mode("export", finished[0], monkeypatch=patch)[1] == 0
+  with once(shared, "export") as mine, pytest.MonkeyPatch.context() as patch:
+    if mine:
+      assert call_mode("export", finished[0], monkeypatch=patch)[1] == 0
   return finished[0] / "export"
 
 
@@ -282,20 +306,22 @@ def test_exported_parameters_are_a_start(finished, exported):
 
 
 @pytest.fixture(scope="module")
-def report(finished, tmp_path_factory):
+def report(finished, shared):
   """The page of the run beside a copy with another N and weight of the regularizer."""
-  other = tmp_path_factory.mktemp("other") / "other"
-  shutil.copytree(finished[0], other, ignore=shutil.ignore_patterns("checkpoints", "compiled"))
-  for file, section, field, value in (
-    ("summary.json", "csm", "n", 9),
-    ("config.json", None, "regularizer_weight", 0.0),
-  ):
-    tree = json.loads((other / file).read_text())
-    (tree[section] if section else tree)[field] = value
-    (other / file).write_text(json.dumps(tree))
-  with pytest.MonkeyPatch.context() as patch:
-    _, status = call_mode("report", finished[0], f"--compare={other}", monkeypatch=patch)
-  assert status == 0
+  with once(shared, "report") as mine, pytest.MonkeyPatch.context() as patch:
+    if mine:
+      other = shared / "other"
+      left_out = shutil.ignore_patterns("checkpoints", "compiled", "eval", "export")
+      shutil.copytree(finished[0], other, ignore=left_out)
+      for file, section, field, value in (
+        ("summary.json", "csm", "n", 9),
+        ("config.json", None, "regularizer_weight", 0.0),
+      ):
+        tree = json.loads((other / file).read_text())
+        (tree[section] if section else tree)[field] = value
+        (other / file).write_text(json.dumps(tree))
+      _, status = call_mode("report", finished[0], f"--compare={other}", monkeypatch=patch)
+      assert status == 0
   return finished[0] / "report"
 
 
@@ -461,7 +487,9 @@ def test_bad_arguments_are_one_line(finished, data, tmp_path, monkeypatch):
   file = tmp_path / "file"
   file.write_text("x")
   prepared = data[1].partition("=")[2]
-  before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+  # Other workers may just be writing a report.
+  kept = [*workdir.glob("*.*"), *workdir.glob("checkpoints/**/*"), *workdir.glob("scores/*")]
+  before = {path: path.stat().st_mtime_ns for path in kept}
   cases = [
     # What is wrong, and the words that name it.
     (command(file, *data), ("file", "File exists")),
@@ -499,7 +527,7 @@ def test_bad_arguments_are_one_line(finished, data, tmp_path, monkeypatch):
     _, status = call(*arguments[2:], monkeypatch=monkeypatch)
     assert isinstance(status, str) and status.startswith("error: ") and "\n" not in status, status
     assert all(word in status for word in words), status
-  assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+  assert {path: path.stat().st_mtime_ns for path in kept} == before
 
 
 def test_a_bug_keeps_its_traceback(finished, monkeypatch):

@@ -48,7 +48,12 @@ class CategorySimilarity(flax.struct.PyTreeNode):
 
 
 def no_similarity(num_classes: int) -> CategorySimilarity:
-  """Returns what stands in for a CSM before it is known: no class is confused with another."""
+  """Returns what stands in for a CSM before it is known: no class is confused with another.
+
+  Example:
+    >>> no_similarity(2).matrix.tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+  """
   return CategorySimilarity(
     matrix=jnp.eye(num_classes),
     similarity=jnp.eye(num_classes),
@@ -66,6 +71,11 @@ def channel_sparsity(features: Float[Array, "n t h w c"]) -> Float[Array, "n c"]
 
   Returns:
     `(N, C)` float32 in [0, 1]: 0 where a channel always responds, 1 where it never does.
+
+  Example:
+    >>> features = jnp.array([0.0, 2.0, 0.0, 3.0]).reshape(1, 1, 2, 2, 1)
+    >>> channel_sparsity(features).tolist()
+    [[0.5]]
   """
   return _zeros(features) / np.float32(np.prod(features.shape[1:4]))
 
@@ -90,6 +100,12 @@ def zero_counts(
   Returns:
     `(M, C)` int32, the zero responses over samples, frames and positions, each entry at most
     `samples * T * H * W`, and `(M,)` int32, the samples.
+
+  Example:
+    >>> features = jnp.array([[0.0, 1.0], [0.0, 0.0]]).reshape(2, 1, 1, 1, 2)
+    >>> zeros, samples = zero_counts(features, jnp.array([1, 1]), jnp.array([True, True]), 2)
+    >>> zeros.tolist(), samples.tolist()
+    ([[0, 0], [2, 1]], [0, 2])
   """
   one_hot = jax.nn.one_hot(labels, num_classes, dtype=jnp.int32)
   one_hot = one_hot * valid.astype(bool).astype(jnp.int32)[:, None]
@@ -116,6 +132,10 @@ def class_sparsity(
 
   Raises:
     ValueError: A class has no sample; the message names the first such classes.
+
+  Example:
+    >>> class_sparsity([[1.0, 0.0], [1.5, 3.0]], [2, 3]).tolist()
+    [[0.5, 0.0], [0.5, 1.0]]
   """
   sums, counts = np.asarray(sums, np.float64), np.asarray(counts)
   missing = np.flatnonzero(counts <= 0)
@@ -143,6 +163,12 @@ def similarity_matrix(
 
   Raises:
     ValueError: `distance` is neither of the two.
+
+  Example:
+    >>> similarity_matrix([[1.0, 0.0], [0.0, 1.0]]).tolist()
+    [[1.0, 0.5], [0.5, 1.0]]
+    >>> similarity_matrix([[0.0, 0.0], [1.0, 1.0]], "euclidean").tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
   """
   sparsity = np.asarray(sparsity, np.float64)
   if distance == "cosine":
@@ -175,6 +201,10 @@ def confusing_count(topn_accuracy: Float[ArrayLike, " m"], target: Real) -> int:
 
   Raises:
     ValueError: `target` or an accuracy is no such fraction, or the curve never reaches `target`.
+
+  Example:
+    >>> confusing_count([0.5, 0.8, 0.9, 1.0], 0.85)
+    3
   """
   curve = np.asarray(topn_accuracy)
   if not 0 < target <= 1:
@@ -208,6 +238,11 @@ def threshold(similarity: Float[ArrayLike, "m m"], average_confusing: Real) -> f
 
   Raises:
     ValueError: `average_confusing` is negative or not a number.
+
+  Example:
+    >>> similarity = [[1.0, 0.9, 0.2], [0.9, 1.0, 0.4], [0.2, 0.4, 1.0]]
+    >>> round(threshold(similarity, 2 / 3), 2)
+    0.65
   """
   if not average_confusing >= 0:
     raise ValueError(f"average_confusing must be >= 0, not {average_confusing}")
@@ -235,6 +270,10 @@ def binarize(similarity: Float[ArrayLike, "m m"], alpha: Real) -> Float[np.ndarr
 
   Returns:
     `(M, M)` float32 of {0, 1}, symmetric as `similarity` is.
+
+  Example:
+    >>> binarize([[1.0, 0.9, 0.2], [0.9, 1.0, 0.4], [0.2, 0.4, 1.0]], 0.65).tolist()
+    [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
   """
   # In float64: a float32 alpha may round up to the value that it shall select.
   csm = (np.asarray(similarity, np.float64) > float(alpha)).astype(np.float32)
@@ -255,6 +294,10 @@ def selection(
 
   Returns:
     `(M, M)` in [0, 1] with a diagonal of 1.
+
+  Example:
+    >>> selection(jnp.ones((2, 2)), jnp.ones((2, 2)), "own").tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
   """
   if kind == "own":
     return jnp.eye(len(matrix))
@@ -270,6 +313,10 @@ def most_similar(similarity: Float[ArrayLike, "m m"], count: int) -> list[tuple[
 
   Returns:
     `(i, j, similarity)` with i < j, the highest first; of equal ones the lower classes first.
+
+  Example:
+    >>> most_similar([[1.0, 0.9, 0.2], [0.9, 1.0, 0.4], [0.2, 0.4, 1.0]], 1)
+    [(0, 1, 0.9)]
   """
   values = np.asarray(similarity)
   first, second = np.triu_indices(len(values), k=1)
@@ -286,6 +333,10 @@ def mean_similarity(similarity: Float[ArrayLike, "m m"]) -> Float[np.ndarray, " 
   Returns:
     `(M,)` float64 in [0, 1]: 0 for the most distinct class, 1 for the most confusing. All 0
     where the classes do not differ, as with a single class.
+
+  Example:
+    >>> mean_similarity([[1.0, 0.9, 0.2], [0.9, 1.0, 0.4], [0.2, 0.4, 1.0]]).round(2).tolist()
+    [0.71, 1.0, 0.0]
   """
   off_diagonal = np.array(similarity, np.float64)
   np.fill_diagonal(off_diagonal, 0)

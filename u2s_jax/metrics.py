@@ -29,6 +29,10 @@ def top_k_accuracy(
 
   Raises:
     ValueError: `k` is outside [1, M], or as at the top of this module.
+
+  Example:
+    >>> top_k_accuracy([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]], [0, 1], 1)
+    0.5
   """
   ranks = _ranks(scores, labels)
   if not 1 <= k <= np.shape(scores)[1]:
@@ -48,6 +52,10 @@ def mean_class_accuracy(scores: Float[ArrayLike, "n m"], labels: Integer[ArrayLi
 
   Raises:
     ValueError: As at the top of this module.
+
+  Example:
+    >>> mean_class_accuracy([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1]], [0, 0, 1])
+    0.5
   """
   return float(np.nanmean(per_class_accuracy(scores, labels)[0]))
 
@@ -66,6 +74,11 @@ def per_class_accuracy(
 
   Raises:
     ValueError: As at the top of this module.
+
+  Example:
+    >>> accuracies, videos = per_class_accuracy([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1]], [0, 0, 1])
+    >>> accuracies.tolist(), videos.tolist()
+    ([1.0, 0.0], [2, 1])
   """
   hits = _ranks(scores, labels) == 0
   num_classes = np.shape(scores)[1]
@@ -88,6 +101,10 @@ def top_n_curve(
 
   Raises:
     ValueError: As at the top of this module.
+
+  Example:
+    >>> top_n_curve([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]], [0, 1]).tolist()
+    [0.5, 1.0, 1.0]
   """
   ranks = _ranks(scores, labels)
   return np.cumsum(np.bincount(ranks, minlength=np.shape(scores)[1])) / len(ranks)
@@ -107,6 +124,10 @@ def summarize(
 
   Raises:
     ValueError: As at the top of this module.
+
+  Example:
+    >>> summarize([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.1, 0.9]], [0, 0, 1, 1])
+    {'top1': 75.0, 'top5': 100.0, 'mean_class': 75.0}
   """
   return {
     "top1": 100 * top_k_accuracy(scores, labels, 1),

@@ -109,7 +109,13 @@ def strip(
 
 
 def loop(clip: UInt8[np.ndarray, "t h w 3"], height: int = 168, frame_ms: int = 200) -> bytes:
-  """Returns the clip as an animated WebP that loops; the last frame stays for a second."""
+  """Returns the clip as an animated WebP that loops; the last frame stays for a second.
+
+  Args:
+    clip: frames.
+    height: of the picture, pixels.
+    frame_ms: milliseconds that a frame stays.
+  """
   width = round(clip.shape[2] * height / clip.shape[1])
   images = [Image.fromarray(frame).resize((width, height), Image.BICUBIC) for frame in clip]
   durations = [frame_ms] * (len(images) - 1) + [1000]

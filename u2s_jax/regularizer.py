@@ -16,6 +16,10 @@ def weight_similarity(kernel: Float[ArrayLike, "c m"]) -> Float[Array, "m m"]:
     `(M, M)` float32 in [0, 1]; 0 for opposite, 0.5 for orthogonal, 1 for parallel columns. A zero
     column (norm below 1e-12) has cos = 0 with every column, itself too. The gradient is finite
     everywhere.
+
+  Example:
+    >>> weight_similarity([[1.0, 0.0, -1.0], [0.0, 1.0, 0.0]]).tolist()
+    [[1.0, 0.5, 0.0], [0.5, 1.0, 0.5], [0.0, 0.5, 1.0]]
   """
   kernel = jnp.asarray(kernel, jnp.float32)
   square = jnp.sum(kernel**2, axis=0, keepdims=True)
@@ -39,6 +43,11 @@ def category_regularizer(
   Returns:
     Scalar float32 in [0, 1], 0 where no class has a confusing class. The paper weighs it by
     lambda = 0.5.
+
+  Example:
+    >>> csm = [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
+    >>> float(category_regularizer([[1.0, 0.0, -1.0], [0.0, 1.0, 0.0]], csm))
+    0.0
   """
   csm = jnp.asarray(csm)
   pairs = (csm > 0) & ~jnp.eye(csm.shape[0], dtype=bool)

@@ -50,14 +50,14 @@ def find_files(where: str) -> list[str]:
   path = pathlib.Path(where)
   if path.is_dir():
     known = VIDEO_EXTENSIONS + IMAGE_EXTENSIONS
-    found = [file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file()]
+    files = [file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file()]
   elif path.exists():
-    found = [path]
+    files = [path]
   else:
-    found = [pathlib.Path(name) for name in glob.glob(where, recursive=True)]
-  if not found:
+    files = [pathlib.Path(name) for name in glob.glob(where, recursive=True)]
+  if not files:
     raise FileNotFoundError(f"{where}: no video or image there")
-  return sorted(map(str, found))
+  return sorted(map(str, files))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,15 +189,15 @@ def _from_folder(
     classes, beside_classes = _children(part)
     files += beside_classes if has_levels else []
     for folder in classes:
-      found = []
+      kept = []
       for path in _walk(folder):
         if path.suffix.lower() in extensions:
-          found.append(path)
+          kept.append(path)
         else:
           ignored[path.suffix.lower()] += 1
-      if not found and split in (None, "train"):
+      if not kept and split in (None, "train"):
         raise UserError(f"{folder}: the class folder holds no {kind}: add some, or move it away")
-      for path in found:
+      for path in kept:
         clip_id = path.relative_to(source).as_posix()
         entries.append(_Entry(str(folder), clip_id, str(path), folder.name, split))
   for path in files:

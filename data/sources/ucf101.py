@@ -92,17 +92,18 @@ def _find(name: str, present: dict[str, str]) -> str | None:
 def _class_folders(
   root: pathlib.Path, names: list[str]
 ) -> dict[str, tuple[pathlib.Path, dict[str, str]]]:
-  """The folder of each class and the files in it."""
+  """Returns the folder of each class and the files in it."""
   present = _any_case(os.listdir(root))
-  found = {name: _find(name, present) for name in names}
-  missing = [name for name in names if found[name] is None]
+  folders = {name: _find(name, present) for name in names}
+  missing = [name for name in names if folders[name] is None]
   if missing:
     raise FileNotFoundError(
       f"{root / missing[0]}: the class folder is missing, as {len(missing)} of {len(names)} are: "
       "unpack UCF101.rar there"
     )
   # One listing a class: 13,320 single look-ups are slow on network file systems.
-  return {name: (root / found[name], _any_case(os.listdir(root / found[name]))) for name in names}
+  places = {name: root / folders[name] for name in names}
+  return {name: (place, _any_case(os.listdir(place))) for name, place in places.items()}
 
 
 def _clips(

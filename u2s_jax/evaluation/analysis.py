@@ -137,6 +137,11 @@ def shown_classes(
   """Returns the classes whose masks of an example are shown: its own, its partner, three others.
 
   The others are the least similar, the middle one, and the most similar outside the pair.
+
+  Args:
+    label: the example's class.
+    pairs: from `confusing_pairs`.
+    similarity: from `class_similarity`.
   """
   partner = next(int(pair[pair != label][0]) for pair in pairs if label in pair)
   order = [
@@ -158,6 +163,14 @@ def gather(
 
   Of each example only the masks of its `shown_classes`, `mask_classes` (e, k), are kept, as
   `class_masks` (e, t, h, w, k).
+
+  Args:
+    one_pass_arrays: of the one-pass model.
+    final_arrays: of `state`.
+    pairs: from `confusing_pairs`.
+    similarity: from `class_similarity`.
+    state: at the end.
+    class_names: in the order of the labels.
   """
   arrays = {"class_names": np.array(class_names, str), "pairs": pairs}
   arrays |= {

@@ -97,14 +97,14 @@ def evaluate_latest(
 
 def _folder(run: Run, stage_name: str, step: int) -> Workdir:
   """Returns where the evaluation of a checkpoint goes: the run's folder for the run's own way."""
-  config, own = run.config, settings.config_of_run(run.workdir) or run.config
+  config, began = run.config, settings.config_of_run(run.workdir) or run.config
   split, views = config.eval.split, config.eval.views
-  other = [config.csm[key] for key in settings.MASK_FIELDS if config.csm[key] != own.csm[key]]
+  other = [config.csm[key] for key in settings.MASK_FIELDS if config.csm[key] != began.csm[key]]
   name = "_".join([views, stage_name, str(step), *other])
   if split != VALIDATION_SPLIT:
     return run.workdir.evaluation(f"{split}_{name}")
   finished = (stage_name, step) == (STAGES[-1], run.total_steps(run.stages[-1]))
-  if not finished or other or views != own.eval.views:
+  if not finished or other or views != began.eval.views:
     return run.workdir.evaluation(name)
   return run.workdir
 

@@ -19,6 +19,11 @@ def select(csm: Num[ArrayLike, "m m"], predicted: Integer[Array, " n"]) -> Float
   Returns:
     `(N, M)` float32 in [0, 1]: row n is the CSM's column `predicted[n]` divided by its sum. With
     a binary CSM that is 1/k for each of k confusing classes, the predicted one among them.
+
+  Example:
+    >>> csm = jnp.array([[1, 1, 0], [1, 1, 0], [0, 0, 1]])
+    >>> select(csm, jnp.array([0, 2])).tolist()
+    [[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]
   """
   columns = jnp.take(jnp.asarray(csm, jnp.float32).T, predicted, axis=0)
   return columns / jnp.sum(columns, axis=1, keepdims=True)
@@ -35,6 +40,11 @@ def combine(
 
   Returns:
     `(N, T, H, W, 1)` of the masks' type.
+
+  Example:
+    >>> masks = jnp.array([2.0, 4.0, 9.0]).reshape(1, 1, 1, 1, 3)
+    >>> combine(masks, jnp.array([[0.5, 0.5, 0.0]])).item()
+    3.0
   """
   return jnp.einsum("nthwm,nm->nthw", masks, weights.astype(masks.dtype))[..., None]
 

@@ -51,6 +51,11 @@ def normalize(
   Statistics carry no gradient of their own. The gradients are written out because two sums over
   the batch do, where differentiating the forward pass makes three: each is a pass over memory, and
   a round of communication between devices.
+
+  Args:
+    x: of the batch.
+    scale: learned factor of each channel.
+    bias: learned offset of each channel.
   """
   return _normalize_forward(x, scale, bias)[0]
 

@@ -96,10 +96,10 @@ def training_curves(history: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndar
     axis.set_title(title)
     for line, (run, scalars) in zip(_cycle(LINES), history.items(), strict=False):
       for color, name in zip(_cycle(COLORS), names, strict=False):
-        found = [scalars[tag] for stage in STAGES if (tag := f"{stage}/{name}") in scalars]
-        if not found:
+        parts = [scalars[tag] for stage in STAGES if (tag := f"{stage}/{name}") in scalars]
+        if not parts:
           continue
-        steps, values = (np.concatenate(part) for part in zip(*found, strict=True))
+        steps, values = (np.concatenate(part) for part in zip(*parts, strict=True))
         label = name.rpartition("_")[2]
         axis.plot(
           steps,

@@ -49,7 +49,13 @@ def learning_rate(stage: Stage, epoch: float, plateau: Plateau) -> float:
 
 
 def record(run: Run, stage: Stage, plateau: Plateau) -> dict[str, Any]:
-  """Returns what is saved beside a state, in JSON's types."""
+  """Returns what is saved beside a state, in JSON's types.
+
+  Args:
+    run: the run.
+    stage: of the state.
+    plateau: history of the learning rate.
+  """
   return {
     "plateau": dataclasses.asdict(plateau),
     "total_steps": run.total_steps(stage),

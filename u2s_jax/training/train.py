@@ -80,7 +80,19 @@ def run_stage(
   board: Board,
   profiler: Profiler,
 ) -> TrainState:
-  """Trains one stage from `state.step` to its end, and returns its last state."""
+  """Trains one stage from `state.step` to its end, and returns its last state.
+
+  Args:
+    run: the run.
+    stage: that is trained.
+    state: the stage's first one, or of a checkpoint.
+    plateau: history of the learning rate.
+    board: takes what TensorBoard shows.
+    profiler: of the process.
+
+  Raises:
+    UserError: a number is not finite.
+  """
   config, first, total = run.config, int(state.step), run.total_steps(stage)
   if first >= total:
     return state
