@@ -34,8 +34,11 @@ class TrainState(flax.struct.PyTreeNode):
   csm: PyTree
 
 
+@functools.cache
 def sgd(momentum: float, weight_decay: float) -> optax.GradientTransformation:
   """Returns the direction of a step: momentum over (gradient + weight_decay * parameter).
+
+  The same for the same arguments, so that programs made with it are found again.
 
   The caller multiplies by minus the learning rate, which stays outside the momentum as in PyTorch.
   Like PyTorch's SGD it decays every parameter, BN's too.

@@ -43,6 +43,7 @@ class Backbone(NamedTuple):
   branch: Callable[[int], nn.Module]
 
 
+@functools.cache
 def build(
   name: str,
   dtype: DTypeLike = jnp.float32,
@@ -50,7 +51,7 @@ def build(
   remat: bool = False,
   **fields: Any,
 ) -> Backbone:
-  """The backbone of a name.
+  """Returns the backbone of a name; the same for the same arguments, so that networks compare.
 
   Args:
     name: a key of `BACKBONES`.

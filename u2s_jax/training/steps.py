@@ -1,5 +1,6 @@
 """One update of a training stage."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -90,8 +91,25 @@ def make_train_step(
   return step
 
 
-def compile_train_step(step: TrainStep) -> TrainStep:
-  """Jits a step of `make_train_step` for all devices; the state that it is given is used up."""
+@functools.lru_cache(maxsize=8)
+def train_step(
+  network: Network,
+  stage: Stage,
+  tx: optax.GradientTransformation,
+  regularizer_weight: float,
+  accumulate_steps: int,
+) -> TrainStep:
+  """Returns `make_train_step`'s, compiled for all devices, the same for the same call.
+
+  The state that it is given is used up.
+  """
+  step = make_train_step(
+    network,
+    stage,
+    tx,
+    regularizer_weight=regularizer_weight,
+    accumulate_steps=accumulate_steps,
+  )
   replicated = devices.replicated(devices.data_mesh())
   return jax.jit(
     step,

@@ -97,14 +97,8 @@ def run_stage(
   if first >= total:
     return state
   mesh, offset, num_train = devices.data_mesh(), run.steps_before(stage), run.source.num_train
-  train_step = steps.compile_train_step(
-    steps.make_train_step(
-      run.network,
-      stage,
-      run.tx,
-      regularizer_weight=config.regularizer_weight,
-      accumulate_steps=config.accumulate_steps,
-    )
+  train_step = steps.train_step(
+    run.network, stage, run.tx, config.regularizer_weight, config.accumulate_steps
   )
   meter = Meter(
     stage,
