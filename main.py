@@ -42,7 +42,8 @@ MODE = flags.DEFINE_enum(
   "mode",
   "train",
   ["train", "eval", "report", "predict", "export"],
-  "'train' ends with the evaluation; 'report' draws the figures of a finished run; 'predict' scores"
+  "'train' ends with the evaluation; 'eval' looks again at what is trained, both with --config;"
+  " 'report' draws the figures of a finished run; 'predict' scores"
   " --video; 'export' writes the networks for other programs. The last three need no --config.",
 )
 COMPARE = flags.DEFINE_multi_string(
@@ -97,8 +98,8 @@ def train_or_evaluate(workdir: Workdir) -> None:
   for kind in ("GPU", "TPU"):
     tf.config.set_visible_devices([], kind)  # TensorFlow would take the devices' memory
   workdir.root.mkdir(parents=True, exist_ok=True)
-  settings.check(config, workdir, settings.FREE_FIELDS if trains else settings.FREE_IN_EVALUATION)
   clips.of_config(config.data)  # raises here, not after hours of preparation
+  settings.check(config, workdir, settings.FREE_FIELDS if trains else settings.FREE_IN_EVALUATION)
   if trains and train.is_finished(workdir):
     return
   devices.use_compilation_cache(workdir.compiled)

@@ -1,4 +1,4 @@
-"""Reading videos: the only package that imports TensorFlow; it imports nothing from `u2s_jax`."""
+"""Reading videos: the only package with TensorFlow; of `u2s_jax` it knows errors and views."""
 
 import os
 

@@ -75,7 +75,8 @@ def video_frames(
   # 0.36 ms a frame at 64 pixels.
   reformatter = av.video.reformatter.VideoReformatter()
   try:
-    with av.open(file) as container:
+    # Tags in another coding than UTF-8 are no reason to refuse the video.
+    with av.open(file, metadata_errors="replace") as container:
       # A cover picture in a sound file is a video stream too.
       streams = [
         stream
@@ -264,11 +265,17 @@ def frames_of(file: str | io.BytesIO, storage: Storage, *, is_image: bool) -> li
     UserError: it does not decode; one line, the reason alone.
     OSError: it cannot be read.
   """
-  if is_image:
-    return [image_frame(file, storage.short_edge, storage.jpeg_quality)]
-  if storage.modality == "flow":
-    return flow_clip(file, storage.short_edge, storage.jpeg_quality, storage.flow_algorithm)
-  return rgb_clip(file, storage.short_edge, storage.jpeg_quality)
+  sizes = storage.short_edge, storage.jpeg_quality
+  try:
+    if is_image:
+      return [image_frame(file, *sizes)]
+    if storage.modality == "flow":
+      return flow_clip(file, *sizes, storage.flow_algorithm)
+    return rgb_clip(file, *sizes)
+  except UserError:
+    raise
+  except ValueError as error:  # what libraries make of content that they did not foresee
+    raise UserError(f"it does not decode ({error})") from error
 
 
 def worker(

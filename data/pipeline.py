@@ -100,7 +100,8 @@ def train_batches(
     UserError: classes that cannot mirror into each other as asked for.
   """
   count, stored = len(split.records), split.short_edge
-  mirrored_label = np.array(mirrored_labels(len(split.class_names), augmentation.flip_label_map))
+  pairs_that_mirror = augmentation.flip_label_map if augmentation.flip else ()
+  mirrored_label = np.array(mirrored_labels(len(split.class_names), pairs_that_mirror))
   # Of the window in stored pixels: resizing a part is cheaper than cutting from the resized whole.
   edges = image_ops.crop_edges(augmentation.multi_scale, stored)
   edges = edges or [(round(clip.crop_size * stored / clip.short_edge),) * 2]
@@ -224,7 +225,7 @@ def _views(
     pairs: likewise.
     clip: what the clip has to be.
     stored: short edge of the frames, pixels.
-    views: names of `views.VIEWS`.
+    views: one of `views.VIEWS`.
 
   Returns:
     uint8 (v, t, crop_size, crop_size, c).
@@ -247,7 +248,7 @@ def _reader(
 ) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, ...]]:
   """Returns a function from a clip's index and the offset of its frames to its parts.
 
-  These are the JPEG files that are needed, string (n,); which pairs of flow each channel is made
+  These are the JPEG files that are needed, string (n,); which pairs of flow each stack is made
   of, int64 (num_frames, flow_pairs), as indices of pairs among those files; label; id. Of RGB there
   are num_frames files, repeated as they are needed, and no pairs.
 

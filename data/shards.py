@@ -80,8 +80,8 @@ def check_folder(out: pathlib.Path, settings: Mapping[str, Any]) -> None:
   Raises:
     UserError: it is not.
   """
-  # The two names are left where the very beginning was interrupted.
-  begun = {LOCK, store.partial_of(out / SETTINGS).name}
+  # Left where the very beginning was interrupted, by earlier versions too.
+  begun = {LOCK, f".{SETTINGS}", store.partial_of(out / SETTINGS).name}
   if not out.exists() or not {entry.name for entry in out.iterdir()} - begun:
     return
   try:

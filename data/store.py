@@ -54,9 +54,12 @@ def partial_of(path: pathlib.Path) -> pathlib.Path:
 def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """Yields a path to write to; at the block's end the file appears under its name, or never."""
   partial = partial_of(path)
-  yield partial
-  with open(partial, "rb") as file:
-    os.fsync(file.fileno())
+  try:
+    yield partial
+    with open(partial, "rb") as file:
+      os.fsync(file.fileno())
+  except OSError as error:  # a full disk names no file
+    raise OSError(error.errno, error.strerror, str(path)) from error
   os.replace(partial, path)
 
 

@@ -65,10 +65,10 @@ def test_zero_counts_against_loops():
   rng = np.random.default_rng(1)
   features = _features(rng, 6)
   labels = np.array([2, 0, 2, 3, 0, 2])
-  mask = np.array([True, True, True, True, False, True])
-  zeros, counts = csm.zero_counts(jnp.asarray(features), jnp.asarray(labels), jnp.asarray(mask), 4)
+  valid = np.array([True, True, True, True, False, True])
+  zeros, counts = csm.zero_counts(jnp.asarray(features), jnp.asarray(labels), jnp.asarray(valid), 4)
   expected = np.zeros((4, 5), int)
-  for video, label, real in zip(features, labels, mask, strict=True):
+  for video, label, real in zip(features, labels, valid, strict=True):
     if real:
       for c in range(5):
         expected[label, c] += sum(value == 0 for value in video[..., c].ravel())
@@ -79,8 +79,8 @@ def test_zero_counts_against_loops():
 
 def test_zero_counts_leaves_padding_out_whatever_it_holds():
   features = jnp.zeros((3, 1, 1, 1, 2)).at[2].set(jnp.nan)
-  for mask in (jnp.array([True, False, False]), jnp.array([1.0, 0, 0]), jnp.array([1, 0, 0])):
-    zeros, counts = csm.zero_counts(features, jnp.array([1, 1, -1]), mask, 2)
+  for valid in (jnp.array([True, False, False]), jnp.array([1.0, 0, 0]), jnp.array([1, 0, 0])):
+    zeros, counts = csm.zero_counts(features, jnp.array([1, 1, -1]), valid, 2)
     np.testing.assert_array_equal(zeros, [[0, 0], [1, 1]])
     np.testing.assert_array_equal(counts, [0, 1])
 
@@ -98,9 +98,9 @@ def test_zero_counts_is_exact_where_float32_is_not():
 def test_zero_counts_is_the_same_on_every_number_of_devices_and_in_any_batches(dtype):
   rng = np.random.default_rng(2)
   features = jnp.asarray(_features(rng, 16), dtype)
-  labels, mask = jnp.asarray(rng.integers(0, 3, 16)), jnp.asarray(rng.random(16) < 0.8)
+  labels, valid = jnp.asarray(rng.integers(0, 3, 16)), jnp.asarray(rng.random(16) < 0.8)
   function = jax.jit(csm.zero_counts, static_argnums=3)
-  expected = csm.zero_counts(features, labels, mask, 3)
+  expected = csm.zero_counts(features, labels, valid, 3)
 
   devices = math.gcd(16, len(jax.devices()))
   mesh = jax.make_mesh(
@@ -110,12 +110,12 @@ def test_zero_counts_is_the_same_on_every_number_of_devices_and_in_any_batches(d
     devices=jax.devices()[:devices],
   )
   sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-  sharded = jax.device_put((features, labels, mask), sharding)
+  sharded = jax.device_put((features, labels, valid), sharding)
   for got, want in zip(function(*sharded, 3), expected, strict=True):
     np.testing.assert_array_equal(got, want)
 
   order = rng.permutation(16)
-  parts = [function(features[k], labels[k], mask[k], 3) for k in np.split(order, [3, 4, 11])]
+  parts = [function(features[k], labels[k], valid[k], 3) for k in np.split(order, [3, 4, 11])]
   for got, want in zip(jax.tree.map(lambda *x: sum(x), *parts), expected, strict=True):
     np.testing.assert_array_equal(got, want)
 

@@ -447,7 +447,7 @@ def test_two_processes_train_and_checkpoint_together(data, finished, tmp_path, m
     port = free.getsockname()[1]
   processes = [
     subprocess.Popen(
-      command(tmp_path, *data, "--distributed", "--config.eval.pairs=0"),
+      command(tmp_path, *data, "--distributed"),
       cwd=ROOT,
       env=environment(
         JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}", JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(i)

@@ -112,6 +112,20 @@ def test_a_field_that_an_older_run_did_not_know_counts_as_its_default(tmp_path):
     check(config_of(**{"model.remat": True}), tmp_path)
 
 
+def test_a_run_that_began_before_a_check_goes_on(tmp_path):
+  older = config_of(**{"eval.views": "10crop", "universal.decay_epochs": (7.0, 12.0)})
+  settings.write_config(Workdir(tmp_path), older)
+  check(older, tmp_path)
+  check(
+    config_of(**{"eval.views": "5crop", "universal.decay_epochs": (7.0, 12.0)}),
+    tmp_path,
+    settings.FREE_IN_EVALUATION,
+  )
+  settings.write_config(Workdir(tmp_path), config_of())
+  with pytest.raises(UserError, match="eval.views: '10crop' mirrors views"):
+    check(config_of(**{"eval.views": "10crop"}), tmp_path, settings.FREE_IN_EVALUATION)
+
+
 def test_the_config_of_a_run_comes_back_as_it_was(tmp_path):
   settings.write_config(Workdir(tmp_path), config_of())
   assert settings.config_of_run(Workdir(tmp_path)).to_dict() == config_of().to_dict()

@@ -58,7 +58,7 @@ def test_the_control_trains_the_one_pass_model_as_long():
 def test_errors_name_the_field(field, value, message):
   durations = {**DURATIONS, "specific": {**DURATIONS["specific"], field: value}}
   with pytest.raises(UserError, match=message):
-    stages.schedule(durations, attention="mask", specific_init="universal", control=False)
+    stages.schedule(durations)[1].check_decays()
 
 
 def test_an_unknown_start_is_an_error():

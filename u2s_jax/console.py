@@ -89,7 +89,7 @@ class Meter:
     self._started, self._counted = time.monotonic(), step
 
   def add(self, step: int, scalars: Mapping[str, Float[Array, ""]]) -> None:
-    """Takes the metrics of a step that the device has just been given."""
+    """Takes the metrics of a step that the device has just been given; raises as `flush`."""
     self.flush()
     self._waiting.append(scalars)
     if len(self._waiting) > STEPS_AHEAD:

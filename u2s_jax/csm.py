@@ -1,12 +1,13 @@
 """The category similarity matrix (CSM): which classes a trained network confuses (section III.A).
 
-`channel_sparsity` and `zero_counts` run on the device, in every evaluation batch. The others run
-once, on the host, in NumPy float64: they take NumPy or JAX arrays and return NumPy arrays.
+`channel_sparsity` and `zero_counts` run on the device, in the one pass that measures sparsity, and
+`selection` in every forward pass. The others run once, on the host, in NumPy float64: they take
+NumPy or JAX arrays and return NumPy arrays.
 
 The whole chain, for batches of features after the last ReLU:
 
-  zeros, counts = sums over the batches of zero_counts(features, labels, valid, num_classes)
-  sparsity = class_sparsity(np.asarray(zeros, np.float64) / (T * H * W), counts)
+  zeros, samples = sums over the batches of zero_counts(features, labels, valid, num_classes)
+  sparsity = class_sparsity(zeros, samples * T * H * W)
   similarity = similarity_matrix(sparsity)
   alpha = threshold(similarity, confusing_count(top_n_accuracy, target))
   csm = binarize(similarity, alpha)
@@ -103,7 +104,8 @@ def zero_counts(
 
   Example:
     >>> features = jnp.array([[0.0, 1.0], [0.0, 0.0]]).reshape(2, 1, 1, 1, 2)
-    >>> zeros, samples = zero_counts(features, jnp.array([1, 1]), jnp.array([True, True]), 2)
+    >>> labels, valid = jnp.array([1, 1]), jnp.array([True, True])
+    >>> zeros, samples = zero_counts(features, labels, valid, 2)
     >>> zeros.tolist(), samples.tolist()
     ([[0, 0], [2, 1]], [0, 2])
   """
@@ -124,8 +126,8 @@ def class_sparsity(
   """Mean channel sparsity of each class, the vectors Xi_m of section III.A.
 
   Args:
-    sums: `(M, C)` channel sparsities summed over each class's samples.
-    counts: `(M,)` samples of each class.
+    sums: `(M, C)` zero responses (or sparsities) summed over each class's samples.
+    counts: `(M,)` what they are of: responses (or samples) of each class.
 
   Returns:
     `(M, C)` float64 in [0, 1].
@@ -134,7 +136,7 @@ def class_sparsity(
     ValueError: A class has no sample; the message names the first such classes.
 
   Example:
-    >>> class_sparsity([[1.0, 0.0], [1.5, 3.0]], [2, 3]).tolist()
+    >>> class_sparsity(np.array([[1.0, 0.0], [1.5, 3.0]]), np.array([2, 3])).tolist()
     [[0.5, 0.0], [0.5, 1.0]]
   """
   sums, counts = np.asarray(sums, np.float64), np.asarray(counts)
@@ -165,9 +167,9 @@ def similarity_matrix(
     ValueError: `distance` is neither of the two.
 
   Example:
-    >>> similarity_matrix([[1.0, 0.0], [0.0, 1.0]]).tolist()
+    >>> similarity_matrix(np.array([[1.0, 0.0], [0.0, 1.0]])).tolist()
     [[1.0, 0.5], [0.5, 1.0]]
-    >>> similarity_matrix([[0.0, 0.0], [1.0, 1.0]], "euclidean").tolist()
+    >>> similarity_matrix(np.array([[0.0, 0.0], [1.0, 1.0]]), "euclidean").tolist()
     [[1.0, 0.0], [0.0, 1.0]]
   """
   sparsity = np.asarray(sparsity, np.float64)
@@ -203,7 +205,7 @@ def confusing_count(topn_accuracy: Float[ArrayLike, " m"], target: Real) -> int:
     ValueError: `target` or an accuracy is no such fraction, or the curve never reaches `target`.
 
   Example:
-    >>> confusing_count([0.5, 0.8, 0.9, 1.0], 0.85)
+    >>> confusing_count(np.array([0.5, 0.8, 0.9, 1.0]), 0.85)
     3
   """
   curve = np.asarray(topn_accuracy)
@@ -240,7 +242,7 @@ def threshold(similarity: Float[ArrayLike, "m m"], average_confusing: Real) -> f
     ValueError: `average_confusing` is negative or not a number.
 
   Example:
-    >>> similarity = [[1.0, 0.9, 0.2], [0.9, 1.0, 0.4], [0.2, 0.4, 1.0]]
+    >>> similarity = np.array([[1.0, 0.9, 0.2], [0.9, 1.0, 0.4], [0.2, 0.4, 1.0]])
     >>> round(threshold(similarity, 2 / 3), 2)
     0.65
   """
@@ -272,7 +274,7 @@ def binarize(similarity: Float[ArrayLike, "m m"], alpha: Real) -> Float[np.ndarr
     `(M, M)` float32 of {0, 1}, symmetric as `similarity` is.
 
   Example:
-    >>> binarize([[1.0, 0.9, 0.2], [0.9, 1.0, 0.4], [0.2, 0.4, 1.0]], 0.65).tolist()
+    >>> binarize(np.array([[1.0, 0.9, 0.2], [0.9, 1.0, 0.4], [0.2, 0.4, 1.0]]), 0.65).tolist()
     [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
   """
   # In float64: a float32 alpha may round up to the value that it shall select.
@@ -315,7 +317,7 @@ def most_similar(similarity: Float[ArrayLike, "m m"], count: int) -> list[tuple[
     `(i, j, similarity)` with i < j, the highest first; of equal ones the lower classes first.
 
   Example:
-    >>> most_similar([[1.0, 0.9, 0.2], [0.9, 1.0, 0.4], [0.2, 0.4, 1.0]], 1)
+    >>> most_similar(np.array([[1.0, 0.9, 0.2], [0.9, 1.0, 0.4], [0.2, 0.4, 1.0]]), 1)
     [(0, 1, 0.9)]
   """
   values = np.asarray(similarity)
@@ -335,7 +337,8 @@ def mean_similarity(similarity: Float[ArrayLike, "m m"]) -> Float[np.ndarray, " 
     where the classes do not differ, as with a single class.
 
   Example:
-    >>> mean_similarity([[1.0, 0.9, 0.2], [0.9, 1.0, 0.4], [0.2, 0.4, 1.0]]).round(2).tolist()
+    >>> similarity = np.array([[1.0, 0.9, 0.2], [0.9, 1.0, 0.4], [0.2, 0.4, 1.0]])
+    >>> mean_similarity(similarity).round(2).tolist()
     [0.71, 1.0, 0.0]
   """
   off_diagonal = np.array(similarity, np.float64)

@@ -41,10 +41,18 @@ def start_distributed(asked: bool) -> None:
   tpu = importlib.util.find_spec("libtpu") and glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*")
   if not (asked or slurm or tpu):
     return
-  count, index = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
-  jax.distributed.initialize(
-    num_processes=int(count) if count else None, process_id=int(index) if index else None
-  )
+  count, index = (_number_from(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
+  jax.distributed.initialize(num_processes=count, process_id=index)
+
+
+def _number_from(variable: str) -> int | None:
+  """Returns the number in an environment variable, None where it is not set."""
+  text = os.environ.get(variable)
+  if not text:
+    return None
+  if not text.isdecimal():
+    raise UserError(f"{variable}: {text!r} is no number")
+  return int(text)
 
 
 def wait_for_host0(key: str, *, hours: int) -> None:

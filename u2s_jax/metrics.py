@@ -31,7 +31,7 @@ def top_k_accuracy(
     ValueError: `k` is outside [1, M], or as at the top of this module.
 
   Example:
-    >>> top_k_accuracy([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]], [0, 1], 1)
+    >>> top_k_accuracy(np.array([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]), np.array([0, 1]), 1)
     0.5
   """
   ranks = _ranks(scores, labels)
@@ -54,7 +54,7 @@ def mean_class_accuracy(scores: Float[ArrayLike, "n m"], labels: Integer[ArrayLi
     ValueError: As at the top of this module.
 
   Example:
-    >>> mean_class_accuracy([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1]], [0, 0, 1])
+    >>> mean_class_accuracy(np.array([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1]]), np.array([0, 0, 1]))
     0.5
   """
   return float(np.nanmean(per_class_accuracy(scores, labels)[0]))
@@ -76,7 +76,8 @@ def per_class_accuracy(
     ValueError: As at the top of this module.
 
   Example:
-    >>> accuracies, videos = per_class_accuracy([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1]], [0, 0, 1])
+    >>> scores = np.array([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1]])
+    >>> accuracies, videos = per_class_accuracy(scores, np.array([0, 0, 1]))
     >>> accuracies.tolist(), videos.tolist()
     ([1.0, 0.0], [2, 1])
   """
@@ -103,7 +104,7 @@ def top_n_curve(
     ValueError: As at the top of this module.
 
   Example:
-    >>> top_n_curve([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]], [0, 1]).tolist()
+    >>> top_n_curve(np.array([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]), np.array([0, 1])).tolist()
     [0.5, 1.0, 1.0]
   """
   ranks = _ranks(scores, labels)
@@ -126,7 +127,8 @@ def summarize(
     ValueError: As at the top of this module.
 
   Example:
-    >>> summarize([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.1, 0.9]], [0, 0, 1, 1])
+    >>> scores = np.array([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.1, 0.9]])
+    >>> summarize(scores, np.array([0, 0, 1, 1]))
     {'top1': 75.0, 'top5': 100.0, 'mean_class': 75.0}
   """
   return {

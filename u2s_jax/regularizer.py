@@ -18,7 +18,7 @@ def weight_similarity(kernel: Float[ArrayLike, "c m"]) -> Float[Array, "m m"]:
     everywhere.
 
   Example:
-    >>> weight_similarity([[1.0, 0.0, -1.0], [0.0, 1.0, 0.0]]).tolist()
+    >>> weight_similarity(jnp.array([[1.0, 0.0, -1.0], [0.0, 1.0, 0.0]])).tolist()
     [[1.0, 0.5, 0.0], [0.5, 1.0, 0.5], [0.0, 0.5, 1.0]]
   """
   kernel = jnp.asarray(kernel, jnp.float32)
@@ -45,8 +45,8 @@ def category_regularizer(
     lambda = 0.5.
 
   Example:
-    >>> csm = [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
-    >>> float(category_regularizer([[1.0, 0.0, -1.0], [0.0, 1.0, 0.0]], csm))
+    >>> csm = jnp.array([[1, 0, 1], [0, 1, 0], [1, 0, 1]])
+    >>> float(category_regularizer(jnp.array([[1.0, 0.0, -1.0], [0.0, 1.0, 0.0]]), csm))
     0.0
   """
   csm = jnp.asarray(csm)

@@ -161,5 +161,6 @@ def open_run(config: ml_collections.ConfigDict, workdir: Workdir, source: Source
       workdir.checkpoints, STAGES, json.loads(json.dumps(described)), settings.describe_defaults()
     ),
   )
-  run.mirrors(config.eval.views)  # raises for a map that does not fit
+  if config.data.flip or any(VIEWS[config.eval.views]):
+    mirrored_labels(num_classes, config.data.flip_label_map)  # raises for a map that does not fit
   return run

@@ -56,7 +56,7 @@ def build_network(config: ml_collections.ConfigDict, num_classes: int) -> Networ
   if how["dtype"] not in DTYPES:
     raise UserError(f"model.dtype: {how['dtype']!r} is not one of {', '.join(DTYPES)}")
   how["dtype"] = jnp.dtype(how["dtype"])
-  backbone = backbones.build(**fields.pop("backbone"), **how)
+  backbone = backbones.build(**_tuples(fields.pop("backbone")), **how)
   return Network(
     U2S(num_classes, backbone, dtype=how["dtype"], **fields),
     **{field: tuple(config.model[field]) for field in PIXEL_FIELDS},
@@ -112,7 +112,7 @@ def check(
   devices.check_batch_size("eval.batch_size", config.eval.batch_size)
   _check_pixels(config)
   _check_optimizer(config)
-  schedule(config)
+  stages_asked = schedule(config)
   build_network(config, num_classes=1)
   _check_csm(config)
   _check_evaluation(config)
@@ -120,11 +120,16 @@ def check(
     raise UserError(
       f"eval.split: {config.eval.split!r} is for --mode=eval only; training needs 'validation'"
     )
-  began = workdir.read_config()
+  began = config_of_run(workdir)
   if began is None:
     _check_start(config)
+    for stage in stages_asked:
+      stage.check_decays()
   else:
     _check_same_run(config, began, workdir.config, free)
+  # A run goes on in the views that it began with, whatever they are.
+  if began is None or config.eval.views != began.eval.views:
+    _check_mirrors(config)
 
 
 def _check_pixels(config):
@@ -175,17 +180,21 @@ def _check_csm(config):
 
 
 def _check_evaluation(config):
-  """Raises UserError for views or a split that there are not, and for mirrors of classes' sides."""
+  """Raises UserError for views or a split that there are not."""
+  if config.eval.views not in VIEWS:
+    raise UserError(f"eval.views: {config.eval.views!r} is not one of {', '.join(VIEWS)}")
+  if config.eval.split not in SPLITS:
+    raise UserError(f"eval.split: {config.eval.split!r} is not one of {', '.join(SPLITS)}")
+
+
+def _check_mirrors(config):
+  """Raises UserError for mirrored views where classes may have a side."""
   views, data = config.eval.views, config.data
-  if views not in VIEWS:
-    raise UserError(f"eval.views: {views!r} is not one of {', '.join(VIEWS)}")
   if any(VIEWS[views]) and not (data.flip or data.flip_label_map):
     raise UserError(
       f"eval.views: {views!r} mirrors views, but the network never sees a mirrored clip and classes"
       " may have a side; take '5crop', or set data.flip (no class has one) or data.flip_label_map"
     )
-  if config.eval.split not in SPLITS:
-    raise UserError(f"eval.split: {config.eval.split!r} is not one of {', '.join(SPLITS)}")
 
 
 def _check_start(config):
@@ -202,7 +211,7 @@ def _check_start(config):
 
 def _check_same_run(config, began, path, free):
   """Raises UserError for a field that is not as in the config that the run began with."""
-  before, now = _flatten(_complete(began)), _flatten(_jsonable(config))
+  before, now = _flatten(_jsonable(began)), _flatten(_jsonable(config))
   for field in sorted(before.keys() | now.keys()):
     is_free = any(field == name or field.startswith(f"{name}.") for name in free)
     if not is_free and before.get(field) != now.get(field):

@@ -25,7 +25,7 @@ class Stage:
     init: where subnetworks come from that the stage before did not have: 'random', 'pretrained'
       (what the run itself started from) or the name of the subnetwork whose weights they copy.
     learning_rate: at the stage's start, positive.
-    epochs: passes over the training set; 0 leaves the stage out.
+    epochs: passes over the training set; 0, for `universal` alone, leaves the stage out.
     decay: 'epochs' divides the learning rate by 10 at each of `decay_epochs`; 'plateau' does so
       when the validation error has not fallen for `patience` epochs.
     decay_epochs: epochs after which the learning rate falls, rising, before the stage's end.
@@ -58,10 +58,15 @@ class Stage:
       raise UserError(f"{self.name}.decay: {self.decay!r} is not one of {DECAYS}")
     if self.patience < 1:
       raise UserError(f"{self.name}.patience: {self.patience} is not at least 1 epoch")
-    self._check_decay_epochs()
 
-  def _check_decay_epochs(self):
-    """Raises UserError for decays that are out of order or never come."""
+  def check_decays(self) -> None:
+    """Checks that the learning rate falls in order and before the stage's end.
+
+    Not where a stage is made: runs that began without this check go on.
+
+    Raises:
+      UserError: it does not.
+    """
     if self.decay != "epochs" or not self.epochs:
       return
     field, decays = f"{self.name}.decay_epochs", tuple(self.decay_epochs)
@@ -79,7 +84,7 @@ class Stage:
     return "specific" not in self.networks
 
   def diverged(self, step: int, reason: str) -> UserError:
-    """Makes the error for a run whose numbers are no longer finite at `step`."""
+    """Makes the error for a run found not finite at `step`, maybe since the last log."""
     return UserError(
       f"stage {self.name}, step {step}: {reason}; stopped, the last good checkpoint stays; take a"
       f" lower {self.name}.learning_rate in another --workdir"
@@ -108,13 +113,13 @@ def schedule(
   if specific_init not in SPECIFIC_INITS:
     raise UserError(f"model.specific_init: {specific_init!r} is not one of {SPECIFIC_INITS}")
   one_pass = ("trunk", "universal")
-  guide = () if attention == "none" else (attention,)
-  everything = (*one_pass, "specific", *guide)
+  attending = () if attention == "none" else (attention,)
+  everything = (*one_pass, "specific", *attending)
   bridge = ("bridge",) if attention == "mask" else ()
   fields = {
     "universal": dict(networks=one_pass, trainable=one_pass, losses=("universal",)),
     "specific": dict(
-      networks=everything, trainable=("specific", *guide), losses=("specific", *bridge)
+      networks=everything, trainable=("specific", *attending), losses=("specific", *bridge)
     ),
     "joint": dict(
       networks=everything, trainable=everything, losses=("universal", "specific", *bridge)

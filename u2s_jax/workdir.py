@@ -122,8 +122,11 @@ def whole_file(path: pathlib.Path, mode: str = "w") -> Iterator[IO]:
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_suffix(".partial")
   text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
-  with open(partial, mode, **text) as file:
-    yield file
+  try:
+    with open(partial, mode, **text) as file:
+      yield file
+  except OSError as error:  # a full disk names no file
+    raise OSError(error.errno, error.strerror, str(path)) from error
   os.replace(partial, path)
 
 

@@ -2,6 +2,7 @@
 the path that the real data takes.
 """
 
+import contextlib
 import dataclasses
 import fractions
 import functools
@@ -152,10 +153,11 @@ def _render_all(folder: pathlib.Path, settings: Settings, num_workers: int) -> d
   requests = (functools.partial(lambda clip: clip, clip) for clip in clips)
   answers = workers.run("data.tiny_something.render:worker", fields, requests, num_workers)
   names = {}
-  for clip, answer in zip(clips, answers, strict=True):
-    if isinstance(answer, Skipped):
-      raise UserError(f"{folder}: clip {clip.id} was not rendered: {answer.reason}")
-    names[clip.id] = answer
+  with contextlib.closing(answers):
+    for clip, answer in zip(clips, answers, strict=True):
+      if isinstance(answer, Skipped):
+        raise UserError(f"{folder}: clip {clip.id} was not rendered: {answer.reason}")
+      names[clip.id] = answer
   return names
 
 

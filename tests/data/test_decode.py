@@ -113,6 +113,14 @@ def test_any_path(tmp_path, write_video):
   assert len(_video(path)) == 3
 
 
+def test_tags_in_another_coding_do_no_harm(tmp_path, write_video):
+  content = write_video(tmp_path / "a.avi", 3, codec="ffv1").read_bytes()
+  assert b"Lavf" in content
+  (tmp_path / "b.avi").write_bytes(content.replace(b"Lavf", b"L\xe9vf"))  # Latin-1
+  for one, other in zip(_video(tmp_path / "a.avi"), _video(tmp_path / "b.avi"), strict=True):
+    np.testing.assert_array_equal(one, other)
+
+
 def test_unreadable_videos(tmp_path, write_video):
   path = tmp_path / "a.webm"
   path.write_bytes(b"")

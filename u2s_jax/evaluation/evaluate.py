@@ -28,13 +28,19 @@ def score(run: Run, state: TrainState, views: str, split: str) -> Scores:
     split: of the data set.
 
   Raises:
-    UserError: labels are to guide the masks, and there is a clip without one.
+    UserError: labels are to guide the masks and a clip has none, or a score is not finite.
   """
   step = inference.score_step(run.network, run.mirrors(views))
   batches = run.source.eval_batches(split, views)
   result = inference.score(step, state, batches, run.source.class_names)
   if run.network.guide == "label" and "specific" in state.params and result.num_unknown:
     raise UserError(f"csm.guide: 'label', but clips of the split {split!r} have no label")
+  for name, values in result.predictions.items():
+    if not np.isfinite(values).all():
+      raise UserError(
+        f"split {split!r}: scores of the {name} network are not finite; stopped, the last good"
+        " checkpoint stays; take a lower learning rate in another --workdir"
+      )
   return result
 
 

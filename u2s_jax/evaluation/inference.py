@@ -188,7 +188,8 @@ def pass_over(
     if last is not None:
       yield last
     last = results
-  yield last
+  if last is not None:
+    yield last
 
 
 def score(

@@ -1,6 +1,6 @@
 """The one place that knows how a `kt x kh x kw` convolution over video is computed.
 
-Four ways, one result; `benchmarks/conv.py` measures them. Parameters keep the usual
+Three ways, one result; `benchmarks/conv.py` measures them. Parameters keep the usual
 five-dimensional kernel, whatever computes with it.
 """
 
@@ -38,7 +38,7 @@ def conv3d(
     method: how a kernel of several frames is computed. 'direct': as a 3D convolution;
       'concatenated': one 2D convolution of the neighbouring frames concatenated in channels;
       'shifted': one 2D convolution with the outputs of all kernel frames, whose shifted sum is
-      taken; 'auto': the one of these two that makes fewer numbers, by measurement the faster one
+      taken; 'auto': the one of the last two that makes fewer numbers, by measurement the faster one
       (benchmarks/README.md). Where a kernel sees one frame all are the same; where it sees one
       pixel, the 2D convolution is a matrix product.
 

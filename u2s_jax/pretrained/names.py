@@ -89,7 +89,7 @@ _MMACTION2 = (
 _TORCHVISION_PREFIX = r"(module\.)?(base_model\.)?"
 _MMACTION2_PREFIX = r"(backbone\.|cls_head\.)?"
 _SHIFTED = MappingProxyType({"name": "tsm_resnet", "strided": "3x3"})
-_UNSHIFTED = MappingProxyType({"strided": "3x3"})  # under a shift as well: ImageNet's for TSM
+_UNSHIFTED = MappingProxyType({"strided": "3x3"})  # no name: they start a `tsm_resnet` as well
 SOURCES = (
   Source(
     "torchvision ResNet",

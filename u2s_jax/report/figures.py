@@ -148,7 +148,7 @@ def class_accuracy(rows: Sequence[Mapping], limit: int = 40) -> Figure:
   """Accuracy of each class, one-pass and U2S, from the largest gain to the largest loss.
 
   Args:
-    rows: of `evaluate.per_class`; classes without a clip are left out.
+    rows: of `results.per_class`; classes without a clip are left out.
     limit: of more classes the first and last of that order.
   """
   rows = sorted((row for row in rows if row["clips"]), key=lambda row: -row["gain"])

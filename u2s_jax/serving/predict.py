@@ -196,6 +196,8 @@ def answer(
     raise UserError(f"--overlay {overlay_path}: for one file only, and --video names {len(files)}")
   if overlay_path and overlay_path.suffix != ".mp4":
     raise UserError(f"--overlay {overlay_path}: name an .mp4 file")
+  if overlay_path and not overlay_path.parent.is_dir():
+    raise UserError(f"--overlay {overlay_path}: no folder {overlay_path.parent}")
   if overlay_path and overlay_path.exists():
     raise UserError(f"--overlay {overlay_path}: it is there already; name another file")
   answers = []

@@ -17,7 +17,7 @@ from u2s_jax.pretrained import adapt
 from u2s_jax.run import TRAIN_SPLIT, VALIDATION_SPLIT, Run
 from u2s_jax.stages import Stage
 from u2s_jax.state import TrainState
-from u2s_jax.training.optimizer import Plateau, record
+from u2s_jax.training.rate import Plateau, record
 
 NUM_SIMILAR = 5  # most similar pairs of classes to show
 

@@ -32,7 +32,7 @@ def make_train_step(
   Args:
     network: the networks and their masks; the regularizer keeps to the binary CSM.
     stage: what is trained on which loss.
-    tx: direction of the step, see `optimizer.sgd`.
+    tx: direction of the step, see `state.sgd`.
     regularizer_weight: lambda of Eq. 3, at least 0 (paper: 0.5).
     accumulate_steps: parts of the batch that are computed one after the other, their gradients
       added up. BN sees each part as a batch, and moves its averages once a part.
@@ -79,7 +79,7 @@ def make_train_step(
     direction, momentum = tx.update(grads, state.momentum, trained)
     trained = jax.tree.map(lambda p, d: p - learning_rate * d, trained, direction)
     metrics["grad_norm"] = optax.tree.norm(grads)
-    metrics["parameter_norm"] = optax.tree.norm(trained)  # not finite: never to be saved
+    metrics["parameter_norm"] = optax.tree.norm(trained)  # the meter reads it before a save
     state = state.replace(
       step=state.step + 1,
       params={**state.params, **trained},

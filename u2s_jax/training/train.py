@@ -6,7 +6,6 @@ Order at a step that ends an epoch: update, evaluate, decide on the learning rat
 import contextlib
 
 import ml_collections
-import numpy as np
 
 from u2s_jax import devices, metrics, settings
 from u2s_jax import state as state_lib
@@ -15,7 +14,8 @@ from u2s_jax.evaluation import evaluate
 from u2s_jax.run import VALIDATION_SPLIT, Run, Source, open_run
 from u2s_jax.stages import STAGES, Stage
 from u2s_jax.state import TrainState
-from u2s_jax.training import optimizer, start, steps
+from u2s_jax.training import rate as rate_lib
+from u2s_jax.training import start, steps
 from u2s_jax.training.pictures import Pictures
 from u2s_jax.workdir import Workdir
 
@@ -65,7 +65,7 @@ def train(
       stage = run.stages[index]
       if index > done:
         state, record = start.begin_stage(run, stage, state)
-      plateau = optimizer.Plateau(**record["plateau"])
+      plateau = rate_lib.Plateau(**record["plateau"])
       state = run_stage(run, stage, state, plateau, board, profiler)
       if index == 0:  # whenever stage 1 ends in this process: stage 2 has no checkpoint yet
         evaluate.score_one_pass(run, state)
@@ -76,7 +76,7 @@ def run_stage(
   run: Run,
   stage: Stage,
   state: TrainState,
-  plateau: optimizer.Plateau,
+  plateau: rate_lib.Plateau,
   board: Board,
   profiler: Profiler,
 ) -> TrainState:
@@ -114,7 +114,7 @@ def run_stage(
   for step in range(first + 1, total + 1):
     batch = devices.global_batch(next(batches), mesh)
     seen = (step - 1) * config.batch_size / num_train
-    rate = optimizer.learning_rate(stage, seen, plateau)
+    rate = rate_lib.learning_rate(stage, seen, plateau)
     state, scalars = train_step(state, batch, rate)
     meter.add(step, scalars)
     profiler.after(step, first, total, scalars)
@@ -125,7 +125,7 @@ def run_stage(
     if epoch_done or save:
       meter.flush()
     if epoch_done:
-      accuracies = validate(run, stage, state)
+      accuracies = validate(run, state)
       board.write_scalars(
         offset + step, {f"{stage.name}/validation_{k}": v for k, v in accuracies.items()}
       )
@@ -136,25 +136,22 @@ def run_stage(
     if save:
       if not state_lib.all_finite(state):
         raise stage.diverged(step, "a parameter or statistic is not finite")
-      run.checkpoints.save(stage.name, step, state, optimizer.record(run, stage, plateau))
+      run.checkpoints.save(stage.name, step, state, rate_lib.record(run, stage, plateau))
   run.checkpoints.wait()
   return state
 
 
-def validate(run: Run, stage: Stage, state: TrainState) -> dict[str, float]:
+def validate(run: Run, state: TrainState) -> dict[str, float]:
   """Returns top-1 in percent of every prediction and, last, of their mean, on the centre view.
 
   Args:
     run: the run.
-    stage: of the state.
     state: the networks.
 
   Raises:
     UserError: a score is not finite.
   """
   scores = evaluate.score(run, state, "center", VALIDATION_SPLIT)
-  if not all(np.isfinite(values).all() for values in scores.predictions.values()):
-    raise stage.diverged(int(state.step), "validation scores are not finite")
   by_name = dict(scores.predictions)
   if len(by_name) > 1:
     by_name["merged"] = scores.merged

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from u2s_jax.stages import Stage
-from u2s_jax.training import optimizer
+from u2s_jax.training import rate as rate_lib
 
 
 def stage(**fields):
@@ -17,15 +17,15 @@ def stage(**fields):
 )
 def test_decay_by_epochs(epoch, rate):
   falls = stage(decay_epochs=(7.0, 12.0))
-  assert optimizer.learning_rate(falls, epoch, optimizer.Plateau()) == pytest.approx(rate)
+  assert rate_lib.learning_rate(falls, epoch, rate_lib.Plateau()) == pytest.approx(rate)
 
 
 def test_decay_on_a_plateau():
-  plateau = optimizer.Plateau()
+  plateau = rate_lib.Plateau()
   rates = []
   for error in [0.9, 0.8, 0.8, 0.85, 0.7, 0.7, 0.7, 0.7, 0.7]:
     plateau.update(error, patience=2)
-    rates.append(optimizer.learning_rate(stage(decay="plateau"), 1.0, plateau))
+    rates.append(rate_lib.learning_rate(stage(decay="plateau"), 1.0, plateau))
   # Two epochs without a new low: after the 4th, the 7th and the 9th error.
   expected = [1e-3, 1e-3, 1e-3, 1e-4, 1e-4, 1e-4, 1e-5, 1e-5, 1e-6]
   np.testing.assert_allclose(rates, expected)
