@@ -123,6 +123,14 @@ def set_flow(config: ml_collections.ConfigDict) -> None:
   config.model.pixel_std = (0.226,)  # ImageNet's deviation, as TSN takes it
 
 
+def set_modality(config: ml_collections.ConfigDict, modality: str) -> None:
+  """Makes the input 'rgb', as it is, or 'flow': what stands behind the colon of `--config`."""
+  if modality not in ("rgb", "flow"):
+    raise ValueError(f"--config=...:{modality}: behind the colon goes rgb or flow")
+  if modality == "flow":
+    set_flow(config)
+
+
 def set_images(config: ml_collections.ConfigDict) -> None:
   """Makes the input images, clips of one frame, and the network 2D."""
   config.data.num_frames = 1

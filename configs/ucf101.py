@@ -27,11 +27,8 @@ def get_config(modality: str = "rgb") -> ml_collections.ConfigDict:
   Args:
     modality: 'rgb' or 'flow', behind a colon in --config.
   """
-  if modality not in ("rgb", "flow"):
-    raise ValueError(f"--config=configs/ucf101.py:{modality}: behind the colon goes rgb or flow")
   config = default.get_config()
-  if modality == "flow":
-    default.set_flow(config)
+  default.set_modality(config, modality)
   config.data.flip = True  # no class has a side; the paper does not say
   config.csm.target_accuracy = 0.95
   return config
