@@ -73,10 +73,6 @@ class Run:
     """The optimizer."""
     return state_lib.sgd(self.config.optimizer.momentum, self.config.optimizer.weight_decay)
 
-  def stage(self, name: str) -> Stage:
-    """Returns the stage of a name."""
-    return self.stages[STAGES.index(name)]
-
   def total_steps(self, stage: Stage) -> int:
     """Counts a stage's steps: its clips over the batch size, at least 1 unless it has 0 epochs."""
     count = round(stage.epochs * self.source.num_train / self.config.batch_size)
