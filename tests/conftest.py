@@ -87,7 +87,8 @@ def trained():
       jitted = jax.jit(step, out_shardings=(placement, placement))
       last = jax.device_put(first, placement)
       for number in range(10):
-        last, metrics = jitted(last, devices.global_batch(small.batch(number), mesh), 0.01)
+        example = devices.global_batch(small.batch(number), mesh)
+        last, metrics = jitted(last, example, 0.01, small.NEIGHBOURS)
         losses.append(metrics["loss"])
       last = jax.device_put(last, jax.devices()[0])
       results[count][stage.name] = first, np.array(jax.device_get(losses)), last

@@ -15,6 +15,7 @@ MODEL = U2S(CLASSES, build("preact_resnet", temporal=TEMPORAL, depth=14, width=2
 NETWORK = Network(MODEL, **PIXELS)
 TX = state.sgd(momentum=0.9, weight_decay=1e-3)
 CSM = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], np.float32)
+NEIGHBOURS = np.array([[1], [0], [-1], [-1]], np.int32)  # its pairs
 STAGES = stages.schedule(dict.fromkeys(stages.STAGES, {"learning_rate": 0.1, "epochs": 1.0}))
 
 

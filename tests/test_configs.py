@@ -86,12 +86,13 @@ def traced(key, name):
     "label": jax.ShapeDtypeStruct(video[:1], jnp.int32),
     "valid": jax.ShapeDtypeStruct(video[:1], jnp.bool_),
   }
+  neighbours = jax.ShapeDtypeStruct((CLASSES, 5), jnp.int32)
   stages, counts = settings.schedule(config), []
   states = state.chain(network.model, stages, tx, (1, *video[1:]))
   for stage, current in zip(stages, states, strict=True):
     counts.append(sum(leaf.size for leaf in jax.tree.leaves(current.params)))
     step = steps.make_train_step(network, stage, tx, regularizer_weight=config.regularizer_weight)
-    after, metrics = jax.eval_shape(step, current, batch, 1e-3)
+    after, metrics = jax.eval_shape(step, current, batch, 1e-3, neighbours)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, current)
     assert metrics["loss"].shape == ()
   mirrors = [tuple(range(CLASSES)) if mirrored else None for mirrored in VIEWS[config.eval.views]]

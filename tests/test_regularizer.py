@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from u2s_jax import regularizer
+from u2s_jax import csm, regularizer
 
 
 def test_weight_similarity_by_hand():
@@ -125,3 +125,25 @@ def test_descent_pushes_confusing_columns_apart_and_leaves_the_others():
   moved = regularizer.category_regularizer(kernel - gradient, csm)
   assert moved < regularizer.category_regularizer(kernel, csm)
   np.testing.assert_array_equal(gradient[:, 2], [0, 0])
+
+
+@pytest.mark.parametrize("classes, block", [(5, 2**22), (23, 2**22), (23, 4 * 6 * 7), (23, 1)])
+def test_the_pairs_give_what_the_whole_matrix_gives(classes, block, monkeypatch):
+  # One block, blocks with a rest, and a class at a time; a class without a pair among them.
+  monkeypatch.setattr(regularizer, "BLOCK", block)
+  rng = np.random.default_rng(classes)
+  kernel = jnp.asarray(rng.normal(size=(7, classes)), jnp.float32).at[:, 2].set(0)
+  similarity = rng.random((classes, classes)) < 0.2
+  matrix = np.maximum(np.eye(classes), similarity | similarity.T)
+  matrix[3] = matrix[:, 3] = np.eye(classes)[3]
+  dense = jax.value_and_grad(regularizer.category_regularizer)(kernel, matrix)
+  pairs = jax.value_and_grad(regularizer.pairs_regularizer)(kernel, csm.neighbours(matrix))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), dense, pairs)
+
+
+def test_no_pair_gives_zero():
+  value, gradient = jax.value_and_grad(regularizer.pairs_regularizer)(
+    jnp.ones((3, 4)), csm.neighbours(np.eye(4))
+  )
+  assert float(value) == 0
+  np.testing.assert_array_equal(gradient, np.zeros((3, 4)))

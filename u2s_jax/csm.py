@@ -306,6 +306,28 @@ def selection(
   return similarity if kind == "soft" else matrix
 
 
+def neighbours(csm: Num[ArrayLike, "m m"]) -> Integer[np.ndarray, "m k"]:
+  """The classes that each class is confused with: the positives off the CSM's diagonal, by row.
+
+  Args:
+    csm: `(M, M)`.
+
+  Returns:
+    `(M, K)` int32, rising, -1 behind the last; K is the most that a class has.
+
+  Example:
+    >>> neighbours(np.array([[1, 1, 1], [1, 1, 0], [1, 0, 1]])).tolist()
+    [[1, 2], [0, -1], [0, -1]]
+  """
+  positive = np.asarray(csm) > 0
+  np.fill_diagonal(positive, False)
+  counts = positive.sum(axis=1)
+  row, column = np.nonzero(positive)
+  table = np.full((len(positive), counts.max(initial=0)), -1, np.int32)
+  table[row, np.arange(row.size) - np.repeat(np.cumsum(counts) - counts, counts)] = column
+  return table
+
+
 def most_similar(similarity: Float[ArrayLike, "m m"], count: int) -> list[tuple[int, int, float]]:
   """The pairs of classes with the highest similarity.
 

@@ -66,10 +66,11 @@ def test_what_the_report_is_made_of(finished):
   np.testing.assert_array_equal(arrays["example_label"], labels[rows])
   np.testing.assert_array_equal(arrays["video"], batch["video"][rows])
   np.testing.assert_allclose(arrays["mask"], np.asarray(after["mask"])[rows, ..., 0], atol=1e-4)
-  for k, (row, classes) in enumerate(zip(rows, arrays["mask_classes"], strict=True)):
-    expected = np.asarray(after["masks"])[row][..., classes]
-    np.testing.assert_allclose(arrays["class_masks"][k], expected, atol=1e-4)
   kernel = state_at(config_of(), folder)[0].params["mask"]["kernel"]
+  masks = np.asarray(after["universal_features"]) @ np.asarray(kernel)
+  for k, (row, classes) in enumerate(zip(rows, arrays["mask_classes"], strict=True)):
+    expected = masks[row][..., classes]
+    np.testing.assert_allclose(arrays["class_masks"][k], expected, atol=1e-4)
   np.testing.assert_array_equal(arrays["mask_kernel"], kernel)
 
 

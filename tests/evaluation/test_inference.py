@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.small import CLASSES, CSM, MODEL, NETWORK, PIXELS, STAGES, TX, batch
+from tests.small import CLASSES, CSM, MODEL, NEIGHBOURS, NETWORK, PIXELS, STAGES, TX, batch
 from u2s_jax import csm, devices, regularizer, state
 from u2s_jax.errors import UserError
 from u2s_jax.evaluation import inference, scores
@@ -144,11 +144,12 @@ def test_the_masks_that_an_ablation_combines(trained, selection, guide):
   variables = {"params": current.params, "batch_stats": current.batch_stats}
   video = normalize(jnp.asarray(example["video"]), *PIXELS.values())
   out = jax.device_get(APPLY(variables, video, CSM))
+  masks = out["universal_features"] @ np.asarray(current.params["mask"]["kernel"])
   columns = {"own": np.eye(CLASSES), "soft": soft, "confusing": CSM}[selection]
   guides = example["label"] if guide == "label" else out["universal"].argmax(-1)
   weights = columns[:, guides].T
   assert guide == "prediction" or (guides != out["universal"].argmax(-1)).any()
-  combined = np.einsum("nthwm,nm->nthw", out["masks"], weights / weights.sum(1, keepdims=True))
+  combined = np.einsum("nthwm,nm->nthw", masks, weights / weights.sum(1, keepdims=True))
   masked = out["specific_features"] / (1 + np.exp(-combined[..., None]))
   head = jax.device_get(current.params["specific"]["head"])
   logits = masked.mean((1, 2, 3)) @ head["kernel"] + head["bias"]
@@ -160,7 +161,7 @@ def test_the_masks_that_an_ablation_combines(trained, selection, guide):
   example = {name: jnp.asarray(value) for name, value in example.items()}
   network = dataclasses.replace(NETWORK, **masks)
   train = steps.make_train_step(network, STAGES[1], TX, regularizer_weight=0.5)
-  _, metrics = jax.jit(train)(current, example, 0.1)
+  _, metrics = jax.jit(train)(current, example, 0.1, NEIGHBOURS)
   expected = regularizer.category_regularizer(current.params["mask"]["kernel"], CSM)
   np.testing.assert_allclose(metrics["regularizer"], expected, atol=1e-6)
 

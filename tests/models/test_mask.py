@@ -63,21 +63,28 @@ def test_combine_passes_gradients_to_the_selected_masks_only():
 
 
 def test_mask_network_is_one_convolution_without_bias():
-  features = np.random.default_rng(1).normal(size=(2, 2, 3, 1, 5)).astype(np.float32)
+  rng = np.random.default_rng(1)
+  features = rng.normal(size=(2, 2, 3, 1, 5)).astype(np.float32)
+  weights = jnp.asarray(rng.uniform(size=(2, 3)), jnp.float32)
   module = mask.MaskNetwork(num_classes=3)
-  variables = module.init(jax.random.key(0), jnp.asarray(features))
+  variables = module.init(jax.random.key(0), jnp.asarray(features), weights)
   assert jax.tree.map(jnp.shape, variables) == {"params": {"kernel": (5, 3)}}
-  kernel = np.asarray(variables["params"]["kernel"])
-  masks = module.apply(variables, jnp.asarray(features))
-  assert masks.shape == (2, 2, 3, 1, 3)
-  for index in np.ndindex(2, 2, 3, 1, 3):
-    expected = sum(features[index[:4]][c] * kernel[c, index[4]] for c in range(5))
-    assert float(masks[index]) == pytest.approx(expected, abs=1e-6)
+  kernel = variables["params"]["kernel"]
+  bridge, combined = module.apply(variables, jnp.asarray(features), weights)
+  masks = np.zeros((2, 2, 3, 1, 3))
+  for index in np.ndindex(masks.shape):
+    masks[index] = sum(features[index[:4]][c] * kernel[c, index[4]] for c in range(5))
+  np.testing.assert_allclose(mask.class_masks(jnp.asarray(features), kernel), masks, atol=1e-6)
+  np.testing.assert_allclose(bridge, masks.mean((1, 2, 3)), atol=1e-6)
+  expected = mask.combine(jnp.asarray(masks, jnp.float32), weights)
+  np.testing.assert_allclose(combined, expected, atol=1e-6)
 
 
 def test_mask_network_initial_scale():
   module = mask.MaskNetwork(num_classes=50)
-  kernel = module.init(jax.random.key(0), jnp.ones((1, 1, 1, 1, 400)))["params"]["kernel"]
+  kernel = module.init(jax.random.key(0), jnp.ones((1, 1, 1, 1, 400)), jnp.ones((1, 50)))["params"][
+    "kernel"
+  ]
   assert float(jnp.std(kernel)) == pytest.approx(0.01, rel=0.05)
   assert abs(float(jnp.mean(kernel))) < 3e-4
 
@@ -93,6 +100,7 @@ def test_mask_network_initial_scale():
 )
 def test_mask_network_types(dtype, given, expected):
   module = mask.MaskNetwork(num_classes=2, dtype=dtype)
-  masks, variables = module.init_with_output(jax.random.key(0), jnp.ones((1, 1, 1, 1, 3), given))
-  assert masks.dtype == expected
+  inputs = jnp.ones((1, 1, 1, 1, 3), given), jnp.ones((1, 2))
+  (bridge, combined), variables = module.init_with_output(jax.random.key(0), *inputs)
+  assert combined.dtype == expected and bridge.dtype == jnp.float32
   assert variables["params"]["kernel"].dtype == jnp.float32

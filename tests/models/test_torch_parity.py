@@ -15,6 +15,7 @@ import pytest
 from flax import traverse_util
 
 from u2s_jax import stages, state
+from u2s_jax.csm import neighbours
 from u2s_jax.models.backbones import build
 from u2s_jax.models.network import Network
 from u2s_jax.models.non_local import NonLocal
@@ -504,7 +505,7 @@ def joint_step():
   pixels = dict(pixel_mean=(0.5, 0.4, 0.3), pixel_std=(0.2, 0.3, 0.4))
   step = jax.jit(steps.make_train_step(Network(model, **pixels), stage, tx, regularizer_weight=0.5))
   batch = {"video": video, "label": label, "valid": np.ones(4, bool)}
-  after, metrics = jax.device_get(step(before, batch, 1.0))
+  after, metrics = jax.device_get(step(before, batch, 1.0, neighbours(csm)))
 
   network = TorchU2S(classes, blocks=blocks, width=width, temporal=temporal, frames=frames)
   weights = {k: torch.from_numpy(v.copy()) for k, v in in_torch(before.params).items()}

@@ -70,7 +70,6 @@ def test_outputs(small):
     "specific": (4, CLASSES),
     "universal_features": features,
     "specific_features": features,
-    "masks": (*features[:4], CLASSES),
     "mask": (*features[:4], 1),
   }
   assert (out["universal_features"] >= 0).all() and (out["specific_features"] >= 0).all()
@@ -87,7 +86,6 @@ def test_specific_prediction_by_hand(small, activation):
   kernel = np.asarray(variables["params"]["mask"]["kernel"])
   head = jax.tree.map(np.asarray, variables["params"]["specific"]["head"])
   masks = out["universal_features"] @ kernel
-  np.testing.assert_allclose(out["masks"], masks, atol=1e-6)
   np.testing.assert_allclose(out["bridge"], masks.mean((1, 2, 3)), atol=1e-6)
   for n, confusing in enumerate([[0, 1], [2, 4], [3], [2, 4]]):
     mask = masks[n][..., confusing].mean(-1, keepdims=True)

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from benchmarks import step_cost
-from tests.small import CSM, NETWORK, PIXELS, STAGES, TEMPORAL, TX, batch
+from tests.small import CSM, NEIGHBOURS, NETWORK, PIXELS, STAGES, TEMPORAL, TX, batch
 from u2s_jax import regularizer
 from u2s_jax.models.backbones import build
 from u2s_jax.models.network import Network
@@ -57,7 +57,7 @@ def test_the_specific_network_starts_as_the_universal_one(trained):
 def test_losses_of_the_joint_stage_add_up(trained):
   current = trained[1]["joint"][0]
   example = {name: jnp.asarray(value) for name, value in batch(3).items()}
-  _, metrics = train_step(STAGES[2])(current, example, 0.1)
+  _, metrics = train_step(STAGES[2])(current, example, 0.1, NEIGHBOURS)
   terms = sum(metrics[f"loss_{name}"] for name in ("universal", "bridge", "specific"))
   expected = regularizer.category_regularizer(current.params["mask"]["kernel"], CSM)
   np.testing.assert_allclose(metrics["regularizer"], expected, atol=1e-6)
@@ -79,13 +79,14 @@ def test_accumulated_gradients_are_the_mean_of_the_parts(trained):
   stage, (first, _, _) = STAGES[2], trained[1]["joint"]
   example = batch(7, size=8) | {"valid": np.array([True] * 5 + [False, True, False])}
   example = {name: jnp.asarray(value) for name, value in example.items()}
-  after, metrics = train_step(stage, tx=optax.identity(), accumulate_steps=2)(first, example, 1.0)
+  double = train_step(stage, tx=optax.identity(), accumulate_steps=2)
+  after, metrics = double(first, example, 1.0, NEIGHBOURS)
   single = train_step(stage, tx=optax.identity())
   current, shares, moved = first, (4 / 6, 2 / 6), []
   for offset in (0, 1):
     part = {name: value[offset::2] for name, value in example.items()}
     # At the same parameters, with the BN averages of the part before.
-    new, part_metrics = single(current, part, 1.0)
+    new, part_metrics = single(current, part, 1.0, NEIGHBOURS)
     moved.append((jax.tree.map(jnp.subtract, current.params, new.params), part_metrics))
     current = current.replace(batch_stats=new.batch_stats)
   sums = jax.tree.map(lambda a, b: shares[0] * a + shares[1] * b, *moved)
@@ -104,8 +105,8 @@ def test_rematerialisation_changes_nothing_but_memory(trained):
   twice = Network(U2S(NETWORK.model.num_classes, backbone), **PIXELS)
   results, flops = [], []
   for network in (NETWORK, twice):
-    compiled = train_step(stage, network).lower(first, example, 0.01).compile()
-    results.append(compiled(first, example, 0.01))
+    compiled = train_step(stage, network).lower(first, example, 0.01, NEIGHBOURS).compile()
+    results.append(compiled(first, example, 0.01, NEIGHBOURS))
     flops.append(compiled.cost_analysis()["flops"])
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *results)
   assert flops[1] > 1.1 * flops[0]  # the forward pass is there twice

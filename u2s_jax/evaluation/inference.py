@@ -13,6 +13,7 @@ from u2s_jax import csm as csm_lib
 from u2s_jax import devices
 from u2s_jax.errors import UserError
 from u2s_jax.evaluation.scores import Scores
+from u2s_jax.models.mask import class_masks
 from u2s_jax.models.network import Network, softmax_scores
 from u2s_jax.stages import PREDICTIONS
 from u2s_jax.state import TrainState
@@ -97,7 +98,8 @@ def make_analysis_step(network: Network) -> Step:
       results[f"pooled_{name}"] = jnp.mean(features, axis=(1, 2, 3), dtype=jnp.float32)
     if "mask" in outputs:
       results["mask"] = outputs["mask"][..., 0].astype(jnp.float32)
-      results["masks"] = outputs["masks"].astype(jnp.float32)
+      masks = class_masks(outputs["universal_features"], state.params["mask"]["kernel"])
+      results["masks"] = masks.astype(jnp.float32)
     return results
 
   return step
@@ -120,6 +122,27 @@ def make_sparsity_step(network: Network) -> Step:
     outputs, _ = network(state.params, state.batch_stats, state.csm, batch["video"][:, 0])
     zeros, responses = _zero_responses(network, outputs["universal_features"], batch)
     return {"zeros": zeros, "responses": responses}
+
+  return step
+
+
+def make_predict_step(network: Network) -> Callable[[TrainState, Array], dict[str, Array]]:
+  """Returns what a prediction for a clip is made of, a pure function.
+
+  Args:
+    network: the networks and their masks; guided by the universal network's prediction.
+
+  Returns:
+    (state, video (n, t, h, w, c) uint8) -> softmax scores (n, m) for each prediction and, with a
+    mask network, `mask` (n, t', h', w').
+  """
+
+  def step(state, video):
+    outputs, _ = network(state.params, state.batch_stats, state.csm, video)
+    answer = softmax_scores(outputs, PREDICTIONS)
+    if "mask" in outputs:
+      answer["mask"] = outputs["mask"][..., 0].astype(jnp.float32)
+    return answer
 
   return step
 

@@ -39,18 +39,17 @@ def conv3d(
       'concatenated': one 2D convolution of the neighbouring frames concatenated in channels;
       'shifted': one 2D convolution with the outputs of all kernel frames, whose shifted sum is
       taken; 'auto': the one of the last two that makes fewer numbers, by measurement the faster one
-      (benchmarks/README.md). Where a kernel sees one frame all are the same; where it sees one
-      pixel, the 2D convolution is a matrix product.
+      (benchmarks/README.md). Where a kernel sees one frame all are the same.
 
   Returns:
     `h2 = ceil(h / stride)`, likewise `w2` and `t2`.
   """
   kt, kh, kw, c, d = kernel.shape
   border = _border(video.shape[1], kt, temporal_stride, padding)
-  if kh == kw == 1:
-    video, stride = video[:, :, ::stride, ::stride], 1
   if kt == 1:
     return _conv2d(video[:, ::temporal_stride], kernel[0], stride, padding)
+  if kh == kw == 1:  # before neighbouring frames make more of what it leaves out
+    video, stride = video[:, :, ::stride, ::stride], 1
   if method == "direct":
     borders = (border, *_borders(video, kernel[0], stride, padding))
     return jax.lax.conv_general_dilated(
@@ -84,12 +83,19 @@ def _conv2d(
 ) -> Float[Array, "n t h2 w2 d"]:
   """The same 2D convolution of every frame."""
   n, t = video.shape[:2]
-  if kernel.shape[:2] == (1, 1):
-    # Two dimensions, not five: XLA's CPU compiler would transpose the gradient once more.
-    return (video.reshape(-1, video.shape[-1]) @ kernel[0, 0]).reshape(*video.shape[:-1], -1)
   images = video.reshape(n * t, *video.shape[2:])
   borders = _borders(video, kernel, stride, padding)
   width, c = images.shape[2:]
+  if kernel.shape[:2] == (1, 1):
+    # Products are for CPUs: XLA's GPU compiler dies of a strided slice before one, and finds no
+    # tiles for some others (openxla/xla#47381); as convolutions both compile.
+    out = jax.lax.platform_dependent(  # of the platform compiled for, not the one at hand
+      images,
+      kernel,
+      cpu=functools.partial(_product, stride=stride),
+      default=functools.partial(_plain, strides=(stride, stride), borders=borders),
+    )
+    return out.reshape(n, t, *out.shape[1:])
   # Few channels leave a CPU nothing to vectorise over; up to 8 outputs are as few.
   columns = stride * (4 if kernel.shape[-1] <= 8 else 1)
   if c <= 3 and stride > 1 and width % columns == 0:
@@ -97,6 +103,14 @@ def _conv2d(
   else:
     out = _plain(images, kernel, (stride, stride), borders)
   return out.reshape(n, t, *out.shape[1:])
+
+
+def _product(images, kernel, stride):
+  """`_plain` where the kernel sees one pixel."""
+  images = images[:, ::stride, ::stride]
+  # Two dimensions, not four: XLA's CPU compiler would transpose the gradient once more.
+  out = images.reshape(-1, images.shape[-1]) @ kernel[0, 0]
+  return out.reshape(*images.shape[:-1], -1)
 
 
 def _plain(images, kernel, strides, borders):
@@ -113,7 +127,7 @@ def _plain(images, kernel, strides, borders):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _few_channels(images, kernel, stride, borders, columns):
   """`_plain`, computed as `_folded` on a CPU; gradients, which folding slows, are `_plain`'s."""
-  return jax.lax.platform_dependent(  # of the platform compiled for, not the one at hand
+  return jax.lax.platform_dependent(
     images,
     kernel,
     cpu=functools.partial(_folded, stride=stride, borders=borders, columns=columns),

@@ -25,7 +25,7 @@ def select(csm: Num[ArrayLike, "m m"], predicted: Integer[Array, " n"]) -> Float
     >>> select(csm, jnp.array([0, 2])).tolist()
     [[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]
   """
-  columns = jnp.take(jnp.asarray(csm, jnp.float32).T, predicted, axis=0)
+  columns = jnp.take(jnp.asarray(csm, jnp.float32), predicted, axis=1).T
   return columns / jnp.sum(columns, axis=1, keepdims=True)
 
 
@@ -49,23 +49,58 @@ def combine(
   return jnp.einsum("nthwm,nm->nthw", masks, weights.astype(masks.dtype))[..., None]
 
 
+def class_masks(
+  features: Float[Array, "n t h w c"], kernel: Float[Array, "c m"]
+) -> Float[Array, "n t h w m"]:
+  """The mask of every class: what the figures show, and `MaskNetwork` does without.
+
+  Args:
+    features: `(N, T, H, W, C)` of the universal network's group 3.
+    kernel: `(C, M)` of the mask network.
+
+  Returns:
+    `(N, T, H, W, M)` of the features' type.
+
+  Example:
+    >>> features = jnp.array([1.0, 2.0]).reshape(1, 1, 1, 1, 2)
+    >>> class_masks(features, jnp.array([[1.0, 0.0, 1.0], [0.0, 1.0, -1.0]])).ravel().tolist()
+    [1.0, 2.0, -1.0]
+  """
+  return jnp.dot(features, kernel.astype(features.dtype))
+
+
 class MaskNetwork(nn.Module):
   """One 1x1x1 convolution C -> M without bias: a linear combination of features for each class.
 
-  Its parameter `kernel`, `(C, M)` float32, is the matrix W that Eq. 4 regularizes.
+  Its parameter `kernel`, `(C, M)` float32, is the matrix W that Eq. 4 regularizes. Because it is
+  linear, the class masks are never made: their mean over places is that of the features times W,
+  and their weighted sum is the features times the weighted sum of W's columns.
 
   Attributes:
     num_classes: M.
-    dtype: Type to compute in and to return; None is the type of the features.
+    dtype: Type of the mask; None is the type of the features.
   """
 
   num_classes: int
   dtype: DTypeLike | None = None
 
   @nn.compact
-  def __call__(self, features: Float[Array, "n t h w c"]) -> Float[Array, "n t h w m"]:
-    """Returns the class masks `(N, T, H, W, M)`; their mean over T, H, W is the bridge logits."""
+  def __call__(
+    self, features: Float[Array, "n t h w c"], weights: Float[Array, "n m"]
+  ) -> tuple[Float[Array, "n m"], Float[Array, "n t h w 1"]]:
+    """Returns the bridge logits and the combined mask.
+
+    Args:
+      features: `(N, T, H, W, C)` of the universal network's group 3.
+      weights: `(N, M)` from `select`.
+
+    Returns:
+      `(N, M)` float32, `class_masks` averaged over T, H, W, and `(N, T, H, W, 1)`, `combine` of
+      `class_masks` and the weights.
+    """
     shape = features.shape[-1], self.num_classes
     kernel = self.param("kernel", nn.initializers.normal(0.01), shape, jnp.float32)
     dtype = features.dtype if self.dtype is None else self.dtype
-    return jnp.dot(features.astype(dtype), kernel.astype(dtype))
+    bridge = jnp.mean(features, axis=(1, 2, 3), dtype=jnp.float32) @ kernel
+    directions = jnp.einsum("nm,cm->nc", weights, kernel).astype(dtype)
+    return bridge, jnp.einsum("nthwc,nc->nthw", features.astype(dtype), directions)[..., None]

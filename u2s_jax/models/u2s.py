@@ -94,19 +94,16 @@ class U2S(nn.Module):
     Returns:
       Logits (n, m) `universal`, `specific` and, with a mask network, `bridge`; features
       (n, t, h, w, c) `universal_features` and `specific_features` (before the mask); with a mask
-      network the class masks `masks` (n, t, h, w, m) and the combined, activated `mask`
-      (n, t, h, w, 1).
+      network the combined, activated `mask` (n, t, h, w, 1).
     """
     trunk, outputs = self._one_pass(video, train)
     features = self.specific.features(trunk, train="specific" in train)
     outputs["specific_features"] = features
     if self.attention == "mask":
-      masks = self.mask(outputs["universal_features"])
       if guide is None:
         guide = jnp.argmax(outputs["universal"], axis=-1)
-      combined = mask_lib.combine(masks, mask_lib.select(csm, guide))
-      outputs["masks"] = masks
-      outputs["bridge"] = jnp.mean(masks, axis=(1, 2, 3), dtype=jnp.float32)
+      weights = mask_lib.select(csm, guide)
+      outputs["bridge"], combined = self.mask(outputs["universal_features"], weights)
       outputs["mask"] = MASK_ACTIVATIONS[self.mask_activation](combined)
       features = features * outputs["mask"]
     elif self.attention == "non_local":

@@ -1,6 +1,7 @@
 """Predictions of a trained run for single files, with nothing but its workdir at hand."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import sys
@@ -18,9 +19,10 @@ from jaxtyping import Array, Float, UInt8
 from u2s_jax import checkpoint, devices, overlay, settings
 from u2s_jax.csm import CategorySimilarity
 from u2s_jax.errors import UserError
+from u2s_jax.evaluation import inference
 from u2s_jax.evaluation.scores import FUSIONS, fuse
-from u2s_jax.models.network import softmax_scores
-from u2s_jax.stages import PREDICTIONS, STAGES
+from u2s_jax.stages import STAGES
+from u2s_jax.state import TrainState
 from u2s_jax.workdir import Workdir
 
 TOP = 5
@@ -70,16 +72,10 @@ def load(workdir: Workdir) -> Trained:
     settings.build_network(config, len(class_names)), guide="prediction"
   )
   variables = {key: tree[key] for key in ("params", "batch_stats")}
-  on_device = jax.tree.map(jnp.asarray, variables)
-  csm = CategorySimilarity(**jax.tree.map(jnp.asarray, tree["csm"]))
-
-  def outputs(video):
-    results, _ = network(on_device["params"], on_device["batch_stats"], csm, video)
-    answer = softmax_scores(results, PREDICTIONS)
-    if "mask" in results:
-      answer["mask"] = results["mask"][..., 0].astype(jnp.float32)
-    return answer
-
+  csm = CategorySimilarity(**tree["csm"])
+  state = TrainState(step=0, momentum=(), csm=csm, **variables)
+  state = jax.tree.map(jnp.asarray, state)
+  outputs = functools.partial(inference.make_predict_step(network), state)
   return Trained(config, class_names, record["stored"], variables, outputs)
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Integer
 
 from u2s_jax import devices, losses, regularizer
 from u2s_jax.models.network import Network
@@ -14,7 +15,10 @@ from u2s_jax.stages import Stage
 from u2s_jax.state import TrainState
 
 Batch = dict[str, Array]
-TrainStep = Callable[[TrainState, Batch, Float[Array, ""]], tuple[TrainState, dict[str, Array]]]
+Neighbours = Integer[ArrayLike, "m k"]
+TrainStep = Callable[
+  [TrainState, Batch, Float[Array, ""], Neighbours | None], tuple[TrainState, dict[str, Array]]
+]
 
 
 def make_train_step(
@@ -25,12 +29,12 @@ def make_train_step(
   regularizer_weight: float,
   accumulate_steps: int = 1,
 ) -> TrainStep:
-  """Returns a stage's update: (state, batch, learning rate) -> (state, metrics), pure.
+  """Returns a stage's update: (state, batch, learning rate, neighbours) -> (state, metrics), pure.
 
   Only the stage's trainable subnetworks are differentiated, updated, and move their BN statistics.
 
   Args:
-    network: the networks and their masks; the regularizer keeps to the binary CSM.
+    network: the networks and their masks.
     stage: what is trained on which loss.
     tx: direction of the step, see `state.sgd`.
     regularizer_weight: lambda of Eq. 3, at least 0 (paper: 0.5).
@@ -39,12 +43,13 @@ def make_train_step(
 
   Returns:
     A function to be jitted. Its batch has `video` (n, t, h, w, c) uint8, `label` (n,) and `valid`
-    (n,), False for padding. Its metrics are scalars: `loss` (Eq. 3 with the stage's terms),
-    `loss_*` by prediction, `regularizer`, `accuracy_*` (fractions, of the batch, with the network
-    in training mode), `grad_norm` and `parameter_norm`, of what is trained.
+    (n,), False for padding; its neighbours are `csm.neighbours` of the binary CSM, which the
+    regularizer keeps to, None where the stage has none. Its metrics are scalars: `loss` (Eq. 3 with
+    the stage's terms), `loss_*` by prediction, `regularizer`, `accuracy_*` (fractions, of the
+    batch, with the network in training mode), `grad_norm` and `parameter_norm`, of what is trained.
   """
 
-  def loss_fn(trained, state, batch):
+  def loss_fn(trained, state, batch, neighbours):
     outputs, batch_stats = network(
       {**state.params, **trained},
       state.batch_stats,
@@ -62,9 +67,7 @@ def make_train_step(
       hits = (jnp.argmax(outputs[name], axis=-1) == batch["label"]) & batch["valid"]
       metrics[f"accuracy_{name}"] = jnp.sum(hits) / jnp.maximum(jnp.sum(batch["valid"]), 1)
     if stage.regularized:
-      metrics["regularizer"] = regularizer.category_regularizer(
-        trained["mask"]["kernel"], state.csm.matrix
-      )
+      metrics["regularizer"] = regularizer.pairs_regularizer(trained["mask"]["kernel"], neighbours)
       loss += regularizer_weight * metrics["regularizer"]
     metrics["loss"] = loss
     return loss, (batch_stats, metrics)
@@ -73,9 +76,9 @@ def make_train_step(
   if accumulate_steps > 1:
     gradients = _accumulated(gradients, accumulate_steps)
 
-  def step(state, batch, learning_rate):
+  def step(state, batch, learning_rate, neighbours=None):
     trained = {name: state.params[name] for name in stage.trainable}
-    grads, (batch_stats, metrics) = gradients(trained, state, batch)
+    grads, (batch_stats, metrics) = gradients(trained, state, batch, neighbours)
     direction, momentum = tx.update(grads, state.momentum, trained)
     trained = jax.tree.map(lambda p, d: p - learning_rate * d, trained, direction)
     metrics["grad_norm"] = optax.tree.norm(grads)
@@ -122,7 +125,7 @@ def train_step(
 def _accumulated(gradients: Callable, parts: int) -> Callable:
   """Returns `gradients`, computed part by part of the batch and added up."""
 
-  def accumulate(trained, state, batch):
+  def accumulate(trained, state, batch, neighbours):
     # Every device keeps its own clips: a part takes some of each device's.
     split = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1), batch)
     count = jnp.maximum(jnp.sum(batch["valid"]), 1)
@@ -130,14 +133,14 @@ def _accumulated(gradients: Callable, parts: int) -> Callable:
     def add(carry, part):
       batch_stats, sums = carry
       grads, (batch_stats, metrics) = gradients(
-        trained, state.replace(batch_stats=batch_stats), part
+        trained, state.replace(batch_stats=batch_stats), part, neighbours
       )
       share = jnp.sum(part["valid"]) / count
       sums = jax.tree.map(lambda total, x: total + share * x, sums, (grads, metrics))
       return (batch_stats, sums), None
 
     part = jax.tree.map(lambda x: x[0], split)
-    grads, (_, metrics) = jax.eval_shape(gradients, trained, state, part)
+    grads, (_, metrics) = jax.eval_shape(gradients, trained, state, part, neighbours)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, metrics))
     (batch_stats, (grads, metrics)), _ = jax.lax.scan(add, (state.batch_stats, zeros), split)
     return grads, (batch_stats, metrics)

@@ -7,7 +7,7 @@ import contextlib
 
 import ml_collections
 
-from u2s_jax import devices, metrics, settings
+from u2s_jax import csm, devices, metrics, settings
 from u2s_jax import state as state_lib
 from u2s_jax.console import Board, Meter, Profiler, log
 from u2s_jax.evaluation import evaluate
@@ -100,6 +100,8 @@ def run_stage(
   train_step = steps.train_step(
     run.network, stage, run.tx, config.regularizer_weight, config.accumulate_steps
   )
+  # The CSM does not change within a stage.
+  neighbours = csm.neighbours(state.csm.matrix) if stage.regularized else None
   meter = Meter(
     stage,
     first,
@@ -115,7 +117,7 @@ def run_stage(
     batch = devices.global_batch(next(batches), mesh)
     seen = (step - 1) * config.batch_size / num_train
     rate = rate_lib.learning_rate(stage, seen, plateau)
-    state, scalars = train_step(state, batch, rate)
+    state, scalars = train_step(state, batch, rate, neighbours)
     meter.add(step, scalars)
     profiler.after(step, first, total, scalars)
     epoch_done = meter.ends_epoch(step)

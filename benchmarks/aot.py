@@ -1,0 +1,410 @@
+"""Compiles every step of configs for GPUs or TPUs, without one, and counts what they cost.
+
+  pip install "jax[cuda13]"    # of the installed jax's version
+  python -m benchmarks.aot --platform=gpu --chip h100 --config sthv2
+  pip install libtpu
+  python -m benchmarks.aot --platform=tpu
+
+For each program: the memory that a chip needs, FLOPs, bytes through memory, a bound on its time
+(`benchmarks/program.py`; nothing is measured), the hours that the stage takes by that bound on
+Something-Something V2, and the bytes of collectives; below, convolutions and products by kind, and
+what only moves numbers. Programs are compiled in other processes, because a compiler may abort;
+status 1 where one does not compile or does not fit. Half a minute to minutes a program.
+"""
+
+import argparse
+import dataclasses
+import functools
+import importlib
+import json
+import multiprocessing
+import os
+import pathlib
+import re
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent import futures
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
+
+from benchmarks import program
+from u2s_jax import settings
+from u2s_jax import state as state_lib
+from u2s_jax.evaluation import inference
+from u2s_jax.stages import STAGES
+from u2s_jax.training import steps
+from u2s_jax.views import VIEWS, mirrored_labels
+
+NUM_CLASSES = 174  # Something-Something V2's
+TRAINING_CLIPS, VALIDATION_CLIPS = 168_913, 24_777  # Something-Something V2's
+NEIGHBOURS = 16  # of the class that is confused with most
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """Devices to compile for, by their makers' public figures.
+
+  Attributes:
+    platform: 'gpu' or 'tpu'.
+    topology: arguments of `topologies.get_topology_desc`.
+    memory: of a device, bytes.
+    share: of it that JAX gives to programs unless told otherwise.
+    chip: bounds on time.
+  """
+
+  platform: str
+  topology: dict[str, str]
+  memory: int
+  share: float
+  chip: program.Chip
+
+
+def gpu(
+  name: str,
+  gpus: int,
+  *,
+  peak: dict[str, float],
+  bandwidth: float,
+  link: float,
+  memory: int,
+  capability: tuple[int, int],
+  cores: int,
+  lanes: int,
+  clock: float,
+  cache: int,
+  shared: int,
+  block_shared: int,
+  threads: int = 2048,
+) -> Target:
+  """NVIDIA GPUs of one host.
+
+  Args:
+    name: of the device, as its driver says it.
+    gpus: of the host.
+    peak: see `program.Chip`, without sparsity; JAX computes float32 products in TF32.
+    bandwidth: of the memory, bytes/s.
+    link: bytes/s that a GPU sends to others.
+    memory: bytes.
+    capability: CUDA's, major and minor.
+    cores: streaming multiprocessors.
+    lanes: float32 lanes of a core.
+    clock: GHz.
+    cache: level 2, bytes.
+    shared: memory of a core, bytes.
+    block_shared: of it, for a block of threads.
+    threads: of a core.
+  """
+  config = f"""
+    gpu_device_info {{
+      threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: {threads}
+      shared_memory_per_block: 49152 shared_memory_per_core: {shared}
+      shared_memory_per_block_optin: {block_shared} core_count: {cores} fpus_per_core: {lanes}
+      block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+      registers_per_core_limit: 65536 registers_per_block_limit: 65536
+      memory_bandwidth: {bandwidth:.0f} l2_cache_size: {cache} clock_rate_ghz: {clock}
+      device_memory_size: {memory}
+      cuda_compute_capability {{ major: {capability[0]} minor: {capability[1]} }}
+    }}
+    platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }}
+    device_description_str: "{name}"
+  """
+  shape = f"1x{gpus}x1"
+  topology = {"platform": "cuda", "topology_name": shape, "topology": shape}
+  return Target(
+    "gpu",
+    topology | {"target_config": config},
+    memory,
+    0.75,  # XLA_PYTHON_CLIENT_MEM_FRACTION
+    program.Chip(peak, bandwidth, link),
+  )
+
+
+def tpu(
+  topology: str,
+  *,
+  peak: float,
+  bandwidth: float,
+  link: float,
+  gibibytes: int,
+  cores: str = "default",
+) -> Target:
+  """A slice of a TPU pod.
+
+  Args:
+    topology: its name in XLA.
+    peak: bfloat16 FLOP/s; float32 products take their operands as bfloat16 unless told otherwise.
+    bandwidth: of the memory, bytes/s.
+    link: bytes/s that a chip sends to others.
+    gibibytes: of a chip.
+    cores: XLA's name of how a chip's cores are used.
+  """
+  return Target(
+    "tpu",
+    {"platform": "tpu", "topology_name": topology, "chip_config_name": cores},
+    gibibytes * GIB,
+    1.0,
+    program.Chip({"bfloat16": peak, "float32": peak}, bandwidth, link, scratch=1),
+  )
+
+
+H100 = functools.partial(
+  gpu, "NVIDIA H100 80GB HBM3",
+  peak={"bfloat16": 989e12, "float32": 495e12}, bandwidth=3.352e12, link=450e9,
+  memory=84942979072, capability=(9, 0), cores=132, lanes=128, clock=1.98, cache=52428800,
+  shared=233472, block_shared=232448,
+)  # fmt: skip
+V5E = functools.partial(tpu, peak=197e12, bandwidth=819e9, link=200e9, gibibytes=16)
+TARGETS = {
+  "h100": H100(1),
+  "h100x8": H100(8),
+  "a100": gpu(
+    "NVIDIA A100-SXM4-80GB", 1,
+    peak={"bfloat16": 312e12, "float32": 156e12}, bandwidth=2.039e12, link=300e9,
+    memory=85100068864, capability=(8, 0), cores=108, lanes=64, clock=1.41, cache=41943040,
+    shared=167936, block_shared=166912,
+  ),
+  "l4": gpu(
+    "NVIDIA L4", 1,
+    peak={"bfloat16": 121e12, "float32": 60e12}, bandwidth=300e9, link=32e9,
+    memory=23_600_000_000, capability=(8, 9), cores=58, lanes=128, clock=2.04, cache=50331648,
+    shared=102400, block_shared=101376, threads=1536,
+  ),
+  "v5e-16": V5E("v5e:4x4"),
+  "v5e-256": V5E("v5e:16x16"),
+  # 32 cores, two of a chip as one device
+  "v4-32": tpu(
+    "v4:2x2x4", peak=275e12, bandwidth=1.228e12, link=300e9, gibibytes=32, cores="megacore"
+  ),
+}  # fmt: skip
+PROGRAMS = (*STAGES, "statistics", "evaluation", "analysis", "prediction")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A program to compile.
+
+  Attributes:
+    chip: of `TARGETS`.
+    config: of `configs/`, with what stands behind its colon.
+    dtype: of the computation.
+    name: of `PROGRAMS`.
+    clips: on a chip.
+    convolution: as `config.model.convolution`.
+    remat: as `config.model.remat`.
+    classes: M.
+  """
+
+  chip: str
+  config: str
+  dtype: str
+  name: str
+  clips: int
+  convolution: str
+  remat: bool
+  classes: int = NUM_CLASSES
+
+
+def load_config(name: str) -> ml_collections.ConfigDict:
+  """Returns a config of `configs/`, 'sthv2_tsm:16f' say."""
+  stem, _, argument = name.partition(":")
+  return importlib.import_module(f"configs.{stem}").get_config(*[argument] * bool(argument))
+
+
+def distinct_configs() -> list[str]:
+  """Returns the first config of every network that the configs ask for."""
+  folder = pathlib.Path(importlib.import_module("configs").__file__).parent
+  names = sorted(path.stem for path in folder.glob("[!_]*.py") if path.stem != "default")
+  first = {}
+  for name in [*names, "sthv2_tsm:16f"]:
+    config = load_config(name)
+    network = [config.model.to_dict(), settings.input_channels(config), config.data.num_frames]
+    first.setdefault(json.dumps([*network, config.data.crop_size]), name)
+  return list(first.values())
+
+
+def build(row: Row) -> tuple[Callable, tuple, jax.sharding.Mesh]:
+  """Returns a row's jitted program and its arguments, without numbers, for its devices."""
+  config = load_config(row.config)
+  config.model.dtype, config.model.remat = row.dtype, row.remat
+  config.model.convolution = row.convolution
+  target = TARGETS[row.chip]
+  description = topologies.get_topology_desc(**target.topology)
+  mesh = topologies.make_mesh(description, (len(description.devices),), ("data",))
+  replicated, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
+  size = (config.data.num_frames, *[config.data.crop_size] * 2, settings.input_channels(config))
+  network = settings.build_network(config, row.classes)
+  tx = state_lib.sgd(config.optimizer.momentum, config.optimizer.weight_decay)
+
+  def array(shape, dtype, sharding=split):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+  def clips(*views):
+    count = row.clips * mesh.size
+    return {
+      "video": array((count, *views, *size), jnp.uint8),
+      "label": array((count,), jnp.int32),
+      "valid": array((count,), jnp.bool_),
+    }
+
+  last = {"statistics": 0}.get(row.name, len(STAGES) - 1)
+  stages = settings.schedule(config)
+  stages = stages[: 1 + (STAGES.index(row.name) if row.name in STAGES else last)]
+  state = state_lib.chain(network.model, stages, tx, (1, *size))[-1]
+  state = jax.tree.map(lambda x: array(x.shape, x.dtype, replicated), state)
+  if row.name in STAGES:
+    step = steps.make_train_step(
+      network,
+      stages[-1],
+      tx,
+      regularizer_weight=config.regularizer_weight,
+      accumulate_steps=config.accumulate_steps,
+    )
+    rate = array((), jnp.float32, replicated)
+    neighbours = array((row.classes, NEIGHBOURS), jnp.int32, replicated)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(replicated, replicated))
+    return jitted, (state, clips(), rate, neighbours), mesh
+  if row.name == "evaluation":
+    labels = mirrored_labels(row.classes, config.data.flip_label_map)
+    mirrors = [labels if mirrored else None for mirrored in VIEWS[config.eval.views]]
+    step, batch = inference.make_score_step(network, mirrors), clips(len(mirrors))
+  elif row.name == "statistics":
+    step, batch = inference.make_sparsity_step(network), clips(1)
+  elif row.name == "analysis":
+    step, batch = inference.make_analysis_step(network), clips(1)
+  else:
+    step, batch = inference.make_predict_step(network), clips()["video"]
+  return jax.jit(step, out_shardings=replicated), (state, batch), mesh
+
+
+def compile_row(row: Row) -> dict[str, Any]:
+  """Compiles a program and returns its figures, of one device."""
+  jitted, arguments, mesh = build(row)
+  lowered = jitted.lower(*arguments)
+  started = time.perf_counter()
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    return {"error": " ".join(str(error).split())}
+  seconds = time.perf_counter() - started
+  target = TARGETS[row.chip]
+  memory = compiled.memory_analysis()
+  needed = memory.argument_size_in_bytes + memory.output_size_in_bytes
+  needed += memory.temp_size_in_bytes - memory.alias_size_in_bytes
+  if target.platform == "tpu":
+    needed = memory.peak_memory_in_bytes
+  cost = program.count(compiled, target.chip)
+  stages = load_config(row.config)
+  clips = TRAINING_CLIPS * stages[row.name].epochs if row.name in STAGES else VALIDATION_CLIPS
+  if row.name == "statistics":
+    clips = TRAINING_CLIPS
+  return {
+    "compile_seconds": seconds,
+    "memory": needed,
+    "fits": needed <= target.share * target.memory,
+    "hours": clips / (row.clips * mesh.size) * cost.seconds / 3600,
+    **vars(cost),
+  }
+
+
+def compile_apart(row: Row, workers: threading.local) -> dict[str, Any]:
+  """`compile_row` in this thread's own process, which may die of it."""
+  if not hasattr(workers, "pool"):
+    workers.log = tempfile.NamedTemporaryFile(suffix=".log")  # closed, it is gone
+    workers.pool = futures.ProcessPoolExecutor(
+      1,
+      multiprocessing.get_context("spawn"),
+      initializer=_redirect_errors,
+      initargs=(workers.log.name,),
+    )
+  try:
+    return workers.pool.submit(compile_row, row).result()
+  except futures.process.BrokenProcessPool:
+    text = pathlib.Path(workers.log.name).read_text(errors="replace")
+    why = re.search(r"\S+:\d+\] (Check failed.*)|\w*Error: .*", text)
+    del workers.pool  # the next program gets another process
+    return {"error": f"the compiler died: {why[0] if why else text[-300:]}"}
+
+
+def _redirect_errors(log: str) -> None:
+  """An abort says why on the error stream."""
+  with open(log, "w") as file:
+    os.dup2(file.fileno(), 2)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--platform", choices=("gpu", "tpu"), required=True)
+  parser.add_argument("--chip", choices=TARGETS, nargs="+", help="default: all of the platform")
+  parser.add_argument("--config", nargs="+", default=["sthv2"], help="of configs/, or 'all'")
+  parser.add_argument("--program", choices=PROGRAMS, nargs="+", default=PROGRAMS)
+  parser.add_argument("--dtype", choices=settings.DTYPES, nargs="+", default=["bfloat16"])
+  parser.add_argument("--clips", type=int, nargs="+", help="on a chip (default: gpu 8, tpu 2)")
+  parser.add_argument("--convolution", default="auto", help="as config.model.convolution")
+  parser.add_argument("--remat", action="store_true")
+  parser.add_argument("--classes", type=int, default=NUM_CLASSES)
+  parser.add_argument("--json", type=pathlib.Path, help="file for all figures")
+  args = parser.parse_args()
+  # The programs are for other devices than those at hand; children inherit it.
+  os.environ["JAX_PLATFORMS"] = "cpu"
+  os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # two compile at a time; no TPU is asked for
+  of_platform = [name for name, target in TARGETS.items() if target.platform == args.platform]
+  chips = args.chip or of_platform
+  if set(chips) - set(of_platform):
+    parser.error(f"--chip: {args.platform} has {', '.join(of_platform)}")
+  configs = distinct_configs() if args.config == ["all"] else args.config
+  rows = [
+    Row(chip, config, dtype, name, clips, args.convolution, args.remat, args.classes)
+    for chip in chips
+    for config in configs
+    for dtype in args.dtype
+    for clips in args.clips or [{"gpu": 8, "tpu": 2}[args.platform]]
+    for name in args.program
+  ]
+  print(
+    f"{'chip':8} {'config':12} {'dtype':9} {'program':11} {'clips':>5} {'compile':>7}"
+    f" {'memory':>10} {'TFLOP':>7} {'GB':>7} {'bound':>9} {'hours':>7} {'collectives':>11}"
+  )
+  bad, figures = 0, []
+  workers = threading.local()
+  with futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+    answers = threads.map(lambda row: compile_apart(row, workers), rows)
+    for row, answer in zip(rows, answers, strict=True):
+      print(line(row, answer), flush=True)
+      bad += not answer.get("fits")
+      figures.append(dataclasses.asdict(row) | answer)
+      if args.json:
+        args.json.write_text(json.dumps(figures, indent=1))
+  print(f"{len(rows) - bad} of {len(rows)} programs compile and fit")
+  sys.exit(bad > 0)
+
+
+def line(row: Row, answer: dict[str, Any]) -> str:
+  """A program's figures for the terminal."""
+  start = f"{row.chip:8} {row.config:12} {row.dtype:9} {row.name:11} {row.clips:5}"
+  if "error" in answer:
+    return f"{start} {answer['error'][:300]}"
+  products = ", ".join(f"{n} {kind}" for kind, n in sorted(answer["products"].items()))
+  moved = ", ".join(
+    f"{answer['rearranged'][kind]} {kind} ({size / 1e6:.0f} MB)"
+    for kind, size in answer["rearranged_bytes"].items()
+  )
+  fits = "" if answer["fits"] else f" more than {row.chip} has"
+  return (
+    f"{start} {answer['compile_seconds']:5.0f} s {answer['memory'] / GIB:6.2f} GiB"
+    f" {answer['flops'] / 1e12:7.2f} {answer['bytes'] / 1e9:7.1f} {answer['seconds'] * 1e3:6.1f} ms"
+    f" {answer['hours']:7.2f} {answer['collectives'] / 1e6:8.1f} MB{fits}\n"
+    f"{'':9}{products}; {moved}"
+  )
+
+
+if __name__ == "__main__":
+  main()
