@@ -98,6 +98,7 @@ def train_or_evaluate(workdir: Workdir) -> None:
   for kind in ("GPU", "TPU"):
     tf.config.set_visible_devices([], kind)  # TensorFlow would take the devices' memory
   workdir.root.mkdir(parents=True, exist_ok=True)
+  config = settings.fit_devices(config, workdir)
   clips.of_config(config.data)  # raises here, not after hours of preparation
   settings.check(config, workdir, settings.FREE_FIELDS if trains else settings.FREE_IN_EVALUATION)
   if trains and train.is_finished(workdir):

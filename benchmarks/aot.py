@@ -222,9 +222,10 @@ def load_config(name: str) -> ml_collections.ConfigDict:
 def distinct_configs() -> list[str]:
   """Returns the first config of every network that the configs ask for."""
   folder = pathlib.Path(importlib.import_module("configs").__file__).parent
-  names = sorted(path.stem for path in folder.glob("[!_]*.py") if path.stem != "default")
+  names = {path.stem for path in folder.glob("[!_]*.py")} - {"default"}
+  names |= {"sthv2_tsm:16f", "ucf101:flow", "hmdb51:flow"}
   first = {}
-  for name in [*names, "sthv2_tsm:16f"]:
+  for name in sorted(names, key=lambda name: (not name.startswith("sthv2"), name)):
     config = load_config(name)
     network = [config.model.to_dict(), settings.input_channels(config), config.data.num_frames]
     first.setdefault(json.dumps([*network, config.data.crop_size]), name)
@@ -351,6 +352,7 @@ def main() -> None:
   parser.add_argument("--convolution", default="auto", help="as config.model.convolution")
   parser.add_argument("--remat", action="store_true")
   parser.add_argument("--classes", type=int, default=NUM_CLASSES)
+  parser.add_argument("--workers", type=int, default=os.cpu_count(), help="programs at a time")
   parser.add_argument("--json", type=pathlib.Path, help="file for all figures")
   args = parser.parse_args()
   # The programs are for other devices than those at hand; children inherit it.
@@ -375,7 +377,7 @@ def main() -> None:
   )
   bad, figures = 0, []
   workers = threading.local()
-  with futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+  with futures.ThreadPoolExecutor(args.workers) as threads:
     answers = threads.map(lambda row: compile_apart(row, workers), rows)
     for row, answer in zip(rows, answers, strict=True):
       print(line(row, answer), flush=True)

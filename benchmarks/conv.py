@@ -40,7 +40,7 @@ def native(
   )
 
 
-def step_of(conv: Callable, stride: int, options: dict[str, str] | None) -> Callable:
+def step_of(conv: Callable, stride: int, options: dict[str, str] | None = None) -> Callable:
   """Both gradients, compiled."""
   gradients = jax.grad(lambda v, k: (conv(v, k, stride) ** 2).mean(), argnums=(0, 1))
   return jax.jit(gradients, compiler_options=options)

@@ -99,12 +99,26 @@ class _Counting:
       opcode, called = instruction.opcode, instruction.called_computation_ids
       if opcode == "while":
         for part in called:
-          self._walk(part, times * _turns(instruction))
+          self._walk(part, times * self._turns(instruction))
       elif opcode in ("call", "conditional", "async-start"):
         for part in called:
           self._walk(part, times)
       elif opcode not in _FREE and not opcode.endswith("-done"):
         self._operation(instructions, instruction, times)
+
+  def _turns(self, loop) -> int:
+    """How often a loop turns, as the compiler knows it or the loop's condition says."""
+    known = re.search(rb'"known_trip_count":\{"n":"(\d+)"', loop.backend_config)
+    if known:
+      return int(known[1])
+    condition = self.computations[loop.called_computation_ids[1]]
+    bounds = [
+      inner.literal.s32s[0]
+      for instruction in condition.values()
+      for inner, _ in self._inside(instruction, condition)
+      if inner.opcode == "constant" and inner.literal.s32s
+    ]
+    return max(bounds, default=1)
 
   def _operation(self, instructions: Computation, instruction, times: int) -> None:
     """Adds one operation, a fusion or a single instruction."""
@@ -178,12 +192,6 @@ def _bytes(shape: xla_data_pb2.ShapeProto, but_in: int | None = None) -> int:
   return math.prod(shape.dimensions) * (int(bits[1]) if bits else 8) // 8
 
 
-def _turns(loop) -> int:
-  """How often a loop turns; 1 where the compiler does not know."""
-  known = re.search(rb'"known_trip_count":\{"n":"(\d+)"', loop.backend_config)
-  return int(known[1]) if known else 1
-
-
 def _product(instruction, scope: Computation) -> tuple[str, float, str]:
   """Kind, FLOPs and the operands' type of a convolution or matrix product; else no FLOPs."""
   if instruction.opcode not in ("dot", "convolution", "custom-call"):
@@ -201,6 +209,10 @@ def _product(instruction, scope: Computation) -> tuple[str, float, str]:
     else:
       axes = instruction.dot_dimension_numbers.lhs_contracting_dimensions
     contracted = math.prod(left.dimensions[int(axis)] for axis in axes)
+    return "product", 2 * math.prod(result.dimensions) * contracted, dtype
+  if not instruction.window.dimensions:  # a product that a TPU's compiler writes as convolution
+    numbers = instruction.convolution_dimension_numbers
+    contracted = left.dimensions[numbers.input_feature_dimension]
     return "product", 2 * math.prod(result.dimensions) * contracted, dtype
   numbers, window = instruction.convolution_dimension_numbers, instruction.window.dimensions
   rank = f"{len(window)}D"

@@ -11,7 +11,9 @@ def get_config() -> ml_collections.ConfigDict:
   """Returns the paper's values for RGB video, its ResNet-50, and no data set."""
   config = ml_collections.ConfigDict()
   config.seed = 0  # of the initial weights, the order of the clips and their crops
-  config.batch_size = 20  # clips of a global batch (paper: 20); BN sees all of them as one batch
+  # Clips of a global batch (paper: 20); BN sees all of them as one batch. Where the devices do not
+  # divide it, it is made larger and the learning rates in proportion, which the run says.
+  config.batch_size = 20
   # Parts of a batch that are computed one after the other, where memory is short: their gradients
   # are added up, BN sees each as a batch. 1: off (paper).
   config.accumulate_steps = 1

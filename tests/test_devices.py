@@ -8,6 +8,19 @@ from u2s_jax import devices
 from u2s_jax.errors import UserError
 
 
+@pytest.mark.parametrize(
+  ("devices_at_hand", "fitted"),
+  [(1, 20), (2, 20), (3, 21), (4, 20), (8, 24), (16, 32), (20, 20), (256, 512)],
+)
+def test_a_batch_of_20_on_any_number_of_devices(devices_at_hand, fitted):
+  assert devices.fit_batch_size(20, devices_at_hand) == fitted
+
+
+@pytest.mark.parametrize(("parts", "fitted"), [(1, 24), (2, 32), (4, 32), (5, 40)])
+def test_a_batch_of_20_in_parts_on_8_devices(parts, fitted):
+  assert devices.fit_batch_size(20, 8, parts) == fitted
+
+
 @pytest.mark.parametrize(("size", "nearest"), [(20, 16), (0, 8), (3, 8)])
 def test_a_batch_that_the_devices_do_not_divide(size, nearest):
   with pytest.raises(UserError, match=f"^batch_size: {size} is not .* 8 devices.* {nearest}$"):

@@ -100,6 +100,42 @@ def test_another_config_is_refused_with_the_field(tmp_path):
   check(config_of(**{"csm.guide": "label"}), tmp_path, settings.FREE_IN_EVALUATION)
 
 
+def fit(config, folder, count, monkeypatch):
+  monkeypatch.setattr(settings.jax, "device_count", lambda: count)
+  return settings.fit_devices(config, Workdir(folder))
+
+
+def test_a_batch_that_the_devices_do_not_divide_grows_with_the_learning_rates(
+  tmp_path, monkeypatch, capsys
+):
+  config = config_of(batch_size=20, **{"eval.batch_size": 20, "joint.learning_rate": 1e-4})
+  fitted = fit(config, tmp_path, 8, monkeypatch)
+  assert (fitted.batch_size, fitted.eval.batch_size, config.batch_size) == (24, 24, 20)
+  assert fitted.joint.learning_rate == pytest.approx(1.2e-4)
+  assert "24 clips in place of 20" in capsys.readouterr().out
+  check(fitted, tmp_path)
+  same = fit(config, tmp_path, 4, monkeypatch)
+  assert same.to_dict() == config.to_dict() and not capsys.readouterr().out
+
+
+def test_a_run_goes_on_with_the_batch_that_it_began_with(tmp_path, monkeypatch):
+  config = config_of(batch_size=20)
+  began = fit(config, tmp_path, 8, monkeypatch)
+  settings.write_config(Workdir(tmp_path), began)
+  for count in (8, 4, 24):
+    again = fit(config, tmp_path, count, monkeypatch)
+    assert again.batch_size == 24
+    assert again.universal.learning_rate == began.universal.learning_rate
+    check(again, tmp_path)
+  other = fit(config, tmp_path, 5, monkeypatch)
+  with pytest.raises(UserError, match="began with batch_size = 24, which 5 .* do not divide"):
+    check(other, tmp_path)
+  check(other, tmp_path, settings.FREE_IN_EVALUATION)  # which trains nothing
+  smaller = fit(config_of(batch_size=8), tmp_path, 8, monkeypatch)
+  with pytest.raises(UserError, match="began with batch_size = 24, not 8"):
+    check(smaller, tmp_path)
+
+
 def test_a_field_that_an_older_run_did_not_know_counts_as_its_default(tmp_path):
   settings.write_config(Workdir(tmp_path), config_of())
   path = tmp_path / "config.json"

@@ -85,6 +85,23 @@ def batched(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec("data"))
 
 
+def fit_batch_size(batch_size: int, devices: int, parts: int = 1) -> int:
+  """Returns a global batch that the devices divide: the one asked for, or the next larger one.
+
+  A larger one has at least two clips a device: BN and matrix units gain by it, and no batch that is
+  made for many devices should leave them half idle.
+
+  Args:
+    batch_size: clips asked for, at least 1.
+    devices: of all hosts.
+    parts: that the batch is computed in, one after the other.
+  """
+  unit = devices * parts
+  if batch_size % unit == 0:
+    return batch_size
+  return unit * max(-(-batch_size // unit), -(-2 // parts))
+
+
 def check_batch_size(field: str, batch_size: int, parts: int = 1) -> None:
   """Checks that the devices divide a global batch.
 

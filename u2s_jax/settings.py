@@ -5,11 +5,13 @@ import math
 import pathlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 
 from configs import default
 from u2s_jax import csm, devices, stages
+from u2s_jax.console import log
 from u2s_jax.errors import UserError
 from u2s_jax.models import backbones
 from u2s_jax.models.network import Network
@@ -30,6 +32,7 @@ FREE_FIELDS = (
   "profile",
   "eval.classes",
   "eval.pairs",
+  "eval.batch_size",
   "data.dir",
   "data.num_threads",
   "data.render.dir",
@@ -90,6 +93,49 @@ def input_channels(config: ml_collections.ConfigDict) -> int:
   return 2 * config.data.flow_pairs if config.data.modality == "flow" else 3
 
 
+def fit_devices(config: ml_collections.ConfigDict, workdir: Workdir) -> ml_collections.ConfigDict:
+  """Returns the config with batches that the devices at hand divide, and says what it changed.
+
+  A training batch that they do not divide is made larger, and the learning rates with it: so that a
+  clip moves the weights as far. A run goes on with the batch that it began with.
+
+  Args:
+    config: see `configs/default.py`; stays as it is.
+    workdir: the run's folder.
+  """
+  config = config.copy_and_resolve_references()
+  count, began = jax.device_count(), config_of_run(workdir)
+  if config.eval.batch_size > 0:
+    config.eval.batch_size = devices.fit_batch_size(config.eval.batch_size, count)
+  parts = config.accumulate_steps
+  if config.batch_size < 1 or parts < 1:
+    return config  # `check` says so
+  fitted = _with_batch_size(config, devices.fit_batch_size(config.batch_size, count, parts))
+  if began is not None:
+    # As it would have been fitted to the devices that the run began on.
+    fitted = _with_batch_size(config, began.batch_size)
+    if any(fitted[name].learning_rate != began[name].learning_rate for name in STAGES):
+      return config  # another experiment: `check` says so
+  if fitted.batch_size != config.batch_size:
+    rates = ", ".join(f"{name} {fitted[name].learning_rate:g}" for name in STAGES)
+    log(
+      f"batch_size: {fitted.batch_size} clips in place of {config.batch_size}, for the {count}"
+      f" devices; learning rates in proportion: {rates}"
+    )
+  return fitted
+
+
+def _with_batch_size(config, batch_size):
+  """Returns the config with another batch, the learning rates in proportion."""
+  changed = config.copy_and_resolve_references()
+  if batch_size == config.batch_size:
+    return changed
+  changed.batch_size = batch_size
+  for name in STAGES:
+    changed[name].learning_rate = config[name].learning_rate * batch_size / config.batch_size
+  return changed
+
+
 def check(
   config: ml_collections.ConfigDict, workdir: Workdir, free: tuple[str, ...] = FREE_FIELDS
 ) -> None:
@@ -108,7 +154,16 @@ def check(
   for field in ("log_every_steps", "checkpoint_every_steps", "accumulate_steps"):
     if config[field] < 1:
       raise UserError(f"{field}: {config[field]} is not at least 1")
-  devices.check_batch_size("batch_size", config.batch_size, config.accumulate_steps)
+  began = config_of_run(workdir)
+  trains = "eval" not in free
+  unit = jax.device_count() * config.accumulate_steps
+  if trains and began is not None and began.batch_size % unit:
+    raise UserError(
+      f"{workdir.config}: this run began with batch_size = {began.batch_size}, which {unit}"
+      " (devices times accumulate_steps) do not divide; go on with a number of devices that does"
+    )
+  if trains:
+    devices.check_batch_size("batch_size", config.batch_size, config.accumulate_steps)
   devices.check_batch_size("eval.batch_size", config.eval.batch_size)
   _check_pixels(config)
   _check_optimizer(config)
@@ -116,11 +171,10 @@ def check(
   build_network(config, num_classes=1)
   _check_csm(config)
   _check_evaluation(config)
-  if config.eval.split != "validation" and "eval" not in free:
+  if config.eval.split != "validation" and trains:
     raise UserError(
       f"eval.split: {config.eval.split!r} is for --mode=eval only; training needs 'validation'"
     )
-  began = config_of_run(workdir)
   if began is None:
     _check_start(config)
     for stage in stages_asked:

@@ -110,3 +110,18 @@ def test_rematerialisation_changes_nothing_but_memory(trained):
     flops.append(compiled.cost_analysis()["flops"])
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *results)
   assert flops[1] > 1.1 * flops[0]  # the forward pass is there twice
+
+
+def test_the_convolutions_that_gpus_compile_change_no_loss(trained, monkeypatch):
+  first = trained[1]["joint"][0]
+  example = {name: jnp.asarray(value) for name, value in batch(3).items()}
+  _, metrics = train_step(STAGES[2])(first, example, 0.1, NEIGHBOURS)
+
+  def as_for_gpus(*operands, cuda=None, default=None, **_):
+    return (cuda or default)(*operands)
+
+  monkeypatch.setattr(jax.lax, "platform_dependent", as_for_gpus)
+  _, others = train_step(STAGES[2])(first, example, 0.1, NEIGHBOURS)
+  assert metrics.keys() == others.keys()
+  for name, value in metrics.items():
+    np.testing.assert_allclose(others[name], value, rtol=1e-5, atol=1e-6, err_msg=name)

@@ -87,13 +87,15 @@ def _conv2d(
   borders = _borders(video, kernel, stride, padding)
   width, c = images.shape[2:]
   if kernel.shape[:2] == (1, 1):
-    # Products are for CPUs: XLA's GPU compiler dies of a strided slice before one, and finds no
-    # tiles for some others (openxla/xla#47381); as convolutions both compile.
+    # XLA's GPU compiler dies of a strided slice before a product, and finds no tiles for some
+    # others (openxla/xla#47381); as convolutions they compile. CPUs and TPUs like products better.
+    convolution = functools.partial(_plain, strides=(stride, stride), borders=borders)
     out = jax.lax.platform_dependent(  # of the platform compiled for, not the one at hand
       images,
       kernel,
-      cpu=functools.partial(_product, stride=stride),
-      default=functools.partial(_plain, strides=(stride, stride), borders=borders),
+      cuda=convolution,
+      rocm=convolution,
+      default=functools.partial(_product, stride=stride),
     )
     return out.reshape(n, t, *out.shape[1:])
   # Few channels leave a CPU nothing to vectorise over; up to 8 outputs are as few.

@@ -1,0 +1,30 @@
+"""A step compiles for a GPU and a TPU without one: half a minute each, where the plugins are."""
+
+import importlib.util
+import threading
+
+import pytest
+
+from benchmarks import aot
+
+PLUGINS = {"h100": "jax_cuda13_plugin", "v5e-16": "libtpu"}
+
+
+def test_the_networks_of_the_configs():
+  names = aot.distinct_configs()
+  assert names[0] == "sthv2" and {"demo", "sthv2_flow", "cars", "ucf101_i3d"} <= set(names)
+  assert "hmdb51" not in names  # sthv2's
+
+
+@pytest.mark.parametrize("chip", PLUGINS)
+def test_a_joint_step_compiles(chip, monkeypatch):
+  if importlib.util.find_spec(PLUGINS[chip]) is None:
+    pytest.skip(f"needs {PLUGINS[chip]}")
+  monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+  monkeypatch.delenv("XLA_FLAGS", raising=False)
+  row = aot.Row(chip, "demo", "bfloat16", "joint", 2, convolution="auto", remat=False)
+  answer = aot.compile_apart(row, threading.local())
+  assert answer.get("fits"), answer
+  # The demo's joint step takes 16 clips 8.1 GFLOP (benchmarks/README.md) but for padding.
+  assert 0.7 < answer["flops"] / (8.1e9 / 8) < 4, answer["flops"]
+  assert sum(answer["products"].values()) > 50 and answer["seconds"] > 0
