@@ -14,8 +14,7 @@ status 1 where one does not compile or does not fit. Half a minute to minutes a 
 
 import argparse
 import dataclasses
-import functools
-import importlib
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -36,6 +35,7 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import program
+from benchmarks.chips import GIB, TARGETS
 from u2s_jax import settings
 from u2s_jax import state as state_lib
 from u2s_jax.evaluation import inference
@@ -46,145 +46,8 @@ from u2s_jax.views import VIEWS, mirrored_labels
 NUM_CLASSES = 174  # Something-Something V2's
 TRAINING_CLIPS, VALIDATION_CLIPS = 168_913, 24_777  # Something-Something V2's
 NEIGHBOURS = 16  # of the class that is confused with most
-GIB = 2**30
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-  """Devices to compile for, by their makers' public figures.
-
-  Attributes:
-    platform: 'gpu' or 'tpu'.
-    topology: arguments of `topologies.get_topology_desc`.
-    memory: of a device, bytes.
-    share: of it that JAX gives to programs unless told otherwise.
-    chip: bounds on time.
-  """
-
-  platform: str
-  topology: dict[str, str]
-  memory: int
-  share: float
-  chip: program.Chip
-
-
-def gpu(
-  name: str,
-  gpus: int,
-  *,
-  peak: dict[str, float],
-  bandwidth: float,
-  link: float,
-  memory: int,
-  capability: tuple[int, int],
-  cores: int,
-  lanes: int,
-  clock: float,
-  cache: int,
-  shared: int,
-  block_shared: int,
-  threads: int = 2048,
-) -> Target:
-  """NVIDIA GPUs of one host.
-
-  Args:
-    name: of the device, as its driver says it.
-    gpus: of the host.
-    peak: see `program.Chip`, without sparsity; JAX computes float32 products in TF32.
-    bandwidth: of the memory, bytes/s.
-    link: bytes/s that a GPU sends to others.
-    memory: bytes.
-    capability: CUDA's, major and minor.
-    cores: streaming multiprocessors.
-    lanes: float32 lanes of a core.
-    clock: GHz.
-    cache: level 2, bytes.
-    shared: memory of a core, bytes.
-    block_shared: of it, for a block of threads.
-    threads: of a core.
-  """
-  config = f"""
-    gpu_device_info {{
-      threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: {threads}
-      shared_memory_per_block: 49152 shared_memory_per_core: {shared}
-      shared_memory_per_block_optin: {block_shared} core_count: {cores} fpus_per_core: {lanes}
-      block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-      registers_per_core_limit: 65536 registers_per_block_limit: 65536
-      memory_bandwidth: {bandwidth:.0f} l2_cache_size: {cache} clock_rate_ghz: {clock}
-      device_memory_size: {memory}
-      cuda_compute_capability {{ major: {capability[0]} minor: {capability[1]} }}
-    }}
-    platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }}
-    device_description_str: "{name}"
-  """
-  shape = f"1x{gpus}x1"
-  topology = {"platform": "cuda", "topology_name": shape, "topology": shape}
-  return Target(
-    "gpu",
-    topology | {"target_config": config},
-    memory,
-    0.75,  # XLA_PYTHON_CLIENT_MEM_FRACTION
-    program.Chip(peak, bandwidth, link),
-  )
-
-
-def tpu(
-  topology: str,
-  *,
-  peak: float,
-  bandwidth: float,
-  link: float,
-  gibibytes: int,
-  cores: str = "default",
-) -> Target:
-  """A slice of a TPU pod.
-
-  Args:
-    topology: its name in XLA.
-    peak: bfloat16 FLOP/s; float32 products take their operands as bfloat16 unless told otherwise.
-    bandwidth: of the memory, bytes/s.
-    link: bytes/s that a chip sends to others.
-    gibibytes: of a chip.
-    cores: XLA's name of how a chip's cores are used.
-  """
-  return Target(
-    "tpu",
-    {"platform": "tpu", "topology_name": topology, "chip_config_name": cores},
-    gibibytes * GIB,
-    1.0,
-    program.Chip({"bfloat16": peak, "float32": peak}, bandwidth, link, scratch=1),
-  )
-
-
-H100 = functools.partial(
-  gpu, "NVIDIA H100 80GB HBM3",
-  peak={"bfloat16": 989e12, "float32": 495e12}, bandwidth=3.352e12, link=450e9,
-  memory=84942979072, capability=(9, 0), cores=132, lanes=128, clock=1.98, cache=52428800,
-  shared=233472, block_shared=232448,
-)  # fmt: skip
-V5E = functools.partial(tpu, peak=197e12, bandwidth=819e9, link=200e9, gibibytes=16)
-TARGETS = {
-  "h100": H100(1),
-  "h100x8": H100(8),
-  "a100": gpu(
-    "NVIDIA A100-SXM4-80GB", 1,
-    peak={"bfloat16": 312e12, "float32": 156e12}, bandwidth=2.039e12, link=300e9,
-    memory=85100068864, capability=(8, 0), cores=108, lanes=64, clock=1.41, cache=41943040,
-    shared=167936, block_shared=166912,
-  ),
-  "l4": gpu(
-    "NVIDIA L4", 1,
-    peak={"bfloat16": 121e12, "float32": 60e12}, bandwidth=300e9, link=32e9,
-    memory=23_600_000_000, capability=(8, 9), cores=58, lanes=128, clock=2.04, cache=50331648,
-    shared=102400, block_shared=101376, threads=1536,
-  ),
-  "v5e-16": V5E("v5e:4x4"),
-  "v5e-256": V5E("v5e:16x16"),
-  # 32 cores, two of a chip as one device
-  "v4-32": tpu(
-    "v4:2x2x4", peak=275e12, bandwidth=1.228e12, link=300e9, gibibytes=32, cores="megacore"
-  ),
-}  # fmt: skip
+# What has to be installed, one of them.
+PLUGINS = {"gpu": ("jax_cuda13_plugin", "jax_cuda12_plugin"), "tpu": ("libtpu",)}
 PROGRAMS = (*STAGES, "statistics", "evaluation", "analysis", "prediction")
 
 
@@ -256,9 +119,11 @@ def build(row: Row) -> tuple[Callable, tuple, jax.sharding.Mesh]:
       "valid": array((count,), jnp.bool_),
     }
 
-  last = {"statistics": 0}.get(row.name, len(STAGES) - 1)
-  stages = settings.schedule(config)
-  stages = stages[: 1 + (STAGES.index(row.name) if row.name in STAGES else last)]
+  if row.name == "statistics":  # of the one-pass model
+    last = 0
+  else:
+    last = STAGES.index(row.name) if row.name in STAGES else len(STAGES) - 1
+  stages = settings.schedule(config)[: last + 1]
   state = state_lib.chain(network.model, stages, tx, (1, *size))[-1]
   state = jax.tree.map(lambda x: array(x.shape, x.dtype, replicated), state)
   if row.name in STAGES:
@@ -303,10 +168,10 @@ def compile_row(row: Row) -> dict[str, Any]:
   if target.platform == "tpu":
     needed = memory.peak_memory_in_bytes
   cost = program.count(compiled, target.chip)
-  stages = load_config(row.config)
-  clips = TRAINING_CLIPS * stages[row.name].epochs if row.name in STAGES else VALIDATION_CLIPS
-  if row.name == "statistics":
-    clips = TRAINING_CLIPS
+  if row.name in STAGES:
+    clips = TRAINING_CLIPS * load_config(row.config)[row.name].epochs
+  else:
+    clips = TRAINING_CLIPS if row.name == "statistics" else VALIDATION_CLIPS
   return {
     "compile_seconds": seconds,
     "memory": needed,
@@ -342,7 +207,9 @@ def _redirect_errors(log: str) -> None:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("--platform", choices=("gpu", "tpu"), required=True)
   parser.add_argument("--chip", choices=TARGETS, nargs="+", help="default: all of the platform")
   parser.add_argument("--config", nargs="+", default=["sthv2"], help="of configs/, or 'all'")
@@ -358,6 +225,8 @@ def main() -> None:
   # The programs are for other devices than those at hand; children inherit it.
   os.environ["JAX_PLATFORMS"] = "cpu"
   os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # two compile at a time; no TPU is asked for
+  if not any(map(importlib.util.find_spec, PLUGINS[args.platform])):
+    parser.error(f"--platform={args.platform}: needs {' or '.join(PLUGINS[args.platform])}, see -h")
   of_platform = [name for name, target in TARGETS.items() if target.platform == args.platform]
   chips = args.chip or of_platform
   if set(chips) - set(of_platform):
