@@ -5,6 +5,7 @@ Order at a step that ends an epoch: update, evaluate, decide on the learning rat
 
 import contextlib
 
+import jax
 import ml_collections
 
 from u2s_jax import csm, devices, metrics, settings
@@ -100,8 +101,9 @@ def run_stage(
   train_step = steps.train_step(
     run.network, stage, run.tx, config.regularizer_weight, config.accumulate_steps
   )
-  # The CSM does not change within a stage.
-  neighbours = csm.neighbours(state.csm.matrix) if stage.regularized else None
+  neighbours = None
+  if stage.regularized:  # of the CSM, which does not change within a stage
+    neighbours = jax.device_put(csm.neighbours(state.csm.matrix), devices.replicated(mesh))
   meter = Meter(
     stage,
     first,
