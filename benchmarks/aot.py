@@ -36,6 +36,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import program
 from benchmarks.chips import GIB, TARGETS
+from benchmarks.step_cost import NEIGHBOURS
 from u2s_jax import settings
 from u2s_jax import state as state_lib
 from u2s_jax.evaluation import inference
@@ -45,7 +46,6 @@ from u2s_jax.views import VIEWS, mirrored_labels
 
 NUM_CLASSES = 174  # Something-Something V2's
 TRAINING_CLIPS, VALIDATION_CLIPS = 168_913, 24_777  # Something-Something V2's
-NEIGHBOURS = 16  # of the class that is confused with most
 # What has to be installed, one of them.
 PLUGINS = {"gpu": ("jax_cuda13_plugin", "jax_cuda12_plugin"), "tpu": ("libtpu",)}
 PROGRAMS = (*STAGES, "statistics", "evaluation", "analysis", "prediction")

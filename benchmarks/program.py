@@ -135,7 +135,7 @@ class _Counting:
     if instruction.opcode.removesuffix("-start") in _COLLECTIVES:
       shape = instruction.shape
       # A started one returns its operands beside its results.
-      size = _bytes(shape) / (2 if instruction.opcode in ("all-gather-start",) else 1)
+      size = _bytes(shape) / (2 if instruction.opcode == "all-gather-start" else 1)
       cost.collectives += times * size
       cost.seconds += times * size / self.chip.link
       return
@@ -210,12 +210,10 @@ def _product(instruction, scope: Computation) -> tuple[str, float, str]:
       axes = instruction.dot_dimension_numbers.lhs_contracting_dimensions
     contracted = math.prod(left.dimensions[int(axis)] for axis in axes)
     return "product", 2 * math.prod(result.dimensions) * contracted, dtype
-  if not instruction.window.dimensions:  # a product that a TPU's compiler writes as convolution
-    numbers = instruction.convolution_dimension_numbers
+  numbers, window = instruction.convolution_dimension_numbers, instruction.window.dimensions
+  if not window:  # a product that a TPU's compiler writes as convolution
     contracted = left.dimensions[numbers.input_feature_dimension]
     return "product", 2 * math.prod(result.dimensions) * contracted, dtype
-  numbers, window = instruction.convolution_dimension_numbers, instruction.window.dimensions
-  rank = f"{len(window)}D"
   # For each place of the output as many products as the kernel has numbers for one output channel.
   places, kernel = result, right
   kind = "convolution"
@@ -228,4 +226,4 @@ def _product(instruction, scope: Computation) -> tuple[str, float, str]:
   flops = 2 * math.prod(places.dimensions) * math.prod(kernel.dimensions)
   flops /= kernel.dimensions[numbers.kernel_output_feature_dimension]
   # Zeros between the numbers of a gradient are not multiplied.
-  return f"{kind} {rank}", flops / math.prod(d.base_dilation or 1 for d in window), dtype
+  return f"{kind} {len(window)}D", flops / math.prod(d.base_dilation or 1 for d in window), dtype

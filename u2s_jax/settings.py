@@ -110,9 +110,9 @@ def fit_devices(config: ml_collections.ConfigDict, workdir: Workdir) -> ml_colle
   parts = config.accumulate_steps
   if config.batch_size < 1 or parts < 1:
     return config  # `check` says so
-  fitted = _with_batch_size(config, devices.fit_batch_size(config.batch_size, count, parts))
-  if began is not None:
-    # As it would have been fitted to the devices that the run began on.
+  if began is None:
+    fitted = _with_batch_size(config, devices.fit_batch_size(config.batch_size, count, parts))
+  else:  # as it was fitted to the devices that the run began on
     fitted = _with_batch_size(config, began.batch_size)
     if any(fitted[name].learning_rate != began[name].learning_rate for name in STAGES):
       return config  # another experiment: `check` says so
