@@ -121,7 +121,7 @@ class U2S(nn.Module):
     masks = self.mask(features)
     weights = csm[:, logits.argmax(1)].T
     weights = (weights / weights.sum(1, keepdim=True)).to(masks.dtype)
-    mask = torch.sigmoid(torch.einsum("nmthw,nm->nthw", masks, weights))
+    mask = torch.einsum("nmthw,nm->nthw", masks, weights)
     specific = self.specific.classify(self.specific.features(trunk) * mask[:, None])
     return masks.mean((2, 3, 4)), specific
 

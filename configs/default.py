@@ -52,10 +52,13 @@ def get_config() -> ml_collections.ConfigDict:
   # These give Table III's parameter column; all 1: the plain 2D ResNet.
   config.model.backbone.temporal = ((3, 3, 3, 3), (3, 3, 3, 1))
   config.model.attention = "mask"  # 'mask' (paper), 'non_local' (Table III e), 'none' (Table III d)
-  config.model.mask_activation = "sigmoid"  # of the combined mask: 'sigmoid' or 'none'
+  # Of the combined mask: 'none' (paper, whose text names none), or 'sigmoid', a variant of ours.
+  config.model.mask_activation = "none"
   config.model.non_local_width = 96  # channels of the non-local embeddings (Table III e)
-  # Where the CSN starts: 'universal' (a copy of the UN), 'pretrained' (init_from) or 'random'.
-  config.model.specific_init = "universal"
+  # Where the CSN starts: 'pretrained' (paper), the weights that stage 1 started from: init_from's
+  # or, where stage 1 is another run's, that run's; without any, as 'universal', a copy of the UN;
+  # or 'random'.
+  config.model.specific_init = "pretrained"
   config.model.dtype = "float32"  # of the computation: 'float32' or 'bfloat16'
   # How convolutions over several frames are computed: 'direct', 'concatenated', 'shifted' (see
   # u2s_jax/models/conv.py), or 'auto', the faster for each.
@@ -110,6 +113,9 @@ def get_config() -> ml_collections.ConfigDict:
   # Names of classes whose gain over one-pass is shown apart, as in Table IV.
   config.eval.classes = ()
   config.eval.batch_size = 20  # clips, of all views each
+  # Epochs of training from one validation to the next; each stage's end has one in any case. With
+  # decay = 'plateau' its `patience` counts validations.
+  config.eval.every_epochs = 1
 
   config.log_every_steps = 50
   # Writes a profile of five steps to <workdir>/profile, which ui.perfetto.dev opens.
@@ -147,6 +153,8 @@ def set_render(config: ml_collections.ConfigDict) -> None:
   config.data.render.num_train = 1400  # clips
   config.data.render.num_validation = 560  # clips
   config.data.render.num_test = 28  # clips
-  config.data.render.difficulty = 1.0  # 0..1, the larger the subtler the pairs
+  config.data.render.difficulty = 1.0  # 0..1, the larger the subtler the differences in a family
+  # 0..1: the action from the whole frame down to half its height, among up to ten other things.
+  config.data.render.clutter = 0.0
   config.data.render.seed = 0
   config.data.render.workers = 2  # processes that render and decode

@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.num_frames = 8
   config.data.short_edge = 64
   config.data.crop_size = 56
-  config.data.flip_label_map = ((17, 18),)  # pushing from left to right / from right to left
+  config.data.flip_label_map = ((24, 25), (26, 27))  # pulling and pushing to the right / left
   config.data.num_threads = 2
   config.model.backbone.depth = 14
   config.model.backbone.width = 8

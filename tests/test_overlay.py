@@ -41,6 +41,17 @@ def test_a_blend_is_bright_where_the_mask_is_high():
   assert np.all(blended[1, 0, -1] >= [170, 170, 120]) and np.all(blended[1, -1, 0] <= 60)
 
 
+def test_a_signed_mask_shows_its_signs():
+  video = np.full((1, 16, 16, 3), 100, np.uint8)
+  mask = np.array([[[4.0, 0.0], [0.0, -2.0]]], np.float32)
+  blended = overlay.blend(video, mask)[0].astype(int)
+  # Orange and blue by 3/4 and 3/8 over 100; the frame itself where the mask is 0.
+  np.testing.assert_array_equal(blended[0, 0], np.round([216.25, 130, 25]))
+  np.testing.assert_array_equal(blended[-1, -1], np.round([73.75, 103.75, 158.125]))
+  np.testing.assert_array_equal(blended[0, -1], [100] * 3)
+  assert overlay.scale(mask) == "-2 to 4"
+
+
 def test_a_mask_that_says_nothing_changes_nothing():
   video = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
   np.testing.assert_array_equal(overlay.blend(video, np.full((2, 2, 2), 0.7, np.float32)), video)

@@ -30,7 +30,7 @@ def check(config, folder, *more):
     ("csm.selection", "all", "csm.selection: 'all' is not one of"),
     ("csm.guide", "oracle", "csm.guide: 'oracle' is not one of"),
     ("universal.epochs", 0.0, "universal.epochs: 0, but there is no init_from"),
-    ("model.specific_init", "pretrained", "model.specific_init: 'pretrained', but there is no"),
+    ("eval.every_epochs", 0, "eval.every_epochs: 0 is not at least 1"),
     ("model.backbone.name", "vgg", "model.backbone.name: 'vgg' is not one of preact_resnet, "),
     ("model.backbone.name", "eco_lite", "model.backbone.depth: eco_lite has no such field"),
     ("model.backbone.depth", 51, "model.backbone.depth: 51 is not one of 14, 18,"),
@@ -166,3 +166,26 @@ def test_the_config_of_a_run_comes_back_as_it_was(tmp_path):
   settings.write_config(Workdir(tmp_path), config_of())
   assert settings.config_of_run(Workdir(tmp_path)).to_dict() == config_of().to_dict()
   assert settings.config_of_run(Workdir(tmp_path / "none")) is None
+
+
+def test_pretrained_weights_are_those_that_stage_1_started_from(tmp_path):
+  weights, first, second = (tmp_path / name for name in ("weights.npz", "first", "second"))
+  settings.write_config(Workdir(first), config_of(init_from=str(weights)))
+  start = {"init_from": f"{first}/checkpoints/universal", "universal.epochs": 0.0}
+  settings.write_config(Workdir(second), config_of(**start))
+  assert settings.pretrained_weights(config_of(init_from=str(weights))) == str(weights)
+  for run in (first, second):  # and through a run that took stage 1 as it was
+    config = config_of(init_from=str(run), **{"universal.epochs": 0.0})
+    assert settings.pretrained_weights(config) == str(weights)
+    assert settings.schedule(config)[1].init == "pretrained"
+  # A run that trains stage 1 itself starts from the other's weights.
+  assert settings.pretrained_weights(config_of(init_from=str(first))) == str(first)
+
+
+def test_without_pretrained_weights_the_csn_copies_the_un(tmp_path):
+  config = config_of()
+  assert config.model.specific_init == "pretrained" and settings.pretrained_weights(config) == ""
+  assert settings.schedule(config)[1].init == "universal"
+  settings.write_config(Workdir(tmp_path), config)
+  config = config_of(init_from=str(tmp_path), **{"universal.epochs": 0.0})
+  assert settings.schedule(config)[1].init == "universal"

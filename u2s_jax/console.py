@@ -79,9 +79,15 @@ class Meter:
     self._due: Callable[[], None] | None = None
     self.restart(first)
 
-  def ends_epoch(self, step: int) -> bool:
-    """Tells whether a step is the first at or behind an epoch's last clip, or the stage's last."""
-    before, after = (math.floor(k * self._batch_size / self._num_train) for k in (step - 1, step))
+  def ends_epoch(self, step: int, every: int = 1) -> bool:
+    """Tells whether a step is the stage's last, or the first at or behind an epoch's last clip.
+
+    Args:
+      step: of the stage, from 1.
+      every: epochs that are counted as one.
+    """
+    clips = self._num_train * every
+    before, after = (math.floor(k * self._batch_size / clips) for k in (step - 1, step))
     return step == self._total or after > before
 
   def restart(self, step: int) -> None:

@@ -292,18 +292,26 @@ def selection(
     matrix: The binary CSM.
     similarity: Eq. 2.
     kind: `"confusing"`, the binary CSM (the paper); `"own"`, the guiding class's mask alone (Table
-      III b); `"soft"`, the similarities themselves (Table III c).
+      III b); `"soft"`, the similarities (Table III c), min-max normalised over the entries off the
+      diagonal: similarities of non-negative sparsities all lie near 1 and would weigh all classes
+      alike. Where they do not differ at all, every class is its own.
 
   Returns:
     `(M, M)` in [0, 1] with a diagonal of 1.
 
   Example:
-    >>> selection(jnp.ones((2, 2)), jnp.ones((2, 2)), "own").tolist()
-    [[1.0, 0.0], [0.0, 1.0]]
+    >>> similarity = jnp.array([[1.0, 0.9, 0.8], [0.9, 1.0, 0.85], [0.8, 0.85, 1.0]])
+    >>> selection(jnp.eye(3), similarity, "soft").round(2).tolist()
+    [[1.0, 1.0, 0.0], [1.0, 1.0, 0.5], [0.0, 0.5, 1.0]]
   """
+  own = jnp.eye(len(matrix))
   if kind == "own":
-    return jnp.eye(len(matrix))
-  return similarity if kind == "soft" else matrix
+    return own
+  if kind == "confusing":
+    return matrix
+  low = jnp.min(similarity + own)
+  span = jnp.max(similarity - 2 * own) - low
+  return jnp.where(own == 1, 1.0, (similarity - low) / jnp.where(span > 0, span, 1.0))
 
 
 def neighbours(csm: Num[ArrayLike, "m m"]) -> Integer[np.ndarray, "m k"]:

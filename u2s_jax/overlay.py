@@ -28,6 +28,9 @@ COLOURS = np.frombuffer(
   np.uint8,
 ).reshape(256, 3)
 OPACITY = 0.5  # of the mask over the frame
+# Of a mask with negative values: colours of its signs, and opacity where it is farthest from 0.
+POSITIVE, NEGATIVE = np.array([255, 140, 0]), np.array([30, 110, 255])
+SIGNED_OPACITY = 0.75
 GAP = 2  # pixels between the frames of a strip
 
 
@@ -67,23 +70,36 @@ def frames_of(video: UInt8[np.ndarray, "t h w c"]) -> UInt8[np.ndarray, "t h w 3
 def blend(
   video: UInt8[np.ndarray, "t h w c"], mask: Float[np.ndarray, "t1 h1 w1"]
 ) -> UInt8[np.ndarray, "t h w 3"]:
-  """Returns the clip under its mask: dark where the mask is low, glowing where it is high.
+  """Returns the clip under its mask, on the clip's own scale, see `scale`.
 
-  The scale is the clip's own, from its lowest value to its highest: what counts is where the mask
-  is higher than elsewhere in the clip. A mask that is the same everywhere leaves the clip as it is.
+  A mask without negative values: dark where it is lowest, glowing where it is highest. One with
+  them, as raw masks have: orange where it is positive, blue where it is negative, the stronger the
+  farther from 0, and the plain frame where it is 0. A mask that is the same everywhere leaves the
+  clip as it is: it weighs no place above another.
 
   Args:
     video: the clip, as the network saw it before normalisation.
     mask: of a feature map.
   """
   frames = frames_of(video)
-  mask = upsample(mask, frames.shape[:3])
-  span = mask.max() - mask.min()
-  if not span:
+  low, high = float(mask.min()), float(mask.max())
+  if low == high:
     return frames
-  shares = (mask - mask.min()) / span
-  colours = COLOURS[np.minimum((256 * shares).astype(int), 255)].astype(np.float32)
-  return np.round((1 - OPACITY) * frames + OPACITY * colours).astype(np.uint8)
+  mask = upsample(mask, frames.shape[:3])
+  if low < 0:
+    shares = mask / max(-low, high)
+    opacity = SIGNED_OPACITY * np.abs(shares)[..., None]
+    colours = np.where(shares[..., None] > 0, POSITIVE, NEGATIVE)
+  else:
+    opacity = OPACITY
+    shares = (mask - low) / (high - low)
+    colours = COLOURS[np.minimum((256 * shares).astype(int), 255)].astype(np.float32)
+  return np.round((1 - opacity) * frames + opacity * colours).astype(np.uint8)
+
+
+def scale(mask: Float[np.ndarray, "t h w"]) -> str:
+  """Returns the lowest and the highest value of a mask in words, as `blend` shows them."""
+  return f"{mask.min():.3g} to {mask.max():.3g}"
 
 
 def strip(

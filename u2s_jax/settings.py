@@ -48,9 +48,35 @@ def schedule(config: ml_collections.ConfigDict) -> tuple[Stage, Stage, Stage]:
   return stages.schedule(
     {name: config[name].to_dict() for name in STAGES},
     attention=config.model.attention,
-    specific_init=config.model.specific_init,
+    specific_init=_specific_init(config),
     control=config.control,
   )
+
+
+def pretrained_weights(config: ml_collections.ConfigDict) -> str:
+  """Returns what the CSN's pretrained weights are read from, in words of `init_from`.
+
+  The weights that stage 1 started from: where stage 1 is another run's as it is, that run's start.
+
+  Args:
+    config: see `configs/default.py`.
+
+  Returns:
+    A path, empty where stage 1 started from random weights.
+  """
+  while config.init_from and config.universal.epochs == 0:
+    began = config_of_run(Workdir.holding(pathlib.Path(config.init_from)))
+    if began is None:
+      break
+    config = began
+  return config.init_from
+
+
+def _specific_init(config: ml_collections.ConfigDict) -> str:
+  """Returns where the CSN starts, which no pretrained weights may decide."""
+  if config.model.specific_init == "pretrained" and not pretrained_weights(config):
+    return "universal"
+  return config.model.specific_init
 
 
 def build_network(config: ml_collections.ConfigDict, num_classes: int) -> Network:
@@ -151,9 +177,12 @@ def check(
   Raises:
     UserError: a config that cannot work, or not the run's; names the first such field.
   """
-  for field in ("log_every_steps", "checkpoint_every_steps", "accumulate_steps"):
-    if config[field] < 1:
-      raise UserError(f"{field}: {config[field]} is not at least 1")
+  counts = {name: config[name] for name in ("log_every_steps", "checkpoint_every_steps")}
+  counts |= {"accumulate_steps": config.accumulate_steps}
+  counts |= {"eval.every_epochs": config.eval.every_epochs}
+  for field, value in counts.items():
+    if value < 1:
+      raise UserError(f"{field}: {value} is not at least 1")
   began = config_of_run(workdir)
   trains = "eval" not in free
   unit = jax.device_count() * config.accumulate_steps
@@ -259,8 +288,6 @@ def _check_start(config):
     return
   if config.universal.epochs == 0:
     raise UserError("universal.epochs: 0, but there is no init_from to take the weights from")
-  if config.model.specific_init == "pretrained":
-    raise UserError("model.specific_init: 'pretrained', but there is no init_from")
 
 
 def _check_same_run(config, began, path, free):

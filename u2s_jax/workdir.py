@@ -25,6 +25,11 @@ class Workdir:
 
   root: pathlib.Path
 
+  @classmethod
+  def holding(cls, path: pathlib.Path) -> "Workdir":
+    """Returns the run that a path names: its folder, or `checkpoints/<stage>` in it."""
+    return cls(path.parent.parent if path.parent.name == "checkpoints" else path)
+
   @property
   def checkpoints(self) -> pathlib.Path:
     """Orbax checkpoints, `<stage>/<step>` below it."""

@@ -30,7 +30,7 @@ def prepare(
   Raises:
     UserError: as `render` and `prepare.prepare`.
   """
-  names = ("num_train", "num_validation", "num_test", "difficulty", "seed")
+  names = ("num_train", "num_validation", "num_test", "difficulty", "clutter", "seed")
   settings = Settings(**{name: fields[name] for name in names}, height=short_edge)
   render(videos, settings, num_workers=fields["workers"])
   return preparing.prepare(

@@ -28,7 +28,7 @@ from u2s_jax.errors import UserError
 
 VIDEO_FOLDER = "20bn-something-something-v2"
 FRAME_RATE = 12
-VERSION = 1  # raised whenever the same seed gives other pixels: old folders must not pass for new
+VERSION = 2  # raised whenever the same seed gives other pixels: old folders must not pass for new
 SPLITS = ("train", "validation", "test")
 
 
@@ -42,6 +42,7 @@ class Settings:
     num_test: clips in the test split.
     height: pixels of every clip.
     difficulty: from 0 to 1, see `actions.render_clip`.
+    clutter: from 0 to 1, likewise.
     seed: of the whole data set.
 
   Raises:
@@ -53,13 +54,14 @@ class Settings:
   num_test: int
   height: int = 64
   difficulty: float = 0.5
+  clutter: float = 0.0
   seed: int = 0
 
   def __post_init__(self):
     counts = (self.num_train, self.num_validation, self.num_test)
     if min(counts) < 0:
       raise UserError(f"clip counts must not be negative: {counts}")
-    actions.check(self.height, self.difficulty)
+    actions.check(self.height, self.difficulty, self.clutter)
 
 
 class Clip(NamedTuple):
@@ -90,7 +92,8 @@ def render(root: os.PathLike | str, settings: Settings, *, num_workers: int = 2)
     raise UserError(f"num_workers must be at least 1: {num_workers}")
   root = pathlib.Path(os.path.abspath(root))
   fields = {"version": VERSION, **dataclasses.asdict(settings)}
-  fields["difficulty"] = float(settings.difficulty)
+  for name in ("difficulty", "clutter"):
+    fields[name] = float(fields[name])
   if _already_made(root, fields):
     return
   root.parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +152,8 @@ def _clips(settings: Settings) -> list[Clip]:
 def _render_all(folder: pathlib.Path, settings: Settings, num_workers: int) -> dict[str, list[str]]:
   """Writes the videos; returns the names of their objects by id."""
   clips = _clips(settings)
-  fields = {"folder": str(folder), "height": settings.height, "difficulty": settings.difficulty}
+  scene = {name: getattr(settings, name) for name in ("height", "difficulty", "clutter")}
+  fields = {"folder": str(folder), **scene}
   requests = (functools.partial(lambda clip: clip, clip) for clip in clips)
   answers = workers.run("data.tiny_something.render:worker", fields, requests, num_workers)
   names = {}
@@ -161,19 +165,24 @@ def _render_all(folder: pathlib.Path, settings: Settings, num_workers: int) -> d
   return names
 
 
-def worker(folder: str, height: int, difficulty: float) -> Callable[[Clip], list[str] | Skipped]:
+def worker(
+  folder: str, height: int, difficulty: float, clutter: float
+) -> Callable[[Clip], list[str] | Skipped]:
   """Returns what a process of `workers` does: it writes a clip's video and names its objects.
 
   Args:
     folder: where the data set is being made.
     height: see `Settings`.
     difficulty: see `Settings`.
+    clutter: see `Settings`.
   """
   videos = pathlib.Path(folder) / VIDEO_FOLDER
 
   def write(clip):
     rng = np.random.default_rng(clip.seed)
-    frames, names = actions.render_clip(clip.class_index, rng, height=height, difficulty=difficulty)
+    frames, names = actions.render_clip(
+      clip.class_index, rng, height=height, difficulty=difficulty, clutter=clutter
+    )
     try:
       _encode(videos / f"{clip.id}.webm", frames)
     except OSError as error:

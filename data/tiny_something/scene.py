@@ -43,9 +43,11 @@ class Scene:
   positive angle turns clockwise on the screen. Whatever is painted later lies in front.
   """
 
-  def __init__(self, rng: np.random.Generator, height: int, difficulty: Real):
+  def __init__(self, rng: np.random.Generator, height: int, difficulty: Real, clutter: Real = 0.0):
     self.rng = rng
     self.difficulty = difficulty
+    self._clutter = clutter
+    self._zoom = 1 - 0.5 * clutter  # of all that is painted, about the frame's centre
     self.mirrored = bool(rng.random() < 0.5)
     self.ground = rng.uniform(0.24, 0.32)
     self.names = []
@@ -59,7 +61,7 @@ class Scene:
     self._skin = self._skin_tone()
     self._camera = self._camera_path()
     self._frames = self._background()
-    self.paint("box", 0, self.ground + 0.5, 2.0, 0.5, 0, self._ground_colour())
+    self.paint("box", 0, self.ground + 1.0, 4.0, 1.0, 0, self._ground_colour())
     self._distract()
 
   # Time, chance and difficulty.
@@ -166,9 +168,10 @@ class Scene:
     """
     flip = -1 if self.mirrored else 1
     height, width = self._height, self._width
-    x = (flip * self._track(x) + self._camera[0]) * height + width / 2
-    y = (self._track(y) + self._camera[1]) * height + height / 2
-    a, b = np.maximum(self._track(a) * height, 0), np.maximum(self._track(b) * height, 0)
+    unit = self._zoom * height
+    x = flip * self._track(x) * unit + self._camera[0] * height + width / 2
+    y = self._track(y) * unit + self._camera[1] * height + height / 2
+    a, b = np.maximum(self._track(a) * unit, 0), np.maximum(self._track(b) * unit, 0)
     angle, opacity = flip * self._track(angle), self._track(opacity)
     cos, sin = np.cos(angle), np.sin(angle)
     # A shape thinner than a pixel fades out instead of keeping half of one.
@@ -227,7 +230,8 @@ class Scene:
   def _camera_path(self) -> Float32[np.ndarray, "2 t"]:
     shake = self.rng.standard_normal((2, self._length + 4))
     shake = sum(shake[:, k : k + self._length] for k in range(5)) / 5
-    place = self.rng.uniform(-0.05, 0.05, (2, 1)) * [[1], [0.6]]
+    reach = 0.05 + 0.2 * self._clutter
+    place = self.rng.uniform(-reach, reach, (2, 1)) * [[1], [0.6]]
     return (place + shake * self.by(0.003, 0.025)).astype(np.float32)
 
   def _ground_colour(self) -> Colour:
@@ -259,12 +263,13 @@ class Scene:
 
   def _distract(self) -> None:
     rng = self.rng
-    for _ in range(int(rng.integers(0, 1 + round(3 * self.difficulty)))):
-      side, drift = rng.uniform([-0.6, -0.45], [0.6, 0.45]), rng.normal(0, 0.1, 2)
+    count = int(rng.integers(0, 1 + round(3 * self.difficulty))) + round(10 * self._clutter)
+    for _ in range(count):
+      side, drift = rng.uniform([-0.6, -0.45], [0.6, 0.45]) / self._zoom, rng.normal(0, 0.1, 2)
       if rng.random() < 0.5:
         drift[:] = 0
       x, y = (side[k] + drift[k] * np.linspace(0, 1, self._length) for k in (0, 1))
-      size = rng.uniform(0.04, 0.09)
+      size = rng.uniform(0.04, 0.09) / self._zoom
       colour = self.colour(rng.random(), rng.uniform(0.2, 0.8), rng.uniform(0.3, 0.8))
       shape = str(rng.choice(list(SHAPES)))
       self.paint(shape, x, y, size, size, rng.uniform(0, 6), colour)

@@ -145,12 +145,15 @@ def test_the_masks_that_an_ablation_combines(trained, selection, guide):
   video = normalize(jnp.asarray(example["video"]), *PIXELS.values())
   out = jax.device_get(APPLY(variables, video, CSM))
   masks = out["universal_features"] @ np.asarray(current.params["mask"]["kernel"])
-  columns = {"own": np.eye(CLASSES), "soft": soft, "confusing": CSM}[selection]
+  others = soft[~np.eye(CLASSES, dtype=bool)]
+  normalized = (soft - others.min()) / (others.max() - others.min())
+  np.fill_diagonal(normalized, 1)
+  columns = {"own": np.eye(CLASSES), "soft": normalized, "confusing": CSM}[selection]
   guides = example["label"] if guide == "label" else out["universal"].argmax(-1)
   weights = columns[:, guides].T
   assert guide == "prediction" or (guides != out["universal"].argmax(-1)).any()
   combined = np.einsum("nthwm,nm->nthw", masks, weights / weights.sum(1, keepdims=True))
-  masked = out["specific_features"] / (1 + np.exp(-combined[..., None]))
+  masked = out["specific_features"] * combined[..., None]
   head = jax.device_get(current.params["specific"]["head"])
   logits = masked.mean((1, 2, 3)) @ head["kernel"] + head["bias"]
 

@@ -430,8 +430,8 @@ class TorchU2S(nn.Module):
     for clip, guess in zip(masks.split(self.frames), universal.argmax(1), strict=True):
       confusing = [j for j in range(len(csm)) if csm[j, guess] == 1]
       final.append(sum(clip[:, j] for j in confusing) / len(confusing))
-    gate = torch.sigmoid(torch.cat(final)).unsqueeze(1)
-    specific = self.specific.classify(self.specific.features(trunk) * gate)
+    mask = torch.cat(final).unsqueeze(1)
+    specific = self.specific.classify(self.specific.features(trunk) * mask)
     weights = self.mask.weight.flatten(1)
     similar = [
       (1 + torch.cosine_similarity(weights[i], weights[j], dim=0)) / 2

@@ -13,7 +13,7 @@ from u2s_jax.models import mask as mask_lib
 from u2s_jax.models.backbones import Backbone
 from u2s_jax.models.non_local import NonLocal
 
-MASK_ACTIVATIONS = {"sigmoid": jax.nn.sigmoid, "none": lambda x: x}
+MASK_ACTIVATIONS = {"none": lambda x: x, "sigmoid": jax.nn.sigmoid}
 ATTENTIONS = ("mask", "non_local", "none")
 
 
@@ -28,7 +28,7 @@ class U2S(nn.Module):
     backbone: of `backbones.build`; makes the trunk and the two networks.
     attention: what guides the specific network: 'mask' (the paper), 'non_local' (Table III e),
       'none' (Table III d).
-    mask_activation: 'sigmoid' or 'none', applied to the combined mask.
+    mask_activation: applied to the combined mask: 'none' (the paper) or 'sigmoid'.
     non_local_width: channels of the non-local embeddings.
     dtype: of the computation; parameters, BN statistics and logits are float32.
   """
@@ -36,7 +36,7 @@ class U2S(nn.Module):
   num_classes: int
   backbone: Backbone
   attention: str = "mask"
-  mask_activation: str = "sigmoid"
+  mask_activation: str = "none"
   non_local_width: int = 96
   dtype: DTypeLike = jnp.float32
 

@@ -293,8 +293,10 @@ def _masks(run: RunFiles, folder: pathlib.Path) -> Section | None:
   section = Section("masks", "Masks")
   section.texts.append(
     "Fig. 5: the combined mask of the classes confused with the universal network's prediction,"
-    " over the frames that the networks saw. Bright: where the mask is high, on each clip's own"
-    " scale. Below, as in Fig. 6, single classes' masks of the same clips."
+    " over the frames that the networks saw. A mask with negative values is orange where it is"
+    " positive and blue where it is negative; one without is bright where it is high. Each is on"
+    " its own scale, which stands beside it. Below, as in Fig. 6, single classes' masks of the same"
+    " clips."
   )
   names = run.class_names
   for i, clip_id in enumerate(arrays["example_id"]):
@@ -319,7 +321,7 @@ def _masks(run: RunFiles, folder: pathlib.Path) -> Section | None:
       Clip(
         id=str(clip_id),
         title=names[label],
-        caption=f"{clip_id}: frames and mask; {said}.",
+        caption=f"{clip_id}: frames and mask ({overlay.scale(arrays['mask'][i])}); {said}.",
         alt=f"Looping clip {clip_id} of “{names[label]}”, beside it the same under its mask.",
         loop=_uri(loop, "webp"),
         still=_uri(_jpeg(overlay.strip(rows[:2], count=4)), "jpeg"),
@@ -327,7 +329,10 @@ def _masks(run: RunFiles, folder: pathlib.Path) -> Section | None:
         height=height,
         strip=_uri(_jpeg(strip), "jpeg"),
         strip_alt="From top to bottom: frames, combined mask, masks of "
-        + ", ".join(f"“{names[j]}”" for j in classes)
+        + ", ".join(
+          f"“{names[j]}” ({overlay.scale(arrays['class_masks'][i][..., k])})"
+          for k, j in enumerate(classes)
+        )
         + ".",
       )
     )

@@ -43,9 +43,10 @@ def begin_stage(
   begin = jax.jit(run.begin(stage), out_shardings=devices.replicated(devices.data_mesh()))
   state = begin(previous)
   if previous is None and run.config.init_from:
-    state = start_from(run, stage, state, "universal")
+    state = start_from(run, stage, state, "universal", run.config.init_from)
   if stage.init == "pretrained":
-    state = start_from(run, stage, state, "specific")
+    path = settings.pretrained_weights(run.config)
+    state = start_from(run, stage, state, "specific", path)
   if similarity is not None:
     state = state.replace(csm=similarity)
   if previous is None and jax.process_index() == 0:
@@ -56,14 +57,17 @@ def begin_stage(
   return state, first
 
 
-def start_from(run: Run, stage: Stage, state: TrainState, network: str) -> TrainState:
-  """Returns the state with `init_from`'s weights in one of the networks.
+def start_from(
+  run: Run, stage: Stage, state: TrainState, network: str, path: str
+) -> TrainState:
+  """Returns the state with weights from elsewhere in one of the networks.
 
   Args:
     run: the run.
     stage: that begins.
     state: its first state.
     network: 'universal', with the trunk, or 'specific', which takes the UN's weights.
+    path: as `init_from`.
 
   Raises:
     UserError: weights that do not fit.
@@ -73,7 +77,7 @@ def start_from(run: Run, stage: Stage, state: TrainState, network: str) -> Train
     for key in ("params", "batch_stats")
   }
   params, batch_stats = adapt.load(
-    pathlib.Path(run.config.init_from),
+    pathlib.Path(path),
     **trees,
     target=adapt.Target(
       backbone=run.config.model.backbone.to_dict(),

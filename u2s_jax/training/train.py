@@ -128,7 +128,7 @@ def run_stage(
       meter.tell_later(step, rate)
     if epoch_done or save:
       meter.flush()
-    if epoch_done:
+    if meter.ends_epoch(step, config.eval.every_epochs):
       accuracies = validate(run, state)
       board.write_scalars(
         offset + step, {f"{stage.name}/validation_{k}": v for k, v in accuracies.items()}
@@ -136,6 +136,7 @@ def run_stage(
       pictures.write(stage, state, offset + step)
       if stage.decay == "plateau":
         plateau.update(1 - list(accuracies.values())[-1] / 100, stage.patience)
+    if epoch_done:
       meter.restart(step)
     if save:
       if not state_lib.all_finite(state):

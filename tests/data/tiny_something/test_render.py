@@ -15,7 +15,7 @@ from data.tiny_something import actions, render
 from data.tiny_something.render import Settings
 from u2s_jax.errors import UserError
 
-_SETTINGS = {"num_train": 56, "num_validation": 29, "num_test": 28, "height": 32, "seed": 3}
+_SETTINGS = {"num_train": 70, "num_validation": 36, "num_test": 35, "height": 32, "seed": 3}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_label_files(root):
   plain = [name.replace("[", "").replace("]", "") for name in classes]
   assert _labels(root, "labels") == {name: str(index) for index, name in enumerate(plain)}
   ids = []
-  for split, count in (("train", 56), ("validation", 29)):
+  for split, count in (("train", 70), ("validation", 36)):
     entries = _labels(root, split)
     assert len(entries) == count
     for entry in entries:
@@ -187,7 +187,14 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-  "change", [{"height": 33}, {"difficulty": 1.5}, {"num_train": -1}, {"num_workers": 0}]
+  "change",
+  [
+    {"height": 33},
+    {"difficulty": 1.5},
+    {"clutter": -0.1},
+    {"num_train": -1},
+    {"num_workers": 0},
+  ],
 )
 def test_arguments_out_of_range(tmp_path, change):
   with pytest.raises(UserError, match=next(iter(change)).replace("num_train", "counts")):
@@ -206,9 +213,10 @@ def test_the_renderer_imports_neither_tensorflow_nor_jax():
   subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
 
 
-def test_pushes_go_where_their_name_says():
-  right = [_drift(_clip("Pushing [something] from left to right", seed)) for seed in range(12)]
-  left = [_drift(_clip("Pushing [something] from right to left", seed)) for seed in range(12)]
+@pytest.mark.parametrize("verb", ["Pushing", "Pulling"])
+def test_pushes_and_pulls_go_where_their_name_says(verb):
+  right = [_drift(_clip(f"{verb} [something] from left to right", seed)) for seed in range(12)]
+  left = [_drift(_clip(f"{verb} [something] from right to left", seed)) for seed in range(12)]
   assert np.mean(np.array(right) > 0) > 0.9
   assert np.mean(np.array(left) < 0) > 0.9
 
@@ -216,13 +224,13 @@ def test_pushes_go_where_their_name_says():
 @pytest.mark.parametrize(
   ("forwards", "backwards"),
   [
-    ("Covering [something] with [something]", "Uncovering [something]"),
     ("Opening [something]", "Closing [something]"),
     ("Putting [something] into [something]", "Taking [something] out of [something]"),
     (
       "Moving [something] and [something] closer to each other",
       "Moving [something] and [something] away from each other",
     ),
+    ("Moving [something] closer to [something]", "Moving [something] away from [something]"),
   ],
 )
 def test_reversed_classes_begin_where_the_other_ends(forwards, backwards):
@@ -246,16 +254,23 @@ def test_reversed_classes_begin_where_the_other_ends(forwards, backwards):
       "Poking [something] so lightly that it doesn't or almost doesn't move",
     ),
     (
-      "Putting [something] that can't roll onto a slanted surface, so it slides down",
-      "Putting [something] that can't roll onto a slanted surface, so it stays where it is",
+      "Poking [something] so that it falls over",
+      "Poking [something] so lightly that it doesn't or almost doesn't move",
     ),
-    ("Turning [something] upside down", "Pretending to turn [something] upside down"),
-    ("Throwing [something]", "Pretending to throw [something]"),
+    ("Opening [something]", "Pretending to open [something] without actually opening it"),
+    ("Closing [something]", "Pretending to close [something] without actually closing it"),
+    ("Putting [something] next to [something]", "Putting [something] into [something]"),
+    ("Putting [something] onto [something]", "Putting [something] into [something]"),
     (
       "Lifting [something] up completely without letting it drop down",
       "Lifting [something] up completely, then letting it drop down",
     ),
+    (
+      "Lifting up one end of [something] without letting it drop down",
+      "Lifting up one end of [something], then letting it drop down",
+    ),
     ("Bending [something] until it breaks", "Bending [something] so that it deforms"),
+    ("Tearing [something] into two pieces", "Bending [something] until it breaks"),
     (
       "Pouring [something] into [something] until it overflows",
       "Pouring [something] into [something]",
@@ -276,3 +291,17 @@ def test_outcomes_differ_and_difficulty_hides_them(moving, still):
     gaps[difficulty] = np.mean(gap)
   assert gaps[0.0] > 0.02
   assert gaps[1.0] < gaps[0.0]
+
+
+def test_clutter_leaves_less_of_the_frame_to_the_action():
+  name = "Putting [something] next to [something]"
+  index, changed = actions.CLASSES.index(name), {}
+  for clutter in (0.0, 1.0):
+    shares = []
+    for seed in range(8):
+      rng = np.random.default_rng(seed)
+      clip = actions.render_clip(index, rng, height=64, difficulty=0.0, clutter=clutter)[0]
+      shares.append((np.abs(clip[0].astype(float) - clip[len(clip) // 2]).max(-1) > 60).mean())
+    changed[clutter] = np.mean(shares)
+  # Half the height is a quarter of the area; things that drift add to it.
+  assert 0.1 * changed[0.0] < changed[1.0] < 0.6 * changed[0.0]

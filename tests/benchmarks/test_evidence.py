@@ -1,0 +1,138 @@
+"""Intervals, verdicts and records of a study; no run is trained."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import evidence
+from benchmarks.evidence import Records, Study
+from u2s_jax.errors import UserError
+
+
+def study(**fields):
+  known = {
+    "name": "x",
+    "config": "configs/demo.py",
+    "seeds": (0, 1),
+    "overrides": {"batch_size": 4},
+    "variants": {"u2s": {}, "control": {"control": True}},
+    "comparisons": [
+      {"name": "gain", "of": "u2s/merged", "over": "control/universal", "paper": 2.0},
+      {"name": "lost", "of": "u2s/merged", "over": "control/universal", "measure": "top5"},
+    ],
+  }
+  return Study(**known | fields)
+
+
+def entry(variant, seed, hits, **fields):
+  bits = {name: evidence.packed(np.array(value, bool)) for name, value in hits.items()}
+  known = {
+    "variant": variant,
+    "seed": seed,
+    "overrides": study().fields(variant),
+    "digest": "d",
+    "clips": 12,
+    "top1": bits,
+    "top5": {name: evidence.packed(np.ones(12, bool)) for name in hits},
+    "parameters": 10,
+    "flops": 1e12,
+    "minutes": 1.0,
+    "similarity": {},
+  }
+  return known | fields
+
+
+@pytest.fixture
+def records(tmp_path, monkeypatch):
+  monkeypatch.setattr(evidence, "DOCS", tmp_path)
+  made = Records(study())
+  for seed in (0, 1):
+    made.add(entry("u2s", seed, {"one-pass": [0] * 12, "merged": [1] * 9 + [0] * 3}))
+    control = [1] * (6 + seed) + [0] * (6 - seed)
+    made.add(
+      entry("control", seed, {"one-pass": [0] * 12, "universal": control, "merged": control})
+    )
+  return made
+
+
+def test_bits_survive_as_text():
+  bits = np.random.default_rng(0).random(37) < 0.5
+  np.testing.assert_array_equal(evidence.unpacked(evidence.packed(bits), 37), bits)
+
+
+def test_a_hit_is_a_label_among_the_highest_scores():
+  scores, labels = np.array([[0.5, 0.3, 0.2], [0.1, 0.7, 0.2]]), np.array([1, 0])
+  assert evidence.right(scores, labels, 1).tolist() == [False, False]
+  assert evidence.right(scores, labels, 2).tolist() == [True, False]
+
+
+def test_an_interval_covers_as_often_as_it_says():
+  # One seed: clips alone. The normal approximation of a mean of -1, 0, 1.
+  difference = np.repeat([1.0, 0.0, -1.0], [300, 500, 200])
+  mean, low, high = evidence.interval([difference])
+  error = 1.96 * np.sqrt((0.5 - 0.1**2) / 1000)
+  assert mean == pytest.approx(10)
+  assert low == pytest.approx(10 - 100 * error, abs=0.5)
+  assert high == pytest.approx(10 + 100 * error, abs=0.5)
+
+
+def test_seeds_that_differ_widen_an_interval():
+  clips = np.repeat([1.0, 0.0], [200, 800])
+  alike = evidence.interval([clips, clips, clips])
+  apart = evidence.interval([clips, 1 - clips, clips])
+  assert apart[2] - apart[1] > 3 * (alike[2] - alike[1])
+
+
+def test_folds_of_other_sizes_are_pooled():
+  mean, low, high = evidence.interval([np.ones(4), np.zeros(12)])
+  assert mean == 25 and low < 10 and high > 40
+
+
+@pytest.mark.parametrize(
+  ("low", "high", "paper", "said"),
+  [
+    (0.1, 2, 1.5, "reproduced"),
+    (-3, -1, -1.7, "reproduced"),
+    (-3, -1, 1, "not reproduced"),
+    (-0.5, 0.5, 1, "not reproduced"),
+    (-0.5, 1.5, 1, "undecided"),
+    (0.1, 1, None, "positive"),
+    (-1, 1, None, "undecided"),
+  ],
+)
+def test_what_an_interval_means(low, high, paper, said):
+  assert evidence.verdict(low, high, paper) == said
+
+
+def test_effects_pair_clips_and_seeds(records):
+  gain, top5 = evidence.effects(study(), records)
+  assert gain["mean"] == pytest.approx(100 * (3 / 12 + 2 / 12) / 2) and gain["seeds"] == 2
+  assert (top5["mean"], top5["low"], top5["high"]) == (0, 0, 0)
+  text = evidence.page(study(), records)
+  assert "| u2s | 2 | 0.0 |" in text and "| gain | 2 | +2.00 | +20.8 |" in text
+  evidence.draw(study(), records, records.path.with_suffix(".svg"))
+
+
+def test_records_are_read_again(records):
+  again = Records(study())
+  assert again.get("u2s", 1) == json.loads(json.dumps(records.get("u2s", 1)))
+  assert again.get("u2s", 7) is None
+
+
+def test_a_record_of_other_overrides_is_no_record(records):
+  with pytest.raises(UserError, match="control ran with other overrides"):
+    Records(study(variants={"u2s": {}, "control": {"control": True, "seed": 3}}))
+
+
+def test_variants_that_saw_other_clips_are_not_compared(records):
+  records.add(entry("control", 1, {"merged": [0] * 12, "universal": [0] * 12}, digest="e"))
+  with pytest.raises(UserError, match="seed 1: the variants saw other clips"):
+    evidence.effects(study(), records)
+
+
+def test_the_studies_at_hand_can_be_read():
+  for path in (evidence.ROOT / "benchmarks" / "studies").glob("*.toml"):
+    known = evidence.read_study(path)
+    sides = [c[key] for c in known.comparisons for key in ("of", "over")]
+    assert {side.split("/")[0] for side in sides} <= known.variants.keys()
