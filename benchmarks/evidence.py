@@ -40,6 +40,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs" / "evidence"
 ONE_PASS, MERGED = "one-pass", "merged"
 RESAMPLES = 2000
+SIMILAR = ("one_pass", "universal", "specific")  # kinds of features, Fig. 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,14 +80,27 @@ def read_study(path: pathlib.Path) -> Study:
 # Runs.
 
 
-def train(study: Study, variant: str, seed: int, workdir: pathlib.Path) -> dict[str, Any]:
-  """Trains one variant to its end, in a process of its own; returns its record."""
+def train(
+  study: Study, variant: str, seed: int, workdir: pathlib.Path, places: list[str]
+) -> dict[str, Any]:
+  """Trains one variant to its end, in a process of its own; returns its record.
+
+  Args:
+    study: the study.
+    variant: one of its.
+    seed: one of its.
+    workdir: folder of its runs.
+    places: 'field=path', where this machine has what the config reads.
+  """
   folder, first = workdir / f"{variant}_{seed}", next(iter(study.variants))
   fields = study.fields(variant) | {"seed": seed}
   if variant != first:
     start = workdir / f"{first}_{seed}" / "checkpoints" / "universal"
     fields |= {"universal.epochs": 0.0, "init_from": str(start)}
   arguments = [f"--config={study.config}", f"--workdir={folder}"]
+  for place in places:
+    if place.split("=")[0] not in fields:
+      arguments.append(f"--config.{place.format(workdir=workdir, seed=seed)}")
   for name, value in fields.items():
     if isinstance(value, list):
       value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
@@ -168,7 +182,7 @@ def mean_similarities(run: Workdir) -> dict[str, float]:
 
   means = {}
   with np.load(path) as arrays:
-    for name in ("one_pass", "universal", "specific"):
+    for name in SIMILAR:
       if f"sparsity_{name}" in arrays:
         similarity = csm.similarity_matrix(arrays[f"sparsity_{name}"])
         means[name] = float(similarity[~np.eye(len(similarity), dtype=bool)].mean())
@@ -245,41 +259,45 @@ class Records:
           file.write(json.dumps(self._by_run[key]) + "\n")
 
 
-def run_all(study: Study, records: Records, workdir: pathlib.Path, variants, seeds, workers: int):
-  """Trains what has no record yet, several runs at a time, each on its share of the cores."""
-  cores = sorted(os.sched_getaffinity(0))
-  shares = queue.SimpleQueue()
-  for k in range(workers):
-    shares.put(cores[k::workers])
-  first = next(iter(study.variants))
-  futures = {}
+def run_all(study: Study, records: Records, jobs: list[tuple[str, int]], known) -> None:
+  """Trains what has no record yet, several runs at a time, each on its share of the cores.
 
-  def one(variant, seed, start):
+  Args:
+    study: the study.
+    records: takes those of the runs.
+    jobs: variants and seeds.
+    known: the command line.
+  """
+  workdir, first = known.workdir.absolute(), next(iter(study.variants))
+  cores, shares = sorted(os.sched_getaffinity(0)), queue.SimpleQueue()
+  for k in range(known.workers):
+    shares.put(cores[k :: known.workers])
+
+  def run(variant: str, seed: int, start: concurrent.futures.Future | None) -> None:
     if start is not None:
       start.result()
     share = shares.get()
     try:
       os.sched_setaffinity(0, share)  # of this thread, and of the process that it starts
-      entry = train(study, variant, seed, workdir)
-      records.add(entry)
-      merged = unpacked(entry["top1"][MERGED], entry["clips"])
-      print(
-        f"{variant:24} seed {seed:3} {100 * merged.mean():6.2f} %  {entry['minutes']:6.1f} min",
-        flush=True,
-      )
+      entry = train(study, variant, seed, workdir, known.places)
     finally:
       shares.put(share)
+    before = records.get(variant, seed)
+    if before and before["top1"][ONE_PASS] != entry["top1"][ONE_PASS]:
+      raise UserError(f"{records.path}: seed {seed}: stage 1 came out otherwise; delete its lines")
+    records.add(entry)
+    accuracy = 100 * unpacked(entry["top1"][MERGED], entry["clips"]).mean()
+    print(f"{variant:24} seed {seed:3} {accuracy:6.2f} % {entry['minutes']:6.1f} min", flush=True)
 
-  # The runs that others start from come first, so a worker that waits for one never waits for long.
-  order = [(first, seed) for seed in seeds]
-  order += [(variant, seed) for seed in seeds for variant in variants if variant != first]
-  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-    for variant, seed in order:
-      done = records.get(variant, seed)
-      ended = (workdir / f"{variant}_{seed}" / "summary.json").exists()
-      if done and (variant != first or ended):
-        continue
-      futures[variant, seed] = pool.submit(one, variant, seed, futures.get((first, seed)))
+  futures = {}
+  with concurrent.futures.ThreadPoolExecutor(known.workers) as pool:
+    # Stage 1 first, so that no worker waits long for another.
+    missing = {job for job in jobs if not records.get(*job)}
+    # Another machine has no stage 1 to go on from.
+    lacking = {seed for _, seed in missing if not (workdir / f"{first}_{seed}" / "scores").exists()}
+    missing |= {(first, seed) for seed in lacking}
+    for variant, seed in sorted(missing, key=lambda job: (job[0] != first, job[1])):
+      futures[variant, seed] = pool.submit(run, variant, seed, futures.get((first, seed)))
     for future in futures.values():
       future.result()
 
@@ -383,10 +401,21 @@ def accuracies(study: Study, records: Records, measure: str) -> list[dict[str, A
         "parameters": runs[0]["parameters"],
         "flops": runs[0]["flops"],
         "minutes": sum(run["minutes"] for run in runs),
-        "similarity": runs[0]["similarity"],
       }
     )
   return rows
+
+
+def similarities(study: Study, records: Records) -> list[str]:
+  """Returns lines of a table: mean similarity of two classes' features, for runs that have it."""
+  lines = []
+  for variant in study.variants:
+    runs = [run for seed in study.seeds if (run := records.get(variant, seed))]
+    for run in runs:
+      if means := run["similarity"]:
+        cells = " | ".join(f"{means[kind]:.4f}" for kind in SIMILAR if kind in means)
+        lines.append(f"| {variant}, seed {run['seed']} | {cells} |")
+  return lines
 
 
 def page(study: Study, records: Records) -> str:
@@ -424,6 +453,15 @@ def page(study: Study, records: Records) -> str:
       f"| {row['name']}{top5} | {row['seeds']} | {paper} | {row['mean']:+.1f} |"
       f" {row['low']:+.1f} to {row['high']:+.1f} | {row['verdict']} |"
     )
+  if known := similarities(study, records):
+    lines += [
+      "",
+      "Mean similarity (Eq. 2) of two classes' features, as in Fig. 4.",
+      "",
+      f"| | {' | '.join(SIMILAR)} |",
+      "|---|---|---|---|",
+      *known,
+    ]
   return "\n".join(lines) + "\n"
 
 
@@ -452,14 +490,18 @@ def main() -> None:
   parser.add_argument("--workdir", type=pathlib.Path, help="folder of the runs; without, none")
   parser.add_argument("--seeds", type=int, nargs="*", help="of the study's, to train now")
   parser.add_argument("--variants", nargs="*", help="of the study's, to train now")
+  parser.add_argument(
+    "--places", nargs="*", default=[], help="field=path, where this machine has what runs read"
+  )
   parser.add_argument("--workers", type=int, default=1, help="runs at a time, that share the cores")
   known = parser.parse_args()
   try:
     study = read_study(known.study)
     records = Records(study)
     if known.workdir:
-      seeds, variants = known.seeds or study.seeds, known.variants or list(study.variants)
-      run_all(study, records, known.workdir.absolute(), variants, seeds, known.workers)
+      variants = known.variants or study.variants
+      jobs = [(name, seed) for name in variants for seed in known.seeds or study.seeds]
+      run_all(study, records, jobs, known)
     write_page(study, records)
   except UserError as error:
     sys.exit(str(error))

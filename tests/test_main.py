@@ -163,7 +163,7 @@ def test_a_run_from_videos_to_the_table(finished):
   assert {path.name for path in workdir.iterdir()} >= {"checkpoints", "scores", "config.json"}
   assert list(workdir.glob("events.out.tfevents*"))
   scores = np.load(workdir / "scores/validation.npz")
-  assert len(scores["ids"]) == 28 and len(set(scores["ids"])) == 28
+  assert len(scores["ids"]) == 35 and len(set(scores["ids"])) == 35
 
 
 def test_a_finished_run_says_so(finished, data, monkeypatch):

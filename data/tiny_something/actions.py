@@ -65,11 +65,11 @@ def _bend(scene: Scene, outcome: str) -> None:
     gap = scene.about(scene.by(0.16, 0.055)) * scene.ramp(0.4, 0.6)
   if outcome == "tears":  # as far apart, but straight
     angle, gap = (
-      scene.by(0.12, 0.3) * angle,
+      scene.by(0.12, 0.2) * angle,
       scene.about(scene.by(0.16, 0.055)) * scene.ramp(0.3, 0.6),
     )
   if outcome == "resists":
-    angle = angle * scene.by(0, 0.35)
+    angle = angle * scene.by(0, 0.2)
   y = scene.rng.uniform(-0.15, -0.02)
   for side in (-1, 1):
     # Each half hangs from the joint in the middle, then from its own side of the gap.
@@ -174,7 +174,7 @@ def _two(scene: Scene, how: str) -> None:
     scene.reverse()
   items = [scene.item(scale=0.75), scene.item(scale=0.75)]
   x_mid = scene.rng.uniform(-0.06, 0.06)
-  travel = scene.about(scene.by(0.2, 0.08))
+  travel = scene.about(scene.by(0.2, 0.11))
   # Share of its way that each has still before it.
   left = np.stack([1 - scene.ramp(0.1, 0.9)] * 2)
   if how in ("one apart", "one closer"):
