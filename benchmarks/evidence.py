@@ -291,12 +291,13 @@ def run_all(study: Study, records: Records, jobs: list[tuple[str, int]], known) 
 
   futures = {}
   with concurrent.futures.ThreadPoolExecutor(known.workers) as pool:
-    # Stage 1 first, so that no worker waits long for another.
     missing = {job for job in jobs if not records.get(*job)}
     # Another machine has no stage 1 to go on from.
     lacking = {seed for _, seed in missing if not (workdir / f"{first}_{seed}" / "scores").exists()}
     missing |= {(first, seed) for seed in lacking}
-    for variant, seed in sorted(missing, key=lambda job: (job[0] != first, job[1])):
+    # All of stage 1 first, so that no worker waits long for another.
+    names = list(study.variants)
+    for variant, seed in sorted(missing, key=lambda job: (names.index(job[0]), job[1])):
       futures[variant, seed] = pool.submit(run, variant, seed, futures.get((first, seed)))
     for future in futures.values():
       future.result()

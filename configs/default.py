@@ -54,6 +54,10 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.attention = "mask"  # 'mask' (paper), 'non_local' (Table III e), 'none' (Table III d)
   # Of the combined mask: 'none' (paper, whose text names none), or 'sigmoid', a variant of ours.
   config.model.mask_activation = "none"
+  # Largest root mean square over a clip of a mask without activation; a larger mask is scaled down
+  # to it. Unlimited (0; the paper has no limit) it multiplies features by 3 +- 7, and from random
+  # weights, at their high learning rates, the CSN dies (docs/evidence.md).
+  config.model.mask_limit = 1.0
   config.model.non_local_width = 96  # channels of the non-local embeddings (Table III e)
   # Where the CSN starts: 'pretrained' (paper), the weights that stage 1 started from: init_from's
   # or, where stage 1 is another run's, that run's; without any, as 'universal', a copy of the UN;

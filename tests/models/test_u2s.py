@@ -77,10 +77,10 @@ def test_outputs(small):
   np.testing.assert_allclose(one_pass["universal"], out["universal"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("activation", ["sigmoid", "none"])
-def test_specific_prediction_by_hand(small, activation):
+@pytest.mark.parametrize(("activation", "limit"), [("sigmoid", 1.0), ("none", 0.0), ("none", 0.02)])
+def test_specific_prediction_by_hand(small, activation, limit):
   _, video, variables = small
-  model = U2S(CLASSES, SMALL, mask_activation=activation)
+  model = U2S(CLASSES, SMALL, mask_activation=activation, mask_limit=limit)
   guide = jnp.array([0, 2, 3, 4])
   out = jax.tree.map(np.asarray, model.apply(variables, video, CSM, guide))
   kernel = np.asarray(variables["params"]["mask"]["kernel"])
@@ -89,7 +89,11 @@ def test_specific_prediction_by_hand(small, activation):
   np.testing.assert_allclose(out["bridge"], masks.mean((1, 2, 3)), atol=1e-6)
   for n, confusing in enumerate([[0, 1], [2, 4], [3], [2, 4]]):
     mask = masks[n][..., confusing].mean(-1, keepdims=True)
-    mask = 1 / (1 + np.exp(-mask)) if activation == "sigmoid" else mask
+    if activation == "sigmoid":
+      mask = 1 / (1 + np.exp(-mask))
+    elif limit:
+      rms = np.sqrt((mask**2).mean())
+      mask = mask / max(1, rms / limit)
     np.testing.assert_allclose(out["mask"][n], mask, atol=1e-6)
     pooled = (out["specific_features"][n] * mask).mean((0, 1, 2))
     np.testing.assert_allclose(

@@ -49,6 +49,28 @@ def combine(
   return jnp.einsum("nthwm,nm->nthw", masks, weights.astype(masks.dtype))[..., None]
 
 
+def limit_rms(mask: Float[Array, "n t h w 1"], limit: float) -> Float[Array, "n t h w 1"]:
+  """Scales down each clip's mask whose root mean square over T, H, W is above the limit, to it.
+
+  Sign, zeros and shape of the mask stay; a mask below the limit stays as it is.
+
+  Args:
+    mask: `(N, T, H, W, 1)`, raw.
+    limit: Positive.
+
+  Returns:
+    `(N, T, H, W, 1)` of the mask's type.
+
+  Example:
+    >>> limit_rms(jnp.array([3.0, -4.0, 0.0, 0.0]).reshape(1, 1, 1, 4, 1), 1.0).ravel().tolist()
+    [1.2000000476837158, -1.600000023841858, 0.0, 0.0]
+  """
+  square = jnp.mean(jnp.square(mask.astype(jnp.float32)), axis=(1, 2, 3, 4), keepdims=True)
+  # The larger of the squares, not of the roots: the root of 0 has no finite gradient.
+  scale = limit / jnp.sqrt(jnp.maximum(square, limit**2))
+  return (mask * scale).astype(mask.dtype)
+
+
 def class_masks(
   features: Float[Array, "n t h w c"], kernel: Float[Array, "c m"]
 ) -> Float[Array, "n t h w m"]:

@@ -1,5 +1,6 @@
 """Composition of the U2S networks (Fig. 2 and 3 of the paper) and the one-pass model inside it."""
 
+import math
 from collections.abc import Collection
 
 import flax.linen as nn
@@ -29,6 +30,8 @@ class U2S(nn.Module):
     attention: what guides the specific network: 'mask' (the paper), 'non_local' (Table III e),
       'none' (Table III d).
     mask_activation: applied to the combined mask: 'none' (the paper) or 'sigmoid'.
+    mask_limit: of a mask without activation: its largest root mean square over a clip, see
+      `mask.limit_rms`; 0 for no limit.
     non_local_width: channels of the non-local embeddings.
     dtype: of the computation; parameters, BN statistics and logits are float32.
   """
@@ -37,6 +40,7 @@ class U2S(nn.Module):
   backbone: Backbone
   attention: str = "mask"
   mask_activation: str = "none"
+  mask_limit: float = 1.0
   non_local_width: int = 96
   dtype: DTypeLike = jnp.float32
 
@@ -47,6 +51,8 @@ class U2S(nn.Module):
       raise UserError(
         f"model.mask_activation: {self.mask_activation!r} is not one of {tuple(MASK_ACTIVATIONS)}"
       )
+    if not 0 <= self.mask_limit < math.inf:
+      raise UserError(f"model.mask_limit: {self.mask_limit} is no number of at least 0")
     super().__post_init__()
 
   def setup(self):
@@ -104,6 +110,8 @@ class U2S(nn.Module):
         guide = jnp.argmax(outputs["universal"], axis=-1)
       weights = mask_lib.select(csm, guide)
       outputs["bridge"], combined = self.mask(outputs["universal_features"], weights)
+      if self.mask_activation == "none" and self.mask_limit:
+        combined = mask_lib.limit_rms(combined, self.mask_limit)
       outputs["mask"] = MASK_ACTIVATIONS[self.mask_activation](combined)
       features = features * outputs["mask"]
     elif self.attention == "non_local":

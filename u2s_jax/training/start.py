@@ -57,9 +57,7 @@ def begin_stage(
   return state, first
 
 
-def start_from(
-  run: Run, stage: Stage, state: TrainState, network: str, path: str
-) -> TrainState:
+def start_from(run: Run, stage: Stage, state: TrainState, network: str, path: str) -> TrainState:
   """Returns the state with weights from elsewhere in one of the networks.
 
   Args:
