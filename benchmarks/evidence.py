@@ -40,6 +40,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs" / "evidence"
 ONE_PASS, MERGED = "one-pass", "merged"
 RESAMPLES = 2000
+PREPARING = threading.Lock()  # held until a run has its data set: one process prepares it for all
 SIMILAR = ("one_pass", "universal", "specific")  # kinds of features, Fig. 4
 
 
@@ -110,15 +111,14 @@ def train(
   environment = {"JAX_COMPILATION_CACHE_DIR": str(workdir / "compiled"), **os.environ}
   begin = time.monotonic()
   folder.parent.mkdir(parents=True, exist_ok=True)
+  command = [sys.executable, "main.py", *arguments]
   with open(folder.with_suffix(".log"), "a") as log:
-    subprocess.run(
-      [sys.executable, "main.py", *arguments],
-      cwd=ROOT,
-      check=True,
-      stdout=log,
-      stderr=log,
-      env=environment,
-    )
+    with PREPARING:
+      process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
+      while process.poll() is None and not Workdir(folder).config.exists():
+        time.sleep(0.5)
+    if process.wait():
+      raise UserError(f"{log.name}: the run failed, see its end")
   return record(Workdir(folder)) | {
     "variant": variant,
     "seed": seed,
