@@ -104,3 +104,18 @@ def test_mask_network_types(dtype, given, expected):
   (bridge, combined), variables = module.init_with_output(jax.random.key(0), *inputs)
   assert combined.dtype == expected and bridge.dtype == jnp.float32
   assert variables["params"]["kernel"].dtype == jnp.float32
+
+
+def test_a_limited_mask_keeps_its_sign_and_shape():
+  rng = np.random.default_rng(0)
+  raw = np.stack([rng.normal(2, 7, (3, 2, 2, 1)), rng.normal(0, 0.1, (3, 2, 2, 1))])
+  limited = np.asarray(mask.limit_rms(jnp.asarray(raw, jnp.float32), 1.5))
+  rms = np.sqrt((raw**2).mean((1, 2, 3, 4)))
+  np.testing.assert_allclose(limited[0], raw[0] * 1.5 / rms[0], rtol=1e-5)
+  np.testing.assert_allclose(limited[1], raw[1], rtol=1e-5)  # below the limit
+
+
+def test_the_gradient_of_a_limited_mask_is_finite_and_never_larger():
+  for raw in (jnp.zeros((1, 1, 2, 2, 1)), 9 * jnp.ones((1, 1, 2, 2, 1))):
+    gradient = jax.vjp(lambda x: mask.limit_rms(x, 1.0), raw)[1](jnp.ones_like(raw))[0]
+    assert np.all(np.isfinite(gradient)) and np.all(np.abs(gradient) <= 1)

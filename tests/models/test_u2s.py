@@ -145,6 +145,11 @@ def test_without_a_mask_network_there_is_no_bridge(attention):
   )
 
 
+def test_a_limit_that_cannot_be_is_an_error():
+  with pytest.raises(ValueError, match="model.mask_limit: -1.0 is no number of at least 0"):
+    U2S(CLASSES, SMALL, mask_limit=-1.0)
+
+
 @pytest.mark.parametrize("field", ["attention", "mask_activation"])
 def test_unknown_names_are_errors(field):
   with pytest.raises(ValueError, match=f"model.{field}: 'x' is not one of"):
