@@ -5,9 +5,9 @@
 
 A study file (TOML) names the config, the `[overrides]` of all runs, the seeds, the `[variants]` as
 overrides of their own, and the comparisons. The first variant trains stage 1, once a seed; the
-others go on from its end. What a run got right, clip by clip, is kept in
-`docs/evidence/<study>.jsonl`: started again, the study goes on, and its tables can be made anew
-without training. Intervals are of a bootstrap over clips and seeds.
+others go on from its end, but for those that name another. What a run got right, clip by clip, is
+kept in `docs/evidence/<study>.jsonl`: started again, the study goes on, and its tables can be made
+anew without training. Intervals are of a bootstrap over clips and seeds.
 """
 
 import argparse
@@ -54,7 +54,8 @@ class Study:
     seeds: of the runs; each gives every variant once.
     overrides: of the config's fields, by dotted name, for all runs. '{workdir}' and '{seed}' in
       them stand for the study's folder and the run's seed.
-    variants: further overrides by the variant's name; the first trains stage 1.
+    variants: further overrides by the variant's name. Beside them `from` names the variant whose
+      stage 1 it goes on from, '' for none; without, the study's first.
     comparisons: what is compared: `name`, `of` and `over`, each 'variant/prediction', `measure`
       ('top1' or 'top5') and, where the paper has it, `paper`, its effect in points.
   """
@@ -68,7 +69,13 @@ class Study:
 
   def fields(self, variant: str) -> dict[str, Any]:
     """Returns what a variant overrides."""
-    return self.overrides | self.variants[variant]
+    own = {name: value for name, value in self.variants[variant].items() if name != "from"}
+    return self.overrides | own
+
+  def start(self, variant: str) -> str:
+    """Returns the variant whose stage 1 a variant goes on from, '' where it trains its own."""
+    first = next(iter(self.variants))
+    return self.variants[variant].get("from", "" if variant == first else first)
 
 
 def read_study(path: pathlib.Path) -> Study:
@@ -93,11 +100,11 @@ def train(
     workdir: folder of its runs.
     places: 'field=path', where this machine has what the config reads.
   """
-  folder, first = workdir / f"{variant}_{seed}", next(iter(study.variants))
+  folder, start = workdir / f"{variant}_{seed}", study.start(variant)
   fields = study.fields(variant) | {"seed": seed}
-  if variant != first:
-    start = workdir / f"{first}_{seed}" / "checkpoints" / "universal"
-    fields |= {"universal.epochs": 0.0, "init_from": str(start)}
+  if start:
+    path = workdir / f"{start}_{seed}" / "checkpoints" / "universal"
+    fields |= {"universal.epochs": 0.0, "init_from": str(path)}
   arguments = [f"--config={study.config}", f"--workdir={folder}"]
   for place in places:
     if place.split("=")[0] not in fields:
@@ -268,7 +275,7 @@ def run_all(study: Study, records: Records, jobs: list[tuple[str, int]], known) 
     jobs: variants and seeds.
     known: the command line.
   """
-  workdir, first = known.workdir.absolute(), next(iter(study.variants))
+  workdir = known.workdir.absolute()
   cores, shares = sorted(os.sched_getaffinity(0)), queue.SimpleQueue()
   for k in range(known.workers):
     shares.put(cores[k :: known.workers])
@@ -293,12 +300,15 @@ def run_all(study: Study, records: Records, jobs: list[tuple[str, int]], known) 
   with concurrent.futures.ThreadPoolExecutor(known.workers) as pool:
     missing = {job for job in jobs if not records.get(*job)}
     # Another machine has no stage 1 to go on from.
-    lacking = {seed for _, seed in missing if not (workdir / f"{first}_{seed}" / "scores").exists()}
-    missing |= {(first, seed) for seed in lacking}
+    starts = {(study.start(variant), seed) for variant, seed in missing if study.start(variant)}
+    missing |= {
+      (name, k) for name, k in starts if not (workdir / f"{name}_{k}" / "scores").exists()
+    }
     # All of stage 1 first, so that no worker waits long for another.
-    names = list(study.variants)
+    names = sorted(study.variants, key=lambda name: study.start(name) != "")
     for variant, seed in sorted(missing, key=lambda job: (names.index(job[0]), job[1])):
-      futures[variant, seed] = pool.submit(run, variant, seed, futures.get((first, seed)))
+      start = futures.get((study.start(variant), seed))
+      futures[variant, seed] = pool.submit(run, variant, seed, start)
     for future in futures.values():
       future.result()
 

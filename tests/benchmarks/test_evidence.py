@@ -131,6 +131,12 @@ def test_variants_that_saw_other_clips_are_not_compared(records):
     evidence.effects(study(), records)
 
 
+def test_where_a_variant_starts():
+  known = study(variants={"u2s": {}, "two": {"seed": 1}, "far": {"from": ""}, "g": {"from": "far"}})
+  assert [known.start(name) for name in known.variants] == ["", "u2s", "", "far"]
+  assert known.fields("g") == {"batch_size": 4}
+
+
 def test_the_studies_at_hand_can_be_read():
   for path in (evidence.ROOT / "benchmarks" / "studies").glob("*.toml"):
     known = evidence.read_study(path)
