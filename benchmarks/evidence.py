@@ -148,9 +148,9 @@ def record(run: Workdir) -> dict[str, Any]:
     "clips": len(order),
     "digest": hashlib.sha256(clips.encode()).hexdigest()[:16],
     "similarity": mean_similarities(run),
-    **{
-      f"top{k}": {name: packed(right(s, final.labels, k)[order]) for name, s in hits.items()}
-      for k in (1, 5)
+    "top1": {name: packed(right(s, final.labels, 1)[order]) for name, s in hits.items()},
+    "top5": {
+      name: packed(right(hits[name], final.labels, 5)[order]) for name in (ONE_PASS, MERGED)
     },
   }
 
