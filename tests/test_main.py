@@ -177,7 +177,7 @@ def test_evaluation_in_other_views_has_a_folder_of_its_own(finished, data, monke
   arguments = command(workdir, *data, "--mode=eval", "--config.eval.views=10crop")[2:]
   _, status = call(*arguments, monkeypatch=monkeypatch)
   assert status == 0
-  folder = workdir / "eval/10crop_joint_7"
+  folder = workdir / "eval/10crop_joint_9"
   assert set(json.loads((folder / "summary.json").read_text())["predictions"]) == PREDICTIONS
   for path, content in before.items():
     assert path.read_bytes() == content
