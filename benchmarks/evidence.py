@@ -33,8 +33,7 @@ from scipy import stats
 
 from u2s_jax.errors import UserError
 from u2s_jax.evaluation import scores as scores_lib
-from u2s_jax.evaluation.scores import FUSIONS, Scores
-from u2s_jax.workdir import Workdir, whole_file
+from u2s_jax.workdir import Workdir, read_npz, whole_file
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs" / "evidence"
@@ -140,7 +139,8 @@ def record(run: Workdir) -> dict[str, Any]:
   one_pass = scores_lib.read(run.one_pass_scores("validation"))
   order = np.argsort(final.ids)
   clips = "".join(f"{final.ids[k]} {final.labels[k]}\n" for k in order)
-  hits = {ONE_PASS: one_pass.predictions["universal"]} | predictions(final)
+  hits = {ONE_PASS: one_pass.predictions["universal"]} | scores_lib.fused(final)
+  hits[MERGED] = final.merged
   summary = json.loads(run.summary.read_text())
   return {
     "parameters": summary["parameters"]["u2s"],
@@ -153,16 +153,6 @@ def record(run: Workdir) -> dict[str, Any]:
       name: packed(right(hits[name], final.labels, 5)[order]) for name in (ONE_PASS, MERGED)
     },
   }
-
-
-def predictions(final: Scores) -> dict[str, np.ndarray]:
-  """Returns the scores of every fusion that there is, the mean of all as 'merged'."""
-  fused = {
-    "+".join(names): scores_lib.fuse(final.predictions, names)
-    for names in FUSIONS
-    if all(name in final.predictions for name in names)
-  }
-  return fused | {MERGED: final.merged}
 
 
 def right(scores: np.ndarray, labels: np.ndarray, k: int) -> Bool[np.ndarray, " n"]:
@@ -187,12 +177,11 @@ def mean_similarities(run: Workdir) -> dict[str, float]:
     return {}
   from u2s_jax import csm
 
-  means = {}
-  with np.load(path) as arrays:
-    for name in SIMILAR:
-      if f"sparsity_{name}" in arrays:
-        similarity = csm.similarity_matrix(arrays[f"sparsity_{name}"])
-        means[name] = float(similarity[~np.eye(len(similarity), dtype=bool)].mean())
+  arrays, means = read_npz(path), {}
+  for name in SIMILAR:
+    if f"sparsity_{name}" in arrays:
+      similarity = csm.similarity_matrix(arrays[f"sparsity_{name}"])
+      means[name] = float(similarity[~np.eye(len(similarity), dtype=bool)].mean())
   return means
 
 
@@ -429,8 +418,8 @@ def similarities(study: Study, records: Records) -> list[str]:
   return lines
 
 
-def page(study: Study, records: Records) -> str:
-  """Returns the tables of a study as Markdown."""
+def page(study: Study, records: Records, compared: list[dict[str, Any]]) -> str:
+  """Returns the tables of a study as Markdown; `compared` is of `effects`."""
   lines = [
     f"# {study.name}",
     "",
@@ -457,7 +446,7 @@ def page(study: Study, records: Records) -> str:
     "| | seeds | paper | here | interval | |",
     "|---|---|---|---|---|---|",
   ]
-  for row in effects(study, records):
+  for row in compared:
     paper = "" if row["paper"] is None else f"{row['paper']:+.2f}"
     top5 = ", top-5" if row["measure"] == "top5" else ""
     lines.append(
@@ -476,9 +465,9 @@ def page(study: Study, records: Records) -> str:
   return "\n".join(lines) + "\n"
 
 
-def draw(study: Study, records: Records, path: pathlib.Path) -> None:
-  """Draws the effects with their intervals, and the paper's where it has them."""
-  rows = effects(study, records)[::-1]
+def draw(compared: list[dict[str, Any]], path: pathlib.Path) -> None:
+  """Draws what `effects` returned with their intervals, and the paper's where it has them."""
+  rows = compared[::-1]
   figure = Figure(figsize=(8, 0.8 + 0.32 * len(rows)), layout="constrained")
   axes = figure.subplots()
   for y, row in enumerate(rows):
@@ -520,10 +509,11 @@ def main() -> None:
 
 def write_page(study: Study, records: Records) -> None:
   """Writes a study's page and figure, and prints the page."""
-  text = page(study, records)
+  compared = effects(study, records)
+  text = page(study, records, compared)
   with whole_file(DOCS / f"{study.name}.md") as file:
     file.write(text)
-  draw(study, records, DOCS / f"{study.name}.svg")
+  draw(compared, DOCS / f"{study.name}.svg")
   print(text)
 
 

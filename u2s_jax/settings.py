@@ -2,6 +2,7 @@
 
 import json
 import math
+import operator
 import pathlib
 from typing import Any
 
@@ -177,10 +178,9 @@ def check(
   Raises:
     UserError: a config that cannot work, or not the run's; names the first such field.
   """
-  counts = {name: config[name] for name in ("log_every_steps", "checkpoint_every_steps")}
-  counts |= {"accumulate_steps": config.accumulate_steps}
-  counts |= {"eval.every_epochs": config.eval.every_epochs}
-  for field, value in counts.items():
+  counts = ("log_every_steps", "checkpoint_every_steps", "accumulate_steps", "eval.every_epochs")
+  for field in counts:
+    value = operator.attrgetter(field)(config)
     if value < 1:
       raise UserError(f"{field}: {value} is not at least 1")
   began = config_of_run(workdir)

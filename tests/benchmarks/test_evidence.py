@@ -106,12 +106,12 @@ def test_what_an_interval_means(low, high, paper, said):
 
 
 def test_effects_pair_clips_and_seeds(records):
-  gain, top5 = evidence.effects(study(), records)
+  compared = gain, top5 = evidence.effects(study(), records)
   assert gain["mean"] == pytest.approx(100 * (3 / 12 + 2 / 12) / 2) and gain["seeds"] == 2
   assert (top5["mean"], top5["low"], top5["high"]) == (0, 0, 0)
-  text = evidence.page(study(), records)
+  text = evidence.page(study(), records, compared)
   assert "| u2s | 2 | 0.0 |" in text and "| gain | 2 | +2.00 | +20.8 |" in text
-  evidence.draw(study(), records, records.path.with_suffix(".svg"))
+  evidence.draw(compared, records.path.with_suffix(".svg"))
 
 
 def test_records_are_read_again(records):

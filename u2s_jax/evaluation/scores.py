@@ -123,8 +123,13 @@ def fusions(scores: Scores) -> dict[str, dict[str, float]]:
   Raises:
     ValueError: as `metrics.summarize`.
   """
+  return {name: metrics.summarize(values, scores.labels) for name, values in fused(scores).items()}
+
+
+def fused(scores: Scores) -> dict[str, Float[np.ndarray, "n m"]]:
+  """Returns the scores of every fusion of Table I whose predictions there are, in its order."""
   return {
-    "+".join(names): metrics.summarize(fuse(scores.predictions, names), scores.labels)
+    "+".join(names): fuse(scores.predictions, names)
     for names in FUSIONS
     if all(name in scores.predictions for name in names)
   }
