@@ -11,9 +11,7 @@ anew without training. Intervals are of a bootstrap over clips and seeds.
 """
 
 import argparse
-import base64
 import concurrent.futures
-import dataclasses
 import hashlib
 import json
 import os
@@ -23,68 +21,28 @@ import subprocess
 import sys
 import threading
 import time
-import tomllib
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
-from matplotlib.figure import Figure
-from scipy import stats
 
+from benchmarks import effects
+from benchmarks.study import (
+  MERGED,
+  ONE_PASS,
+  ROOT,
+  SIMILAR,
+  Records,
+  Study,
+  packed,
+  read_study,
+  unpacked,
+)
 from u2s_jax.errors import UserError
 from u2s_jax.evaluation import scores as scores_lib
-from u2s_jax.workdir import Workdir, read_npz, whole_file
+from u2s_jax.workdir import Workdir, read_npz
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-DOCS = ROOT / "docs" / "evidence"
-ONE_PASS, MERGED = "one-pass", "merged"
-RESAMPLES = 2000
 PREPARING = threading.Lock()  # held until a run has its data set: one process prepares it for all
-SIMILAR = ("one_pass", "universal", "specific")  # kinds of features, Fig. 4
-
-
-@dataclasses.dataclass(frozen=True)
-class Study:
-  """A study file.
-
-  Attributes:
-    name: of its files.
-    config: file of the config.
-    seeds: of the runs; each gives every variant once.
-    overrides: of the config's fields, by dotted name, for all runs. '{workdir}' and '{seed}' in
-      them stand for the study's folder and the run's seed.
-    variants: further overrides by the variant's name. Beside them `from` names the variant whose
-      stage 1 it goes on from, '' for none; without, the study's first.
-    comparisons: what is compared: `name`, `of` and `over`, each 'variant/prediction', `measure`
-      ('top1' or 'top5') and, where the paper has it, `paper`, its effect in points.
-  """
-
-  name: str
-  config: str
-  seeds: tuple[int, ...]
-  overrides: dict[str, Any]
-  variants: dict[str, dict[str, Any]]
-  comparisons: list[dict[str, Any]]
-
-  def fields(self, variant: str) -> dict[str, Any]:
-    """Returns what a variant overrides."""
-    own = {name: value for name, value in self.variants[variant].items() if name != "from"}
-    return self.overrides | own
-
-  def start(self, variant: str) -> str:
-    """Returns the variant whose stage 1 a variant goes on from, '' where it trains its own."""
-    first = next(iter(self.variants))
-    return self.variants[variant].get("from", "" if variant == first else first)
-
-
-def read_study(path: pathlib.Path) -> Study:
-  """Reads a study file."""
-  content = tomllib.loads(path.read_text())
-  content["seeds"] = tuple(content["seeds"])
-  return Study(name=path.stem, **content)
-
-
-# Runs.
 
 
 def train(
@@ -160,16 +118,6 @@ def right(scores: np.ndarray, labels: np.ndarray, k: int) -> Bool[np.ndarray, " 
   return np.any(np.argsort(-scores, axis=1, kind="stable")[:, :k] == labels[:, None], axis=1)
 
 
-def packed(bits: Bool[np.ndarray, " n"]) -> str:
-  """Returns bits as text; `unpacked` reads it."""
-  return base64.b64encode(np.packbits(bits).tobytes()).decode()
-
-
-def unpacked(text: str, count: int) -> Bool[np.ndarray, " n"]:
-  """Returns the bits that `packed` was given."""
-  return np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=count).astype(bool)
-
-
 def mean_similarities(run: Workdir) -> dict[str, float]:
   """Returns the mean similarity of two classes' features (Eq. 2) by kind of features, Fig. 4."""
   path = run.analysis("validation")
@@ -216,43 +164,6 @@ def training_flops(run: Workdir, num_classes: int) -> float:
 def last_step(run: Workdir, stage: str) -> int:
   """Returns the number of a stage's steps, by its last checkpoint."""
   return max(int(path.name) for path in (run.checkpoints / stage).glob("[0-9]*"))
-
-
-class Records:
-  """The records of a study's runs, one line of JSON each, by variant and seed.
-
-  Args:
-    study: whose they are.
-
-  Raises:
-    UserError: a record of a run with other overrides.
-  """
-
-  def __init__(self, study: Study):
-    self.path = DOCS / f"{study.name}.jsonl"
-    self._lock = threading.Lock()
-    lines = self.path.read_text().splitlines() if self.path.exists() else []
-    self._by_run = {}
-    for line in map(json.loads, lines):
-      variant = line["variant"]
-      if variant in study.variants and line["overrides"] != study.fields(variant):
-        raise UserError(
-          f"{self.path}: {variant} ran with other overrides; rename the variant or delete its lines"
-        )
-      self._by_run[variant, line["seed"]] = line
-
-  def get(self, variant: str, seed: int) -> dict[str, Any] | None:
-    """Returns the record of a run, None where it has not come to its end."""
-    return self._by_run.get((variant, seed))
-
-  def add(self, entry: dict[str, Any]) -> None:
-    """Adds a record, and writes all."""
-    with self._lock:
-      self._by_run[entry["variant"], entry["seed"]] = entry
-      self.path.parent.mkdir(parents=True, exist_ok=True)
-      with whole_file(self.path) as file:
-        for key in sorted(self._by_run):
-          file.write(json.dumps(self._by_run[key]) + "\n")
 
 
 def run_all(study: Study, records: Records, jobs: list[tuple[str, int]], known) -> None:
@@ -302,185 +213,6 @@ def run_all(study: Study, records: Records, jobs: list[tuple[str, int]], known) 
       future.result()
 
 
-# Tables.
-
-
-def interval(differences: list[np.ndarray]) -> tuple[float, float, float]:
-  """Returns a mean in percent with its 95 % interval, by bootstrap over clips and seeds.
-
-  Args:
-    differences: for each seed the difference of what is compared, clip by clip; of clips that are
-      the same for all seeds, or, as folds have them, of others for each.
-  """
-  if len({len(d) for d in differences}) > 1 or len(differences) == 1:
-    pooled = np.concatenate(differences)
-    resample = (np.arange(len(pooled)),)
-    statistic = lambda clips: pooled[clips].mean()  # noqa: E731
-  else:
-    table = np.stack(differences)
-    resample = tuple(map(np.arange, table.shape))
-    statistic = lambda seeds, clips: table[np.ix_(seeds, clips)].mean()  # noqa: E731
-  mean = float(np.mean(np.concatenate(differences)))
-  if not np.any(np.concatenate(differences)):
-    return 0.0, 0.0, 0.0
-  found = stats.bootstrap(
-    resample, statistic, n_resamples=RESAMPLES, vectorized=False, method="percentile", rng=0
-  ).confidence_interval
-  return 100 * mean, 100 * float(found.low), 100 * float(found.high)
-
-
-def verdict(low: float, high: float, paper: float | None) -> str:
-  """Says what an interval means for the paper's effect.
-
-  'reproduced': all of it on the paper's side of 0; 'not reproduced': all on the other side, or it
-  holds 0 and not the paper's effect; 'undecided': it holds both.
-  """
-  if paper is None:
-    return "positive" if low > 0 else "negative" if high < 0 else "undecided"
-  if (low > 0 and paper > 0) or (high < 0 and paper < 0):
-    return "reproduced"
-  return "undecided" if low <= 0 <= high and low <= paper <= high else "not reproduced"
-
-
-def effects(study: Study, records: Records) -> list[dict[str, Any]]:
-  """Returns for each comparison its effect, interval, seeds and verdict; without runs, no row."""
-  rows = []
-  for comparison in study.comparisons:
-    measure = comparison.get("measure", "top1")
-    sides = [comparison[key].split("/", 1) for key in ("of", "over")]
-    differences = []
-    for seed in study.seeds:
-      pair = [records.get(variant, seed) for variant, _ in sides]
-      if None in pair:
-        continue
-      if pair[0]["digest"] != pair[1]["digest"]:
-        raise UserError(f"{records.path}: seed {seed}: the variants saw other clips")
-      one, other = (
-        unpacked(entry[measure][prediction], entry["clips"]).astype(float)
-        for entry, (_, prediction) in zip(pair, sides, strict=True)
-      )
-      differences.append(one - other)
-    if not differences:
-      continue
-    mean, low, high = interval(differences)
-    paper = comparison.get("paper")
-    rows.append(
-      {
-        "name": comparison["name"],
-        "measure": measure,
-        "paper": paper,
-        "seeds": len(differences),
-        "mean": mean,
-        "low": low,
-        "high": high,
-        "verdict": verdict(low, high, paper),
-      }
-    )
-  return rows
-
-
-def accuracies(study: Study, records: Records, measure: str) -> list[dict[str, Any]]:
-  """Returns for each variant that ran the mean accuracy of each prediction over the seeds."""
-  rows = []
-  for variant in study.variants:
-    runs = [run for seed in study.seeds if (run := records.get(variant, seed))]
-    if not runs:
-      continue
-    names = (ONE_PASS, "universal", "bridge", "specific", MERGED)
-    values = {
-      name: [100 * unpacked(run[measure][name], run["clips"]).mean() for run in runs]
-      for name in names
-      if name in runs[0][measure]
-    }
-    rows.append(
-      {
-        "variant": variant,
-        "seeds": len(runs),
-        **{name: float(np.mean(v)) for name, v in values.items()},
-        "deviation": float(np.std(values[MERGED], ddof=1)) if len(runs) > 1 else None,
-        "parameters": runs[0]["parameters"],
-        "flops": runs[0]["flops"],
-        "minutes": sum(run["minutes"] for run in runs),
-      }
-    )
-  return rows
-
-
-def similarities(study: Study, records: Records) -> list[str]:
-  """Returns lines of a table: mean similarity of two classes' features, for runs that have it."""
-  lines = []
-  for variant in study.variants:
-    runs = [run for seed in study.seeds if (run := records.get(variant, seed))]
-    for run in runs:
-      if means := run["similarity"]:
-        cells = " | ".join(f"{means[kind]:.4f}" for kind in SIMILAR if kind in means)
-        lines.append(f"| {variant}, seed {run['seed']} | {cells} |")
-  return lines
-
-
-def page(study: Study, records: Records, compared: list[dict[str, Any]]) -> str:
-  """Returns the tables of a study as Markdown; `compared` is of `effects`."""
-  lines = [
-    f"# {study.name}",
-    "",
-    f"By `python -m benchmarks.evidence benchmarks/studies/{study.name}.toml`, which writes this"
-    " page anew; with `--workdir` it trains what has no record yet. Top-1 in percent, means over"
-    " seeds; stage 1 is shared by the variants of a seed.",
-    "",
-    "| variant | seeds | one-pass | universal | bridge | specific | merged (deviation) |"
-    " parameters | training | minutes |",
-    "|---|---|---|---|---|---|---|---|---|---|",
-  ]
-  for row in accuracies(study, records, "top1"):
-    cells = [f"{row[k]:.1f}" if k in row else "" for k in (ONE_PASS, "universal", "bridge")]
-    cells.append(f"{row['specific']:.1f}" if "specific" in row else "")
-    deviation = "" if row["deviation"] is None else f" ({row['deviation']:.1f})"
-    lines.append(
-      f"| {row['variant']} | {row['seeds']} | {' | '.join(cells)} | {row[MERGED]:.1f}{deviation} |"
-      f" {row['parameters'] / 1e6:.2f} M | {row['flops'] / 1e12:.1f} TFLOP | {row['minutes']:.0f} |"
-    )
-  lines += [
-    "",
-    "Differences in points, the 95 % interval by bootstrap over clips and seeds beside.",
-    "",
-    "| | seeds | paper | here | interval | |",
-    "|---|---|---|---|---|---|",
-  ]
-  for row in compared:
-    paper = "" if row["paper"] is None else f"{row['paper']:+.2f}"
-    top5 = ", top-5" if row["measure"] == "top5" else ""
-    lines.append(
-      f"| {row['name']}{top5} | {row['seeds']} | {paper} | {row['mean']:+.1f} |"
-      f" {row['low']:+.1f} to {row['high']:+.1f} | {row['verdict']} |"
-    )
-  if known := similarities(study, records):
-    lines += [
-      "",
-      "Mean similarity (Eq. 2) of two classes' features, as in Fig. 4.",
-      "",
-      f"| | {' | '.join(SIMILAR)} |",
-      "|---|---|---|---|",
-      *known,
-    ]
-  return "\n".join(lines) + "\n"
-
-
-def draw(compared: list[dict[str, Any]], path: pathlib.Path) -> None:
-  """Draws what `effects` returned with their intervals, and the paper's where it has them."""
-  rows = compared[::-1]
-  figure = Figure(figsize=(8, 0.8 + 0.32 * len(rows)), layout="constrained")
-  axes = figure.subplots()
-  for y, row in enumerate(rows):
-    axes.plot([row["low"], row["high"]], [y, y], color="C0", linewidth=2)
-    axes.plot(row["mean"], y, "o", color="C0")
-    if row["paper"] is not None:
-      axes.plot(row["paper"], y, "x", color="C1")
-  axes.axvline(0, color="grey", linewidth=0.8)
-  axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=8)
-  axes.set_xlabel("points (cross: the paper's, on its data)")
-  figure.savefig(path)
-
-
 def main() -> None:
   """Reads the command line, trains what is missing, and writes tables and figure."""
   parser = argparse.ArgumentParser(
@@ -502,19 +234,9 @@ def main() -> None:
       variants = known.variants or study.variants
       jobs = [(name, seed) for name in variants for seed in known.seeds or study.seeds]
       run_all(study, records, jobs, known)
-    write_page(study, records)
+    effects.write_page(study, records)
   except UserError as error:
     sys.exit(str(error))
-
-
-def write_page(study: Study, records: Records) -> None:
-  """Writes a study's page and figure, and prints the page."""
-  compared = effects(study, records)
-  text = page(study, records, compared)
-  with whole_file(DOCS / f"{study.name}.md") as file:
-    file.write(text)
-  draw(compared, DOCS / f"{study.name}.svg")
-  print(text)
 
 
 if __name__ == "__main__":

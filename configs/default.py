@@ -95,6 +95,9 @@ def get_config() -> ml_collections.ConfigDict:
   # Stages 2 and 3 go on training the one-pass model instead, as long, at the same learning rates:
   # the control that a comparison with U2S has to carry.
   config.control = False
+  # Subnetworks that learn, in the stages that train them (paper: all). The others keep the weights
+  # that they start from and their BN statistics: without 'trunk', little data spoil it less.
+  config.trainable = ("trunk", "universal", "specific", "mask", "non_local")
 
   config.csm = ml_collections.ConfigDict()
   # N is the smallest with top-N accuracy >= this (paper: 0.85 SSv2, 0.95 UCF101 and Cars, 0.9

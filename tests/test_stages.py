@@ -64,3 +64,13 @@ def test_errors_name_the_field(field, value, message):
 def test_an_unknown_start_is_an_error():
   with pytest.raises(UserError, match="specific_init: 'x' is not one of"):
     schedule(specific_init="x")
+
+
+def test_what_does_not_learn_keeps_its_start():
+  universal, specific, joint = schedule(trainable=("universal", "specific", "mask"))
+  assert universal.trainable == ("universal",) and set(specific.trainable) == {"specific", "mask"}
+  assert set(joint.trainable) == {"universal", "specific", "mask"} and "trunk" in joint.networks
+  with pytest.raises(UserError, match="trainable: 'head' is not one of trunk, universal"):
+    schedule(trainable=("head",))
+  with pytest.raises(UserError, match="none of specific, mask learns, so stage specific"):
+    schedule(trainable=("trunk", "universal"))

@@ -51,6 +51,7 @@ def schedule(config: ml_collections.ConfigDict) -> tuple[Stage, Stage, Stage]:
     attention=config.model.attention,
     specific_init=_specific_init(config),
     control=config.control,
+    trainable=tuple(config.trainable),
   )
 
 

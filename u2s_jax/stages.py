@@ -8,6 +8,7 @@ from u2s_jax.errors import UserError
 
 STAGES = ("universal", "specific", "joint")  # in the order of training
 PREDICTIONS = ("universal", "bridge", "specific")  # of UN, MN, CSN
+SUBNETWORKS = ("trunk", "universal", "specific", "mask", "non_local")
 SPECIFIC_INITS = ("universal", "pretrained", "random")
 DECAYS = ("epochs", "plateau")
 
@@ -97,6 +98,7 @@ def schedule(
   attention: str = "mask",
   specific_init: str = "universal",
   control: bool = False,
+  trainable: tuple[str, ...] = SUBNETWORKS,
 ) -> tuple[Stage, Stage, Stage]:
   """Returns the three stages: universal, specific, joint.
 
@@ -106,12 +108,16 @@ def schedule(
     specific_init: 'universal' (a copy of its weights), 'pretrained' or 'random'.
     control: the second and third stage go on training the one-pass model for as many epochs at the
       same learning rates: what every comparison with U2S has to carry.
+    trainable: subnetworks that learn in the stages that train them; the others keep the weights
+      that they start from, and their BN statistics.
 
   Raises:
-    UserError: an unknown start, or as `Stage`.
+    UserError: an unknown start or subnetwork, a stage that would train nothing, or as `Stage`.
   """
   if specific_init not in SPECIFIC_INITS:
     raise UserError(f"model.specific_init: {specific_init!r} is not one of {SPECIFIC_INITS}")
+  if unknown := set(trainable) - set(SUBNETWORKS):
+    raise UserError(f"trainable: {min(unknown)!r} is not one of {', '.join(SUBNETWORKS)}")
   one_pass = ("trunk", "universal")
   attending = () if attention == "none" else (attention,)
   everything = (*one_pass, "specific", *attending)
@@ -127,6 +133,14 @@ def schedule(
   }
   if control:
     fields["specific"] = fields["joint"] = fields["universal"]
+  for name, stage in fields.items():
+    learning = tuple(network for network in stage["trainable"] if network in trainable)
+    if not learning and durations[name]["epochs"]:
+      raise UserError(
+        f"trainable: none of {', '.join(stage['trainable'])} learns, so stage {name} has nothing"
+        " to do"
+      )
+    fields[name] = stage | {"trainable": learning}
   return tuple(
     Stage(
       name,

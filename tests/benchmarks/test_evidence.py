@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import evidence
-from benchmarks.evidence import Records, Study
+from benchmarks import effects, evidence
+from benchmarks import study as study_lib
+from benchmarks.study import Records, Study, packed, read_study, unpacked
 from u2s_jax.errors import UserError
 
 
@@ -26,7 +27,7 @@ def study(**fields):
 
 
 def entry(variant, seed, hits, **fields):
-  bits = {name: evidence.packed(np.array(value, bool)) for name, value in hits.items()}
+  bits = {name: packed(np.array(value, bool)) for name, value in hits.items()}
   known = {
     "variant": variant,
     "seed": seed,
@@ -34,7 +35,7 @@ def entry(variant, seed, hits, **fields):
     "digest": "d",
     "clips": 12,
     "top1": bits,
-    "top5": {name: evidence.packed(np.ones(12, bool)) for name in hits},
+    "top5": {name: packed(np.ones(12, bool)) for name in hits},
     "parameters": 10,
     "flops": 1e12,
     "minutes": 1.0,
@@ -45,7 +46,7 @@ def entry(variant, seed, hits, **fields):
 
 @pytest.fixture
 def records(tmp_path, monkeypatch):
-  monkeypatch.setattr(evidence, "DOCS", tmp_path)
+  monkeypatch.setattr(study_lib, "DOCS", tmp_path)
   made = Records(study())
   for seed in (0, 1):
     made.add(entry("u2s", seed, {"one-pass": [0] * 12, "merged": [1] * 9 + [0] * 3}))
@@ -58,7 +59,7 @@ def records(tmp_path, monkeypatch):
 
 def test_bits_survive_as_text():
   bits = np.random.default_rng(0).random(37) < 0.5
-  np.testing.assert_array_equal(evidence.unpacked(evidence.packed(bits), 37), bits)
+  np.testing.assert_array_equal(unpacked(packed(bits), 37), bits)
 
 
 def test_a_hit_is_a_label_among_the_highest_scores():
@@ -70,7 +71,7 @@ def test_a_hit_is_a_label_among_the_highest_scores():
 def test_an_interval_covers_as_often_as_it_says():
   # One seed: clips alone. The normal approximation of a mean of -1, 0, 1.
   difference = np.repeat([1.0, 0.0, -1.0], [300, 500, 200])
-  mean, low, high = evidence.interval([difference])
+  mean, low, high = effects.interval([difference])
   error = 1.96 * np.sqrt((0.5 - 0.1**2) / 1000)
   assert mean == pytest.approx(10)
   assert low == pytest.approx(10 - 100 * error, abs=0.5)
@@ -79,13 +80,13 @@ def test_an_interval_covers_as_often_as_it_says():
 
 def test_seeds_that_differ_widen_an_interval():
   clips = np.repeat([1.0, 0.0], [200, 800])
-  alike = evidence.interval([clips, clips, clips])
-  apart = evidence.interval([clips, 1 - clips, clips])
+  alike = effects.interval([clips, clips, clips])
+  apart = effects.interval([clips, 1 - clips, clips])
   assert apart[2] - apart[1] > 3 * (alike[2] - alike[1])
 
 
-def test_folds_of_other_sizes_are_pooled():
-  mean, low, high = evidence.interval([np.ones(4), np.zeros(12)])
+def test_folds_are_pooled():
+  mean, low, high = effects.interval([np.ones(4), np.zeros(12)], same_clips=False)
   assert mean == 25 and low < 10 and high > 40
 
 
@@ -102,16 +103,16 @@ def test_folds_of_other_sizes_are_pooled():
   ],
 )
 def test_what_an_interval_means(low, high, paper, said):
-  assert evidence.verdict(low, high, paper) == said
+  assert effects.verdict(low, high, paper) == said
 
 
 def test_effects_pair_clips_and_seeds(records):
-  compared = gain, top5 = evidence.effects(study(), records)
+  compared = gain, top5 = effects.compare(study(), records)
   assert gain["mean"] == pytest.approx(100 * (3 / 12 + 2 / 12) / 2) and gain["seeds"] == 2
   assert (top5["mean"], top5["low"], top5["high"]) == (0, 0, 0)
-  text = evidence.page(study(), records, compared)
+  text = effects.page(study(), records, compared)
   assert "| u2s | 2 | 0.0 |" in text and "| gain | 2 | +2.00 | +20.8 |" in text
-  evidence.draw(compared, records.path.with_suffix(".svg"))
+  effects.draw(compared, records.path.with_suffix(".svg"))
 
 
 def test_records_are_read_again(records):
@@ -128,7 +129,7 @@ def test_a_record_of_other_overrides_is_no_record(records):
 def test_variants_that_saw_other_clips_are_not_compared(records):
   records.add(entry("control", 1, {"merged": [0] * 12, "universal": [0] * 12}, digest="e"))
   with pytest.raises(UserError, match="seed 1: the variants saw other clips"):
-    evidence.effects(study(), records)
+    effects.compare(study(), records)
 
 
 def test_where_a_variant_starts():
@@ -138,7 +139,7 @@ def test_where_a_variant_starts():
 
 
 def test_the_studies_at_hand_can_be_read():
-  for path in (evidence.ROOT / "benchmarks" / "studies").glob("*.toml"):
-    known = evidence.read_study(path)
+  for path in (study_lib.ROOT / "benchmarks" / "studies").glob("*.toml"):
+    known = read_study(path)
     sides = [c[key] for c in known.comparisons for key in ("of", "over")]
     assert {side.split("/")[0] for side in sides} <= known.variants.keys()

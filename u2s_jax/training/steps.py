@@ -50,8 +50,9 @@ def make_train_step(
   """
 
   def loss_fn(trained, state, batch, neighbours):
+    params = {**state.params, **trained}
     outputs, batch_stats = network(
-      {**state.params, **trained},
+      params,
       state.batch_stats,
       state.csm,
       batch["video"],
@@ -67,7 +68,7 @@ def make_train_step(
       hits = (jnp.argmax(outputs[name], axis=-1) == batch["label"]) & batch["valid"]
       metrics[f"accuracy_{name}"] = jnp.sum(hits) / jnp.maximum(jnp.sum(batch["valid"]), 1)
     if stage.regularized:
-      metrics["regularizer"] = regularizer.pairs_regularizer(trained["mask"]["kernel"], neighbours)
+      metrics["regularizer"] = regularizer.pairs_regularizer(params["mask"]["kernel"], neighbours)
       loss += regularizer_weight * metrics["regularizer"]
     metrics["loss"] = loss
     return loss, (batch_stats, metrics)

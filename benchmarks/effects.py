@@ -1,0 +1,202 @@
+"""What a study's records mean: effects with intervals, tables, a page and a figure."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import stats
+
+from benchmarks import study as study_lib
+from benchmarks.study import MERGED, ONE_PASS, SIMILAR, Records, Study, unpacked
+from u2s_jax.errors import UserError
+from u2s_jax.workdir import whole_file
+
+RESAMPLES = 2000
+
+
+def interval(differences: list[np.ndarray], same_clips: bool = True) -> tuple[float, float, float]:
+  """Returns a mean in percent with its 95 % interval, by bootstrap over clips and seeds.
+
+  Args:
+    differences: for each seed the difference of what is compared, clip by clip.
+    same_clips: whether all seeds saw the same clips, in the same order; folds do not.
+  """
+  if len(differences) == 1 or not same_clips:
+    pooled = np.concatenate(differences)
+    resample = (np.arange(len(pooled)),)
+    statistic = lambda clips: pooled[clips].mean()  # noqa: E731
+  else:
+    table = np.stack(differences)
+    resample = tuple(map(np.arange, table.shape))
+    statistic = lambda seeds, clips: table[np.ix_(seeds, clips)].mean()  # noqa: E731
+  mean = float(np.mean(np.concatenate(differences)))
+  if not np.any(np.concatenate(differences)):
+    return 0.0, 0.0, 0.0
+  found = stats.bootstrap(
+    resample, statistic, n_resamples=RESAMPLES, vectorized=False, method="percentile", rng=0
+  ).confidence_interval
+  return 100 * mean, 100 * float(found.low), 100 * float(found.high)
+
+
+def verdict(low: float, high: float, paper: float | None) -> str:
+  """Says what an interval means for the paper's effect.
+
+  'reproduced': all of it on the paper's side of 0; 'not reproduced': all on the other side, or it
+  holds 0 and not the paper's effect; 'undecided': it holds both.
+  """
+  if paper is None:
+    return "positive" if low > 0 else "negative" if high < 0 else "undecided"
+  if (low > 0 and paper > 0) or (high < 0 and paper < 0):
+    return "reproduced"
+  return "undecided" if low <= 0 <= high and low <= paper <= high else "not reproduced"
+
+
+def compare(study: Study, records: Records) -> list[dict[str, Any]]:
+  """Returns for each comparison its effect, interval, seeds and verdict; without runs, no row."""
+  rows = []
+  for comparison in study.comparisons:
+    measure = comparison.get("measure", "top1")
+    sides = [comparison[key].split("/", 1) for key in ("of", "over")]
+    differences, digests = [], set()
+    for seed in study.seeds:
+      pair = [records.get(variant, seed) for variant, _ in sides]
+      if None in pair:
+        continue
+      if pair[0]["digest"] != pair[1]["digest"]:
+        raise UserError(f"{records.path}: seed {seed}: the variants saw other clips")
+      digests.add(pair[0]["digest"])
+      one, other = (
+        unpacked(entry[measure][prediction], entry["clips"]).astype(float)
+        for entry, (_, prediction) in zip(pair, sides, strict=True)
+      )
+      differences.append(one - other)
+    if not differences:
+      continue
+    mean, low, high = interval(differences, same_clips=len(digests) == 1)
+    paper = comparison.get("paper")
+    rows.append(
+      {
+        "name": comparison["name"],
+        "measure": measure,
+        "paper": paper,
+        "seeds": len(differences),
+        "mean": mean,
+        "low": low,
+        "high": high,
+        "verdict": verdict(low, high, paper),
+      }
+    )
+  return rows
+
+
+def accuracies(study: Study, records: Records, measure: str) -> list[dict[str, Any]]:
+  """Returns for each variant that ran the mean accuracy of each prediction over the seeds."""
+  rows = []
+  for variant in study.variants:
+    runs = [run for seed in study.seeds if (run := records.get(variant, seed))]
+    if not runs:
+      continue
+    names = (ONE_PASS, "universal", "bridge", "specific", MERGED)
+    values = {
+      name: [100 * unpacked(run[measure][name], run["clips"]).mean() for run in runs]
+      for name in names
+      if name in runs[0][measure]
+    }
+    rows.append(
+      {
+        "variant": variant,
+        "seeds": len(runs),
+        **{name: float(np.mean(v)) for name, v in values.items()},
+        "deviation": float(np.std(values[MERGED], ddof=1)) if len(runs) > 1 else None,
+        "parameters": runs[0]["parameters"],
+        "flops": runs[0]["flops"],
+        "minutes": sum(run["minutes"] for run in runs),
+      }
+    )
+  return rows
+
+
+def similarities(study: Study, records: Records) -> list[str]:
+  """Returns lines of a table: mean similarity of two classes' features, for runs that have it."""
+  lines = []
+  for variant in study.variants:
+    runs = [run for seed in study.seeds if (run := records.get(variant, seed))]
+    for run in runs:
+      if means := run["similarity"]:
+        cells = " | ".join(f"{means[kind]:.4f}" for kind in SIMILAR if kind in means)
+        lines.append(f"| {variant}, seed {run['seed']} | {cells} |")
+  return lines
+
+
+def page(study: Study, records: Records, compared: list[dict[str, Any]]) -> str:
+  """Returns the tables of a study as Markdown; `compared` is of `compare`."""
+  lines = [
+    f"# {study.name}",
+    "",
+    f"By `python -m benchmarks.evidence benchmarks/studies/{study.name}.toml`, which writes this"
+    " page anew; with `--workdir` it trains what has no record yet. Top-1 in percent, means over"
+    " seeds; stage 1 is shared by the variants of a seed.",
+    "",
+    "| variant | seeds | one-pass | universal | bridge | specific | merged (deviation) |"
+    " parameters | training | minutes |",
+    "|---|---|---|---|---|---|---|---|---|---|",
+  ]
+  for row in accuracies(study, records, "top1"):
+    cells = [f"{row[k]:.1f}" if k in row else "" for k in (ONE_PASS, "universal", "bridge")]
+    cells.append(f"{row['specific']:.1f}" if "specific" in row else "")
+    deviation = "" if row["deviation"] is None else f" ({row['deviation']:.1f})"
+    lines.append(
+      f"| {row['variant']} | {row['seeds']} | {' | '.join(cells)} | {row[MERGED]:.1f}{deviation} |"
+      f" {row['parameters'] / 1e6:.2f} M | {row['flops'] / 1e12:.1f} TFLOP | {row['minutes']:.0f} |"
+    )
+  lines += [
+    "",
+    "Differences in points, the 95 % interval by bootstrap over clips and seeds beside.",
+    "",
+    "| | seeds | paper | here | interval | |",
+    "|---|---|---|---|---|---|",
+  ]
+  for row in compared:
+    paper = "" if row["paper"] is None else f"{row['paper']:+.2f}"
+    top5 = ", top-5" if row["measure"] == "top5" else ""
+    lines.append(
+      f"| {row['name']}{top5} | {row['seeds']} | {paper} | {row['mean']:+.1f} |"
+      f" {row['low']:+.1f} to {row['high']:+.1f} | {row['verdict']} |"
+    )
+  if known := similarities(study, records):
+    lines += [
+      "",
+      "Mean similarity (Eq. 2) of two classes' features, as in Fig. 4.",
+      "",
+      f"| | {' | '.join(SIMILAR)} |",
+      "|---|---|---|---|",
+      *known,
+    ]
+  return "\n".join(lines) + "\n"
+
+
+def draw(compared: list[dict[str, Any]], path: pathlib.Path) -> None:
+  """Draws what `compare` returned with their intervals, and the paper's where it has them."""
+  rows = compared[::-1]
+  figure = Figure(figsize=(8, 0.8 + 0.32 * len(rows)), layout="constrained")
+  axes = figure.subplots()
+  for y, row in enumerate(rows):
+    axes.plot([row["low"], row["high"]], [y, y], color="C0", linewidth=2)
+    axes.plot(row["mean"], y, "o", color="C0")
+    if row["paper"] is not None:
+      axes.plot(row["paper"], y, "x", color="C1")
+  axes.axvline(0, color="grey", linewidth=0.8)
+  axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=8)
+  axes.set_xlabel("points (cross: the paper's, on its data)")
+  figure.savefig(path)
+
+
+def write_page(study: Study, records: Records) -> None:
+  """Writes a study's page and figure, and prints the page."""
+  compared = compare(study, records)
+  text = page(study, records, compared)
+  with whole_file(study_lib.DOCS / f"{study.name}.md") as file:
+    file.write(text)
+  draw(compared, study_lib.DOCS / f"{study.name}.svg")
+  print(text)

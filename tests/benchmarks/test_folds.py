@@ -1,0 +1,25 @@
+"""Every file is held out in one fold, and folds are of neighbours."""
+
+import pytest
+
+from benchmarks import folds
+from u2s_jax.errors import UserError
+
+
+def test_folds_hold_out_every_file_once(tmp_path):
+  for name in ("a_car", "b_car", "c_van"):
+    (tmp_path / name).mkdir()
+    for k in range(7):
+      (tmp_path / name / f"{k}.jpg").touch()
+  held_out = []
+  for fold in range(3):
+    rows = folds.rows(tmp_path, "car", 3, fold)
+    assert {label for _, label, _ in rows} == {"a_car", "b_car"} and len(rows) == 14
+    held_out += [path for path, _, split in rows if split == "val"]
+  assert sorted(held_out) == sorted(path for path, _, _ in rows)
+  indices = [folds.fold_of(k, 7, 3) for k in range(7)]
+  assert indices == [0, 0, 0, 1, 1, 2, 2]
+  with pytest.raises(UserError, match="7 files cannot make 8 folds"):
+    folds.rows(tmp_path, "", 8, 0)
+  with pytest.raises(UserError, match="no folder of a class whose name contains 'bus'"):
+    folds.rows(tmp_path, "bus", 3, 0)
