@@ -13,6 +13,16 @@ from u2s_jax.errors import UserError
 from u2s_jax.workdir import whole_file
 
 RESAMPLES = 2000
+# Top-1 in percent on Something-Something V2, the paper's Table I.
+PAPER_FUSIONS = {
+  "universal": 57.67,
+  "bridge": 57.58,
+  "specific": 55.95,
+  "universal+bridge": 57.87,
+  "bridge+specific": 58.33,
+  "universal+specific": 58.17,
+  "universal+bridge+specific": 58.47,
+}
 
 
 def interval(differences: list[np.ndarray], same_clips: bool = True) -> tuple[float, float, float]:
@@ -79,6 +89,8 @@ def compare(study: Study, records: Records) -> list[dict[str, Any]]:
       {
         "name": comparison["name"],
         "measure": measure,
+        "series": comparison.get("series"),
+        "dose": comparison.get("dose"),
         "paper": paper,
         "seeds": len(differences),
         "mean": mean,
@@ -129,6 +141,27 @@ def similarities(study: Study, records: Records) -> list[str]:
   return lines
 
 
+def fusions(study: Study, records: Records) -> list[str]:
+  """Returns lines that put the study's first variant beside the paper's Table I."""
+  variant = next(iter(study.variants))
+  runs = [run for seed in study.seeds if (run := records.get(variant, seed))]
+  if not runs or not PAPER_FUSIONS.keys() <= runs[0]["top1"].keys():
+    return []
+  means = {
+    name: np.mean([100 * unpacked(run["top1"][name], run["clips"]).mean() for run in runs])
+    for name in PAPER_FUSIONS
+  }
+  lines = [f"| {name} | {PAPER_FUSIONS[name]:.2f} | {means[name]:.2f} |" for name in means]
+  order = stats.spearmanr(list(PAPER_FUSIONS.values()), list(means.values())).statistic
+  return [
+    f"Fusions of {variant} (Table I), top-1; rank correlation with the paper's {order:.2f}.",
+    "",
+    "| | paper | here |",
+    "|---|---|---|",
+    *lines,
+  ]
+
+
 def page(study: Study, records: Records, compared: list[dict[str, Any]]) -> str:
   """Returns the tables of a study as Markdown; `compared` is of `compare`."""
   lines = [
@@ -164,6 +197,8 @@ def page(study: Study, records: Records, compared: list[dict[str, Any]]) -> str:
       f"| {row['name']}{top5} | {row['seeds']} | {paper} | {row['mean']:+.1f} |"
       f" {row['low']:+.1f} to {row['high']:+.1f} | {row['verdict']} |"
     )
+  if known := fusions(study, records):
+    lines += ["", *known]
   if known := similarities(study, records):
     lines += [
       "",
@@ -177,7 +212,13 @@ def page(study: Study, records: Records, compared: list[dict[str, Any]]) -> str:
 
 
 def draw(compared: list[dict[str, Any]], path: pathlib.Path) -> None:
-  """Draws what `compare` returned with their intervals, and the paper's where it has them."""
+  """Draws what `compare` returned with their intervals, and the paper's where it has them.
+
+  Where all have a dose, over the dose, a curve for each series.
+  """
+  if compared and all(row["dose"] is not None for row in compared):
+    draw_doses(compared, path)
+    return
   rows = compared[::-1]
   figure = Figure(figsize=(8, 0.8 + 0.32 * len(rows)), layout="constrained")
   axes = figure.subplots()
@@ -189,6 +230,22 @@ def draw(compared: list[dict[str, Any]], path: pathlib.Path) -> None:
   axes.axvline(0, color="grey", linewidth=0.8)
   axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=8)
   axes.set_xlabel("points (cross: the paper's, on its data)")
+  figure.savefig(path)
+
+
+def draw_doses(compared: list[dict[str, Any]], path: pathlib.Path) -> None:
+  """Draws effects with their intervals over the dose."""
+  figure = Figure(figsize=(7, 4), layout="constrained")
+  axes = figure.subplots()
+  for series in dict.fromkeys(row["series"] for row in compared):
+    rows = sorted((r for r in compared if r["series"] == series), key=lambda r: r["dose"])
+    means = np.array([row["mean"] for row in rows])
+    errors = [means - [row["low"] for row in rows], [row["high"] for row in rows] - means]
+    axes.errorbar([r["dose"] for r in rows], means, np.abs(errors), marker="o", label=series)
+  axes.axhline(0, color="grey", linewidth=0.8)
+  axes.set_xlabel("dose")
+  axes.set_ylabel("points")
+  axes.legend()
   figure.savefig(path)
 
 

@@ -115,6 +115,29 @@ def test_effects_pair_clips_and_seeds(records):
   effects.draw(compared, records.path.with_suffix(".svg"))
 
 
+def test_a_dose_response_is_a_curve(records, tmp_path):
+  comparisons = [
+    {"name": f"gain {dose}", "series": "gain", "dose": dose, "of": "u2s/merged", "over": over}
+    for dose, over in ((0.0, "control/universal"), (0.5, "u2s/one-pass"))
+  ]
+  compared = effects.compare(study(comparisons=comparisons), records)
+  effects.draw(compared, tmp_path / "doses.svg")
+  assert "dose" in (tmp_path / "doses.svg").read_text()
+
+
+def test_fusions_stand_beside_the_papers(records):
+  assert effects.fusions(study(), records) == []  # the records have no bridge
+  for seed in (0, 1):
+    hits = {
+      name: [1] * k + [0] * (12 - k)
+      for k, name in enumerate(sorted(effects.PAPER_FUSIONS, key=effects.PAPER_FUSIONS.get), 1)
+    }
+    records.add(entry("u2s", seed, {"one-pass": [0] * 12, "merged": [0] * 12} | hits))
+  lines = effects.fusions(study(), records)
+  assert "rank correlation with the paper's 1.00" in lines[0]
+  assert "| specific | 55.95 | 8.33 |" in lines
+
+
 def test_records_are_read_again(records):
   again = Records(study())
   assert again.get("u2s", 1) == json.loads(json.dumps(records.get("u2s", 1)))
