@@ -25,7 +25,7 @@ from data import clips, memory, pipeline, source
 from data.decode import Storage
 from data.sources import folders
 from data.tiny_something import prepare as rendered
-from u2s_jax import devices, settings
+from u2s_jax import devices, interruption, settings
 from u2s_jax.console import Board, log
 from u2s_jax.errors import UserError, one_line
 from u2s_jax.evaluation import evaluate
@@ -94,7 +94,8 @@ def train_or_evaluate(workdir: Workdir) -> None:
   config, trains = CONFIG.value, MODE.value == "train"
   if config is None:
     raise UserError(f"--config: --mode={MODE.value} needs an experiment, see configs/")
-  devices.start_distributed(DISTRIBUTED.value)
+  if devices.start_distributed(DISTRIBUTED.value):
+    interruption.share_with_jax()
   for kind in ("GPU", "TPU"):
     tf.config.set_visible_devices([], kind)  # TensorFlow would take the devices' memory
   workdir.root.mkdir(parents=True, exist_ok=True)
@@ -181,7 +182,11 @@ def check_config_file(argv: list[str]) -> None:
 def run(argv: list[str]) -> None:
   """Runs `main`; what a user can cause is one line, a bug keeps its traceback."""
   try:
-    main(argv)
+    with interruption.handled():
+      main(argv)
+  except interruption.Interrupted as interrupted:
+    goes_on = "; the same command goes on" if MODE.value == "train" else ""
+    interruption.leave(f"{interrupted}{goes_on}")
   except Exception as error:
     line = one_line(error)
     if line is None:

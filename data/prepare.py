@@ -14,9 +14,10 @@ import itertools
 import json
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import tqdm
 
@@ -26,10 +27,11 @@ from data.sources import folders, hmdb51, something_something, tfds_images, ucf1
 from data.sources import listing as listing_lib
 from data.sources.listing import Clip, Listing
 from data.workers import Decoded, Skipped
-from u2s_jax.errors import UserError, one_line
+from u2s_jax.errors import INTERRUPTED, UserError, one_line
 
 VERSION = 1  # goes up when the same settings come to mean other shards or other pixels
 NAMES_SHOWN = 10
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 # By --dataset: from the parsed arguments to the listing.
 DATASETS = {
@@ -256,8 +258,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Prepares what the command line asks for; errors and Ctrl-C are one line."""
+  """Prepares what the command line asks for; errors, SIGTERM and Ctrl-C are one line."""
   args = parse(argv)
+  handlers = {number: signal.signal(number, _interrupt) for number in SIGNALS}
   try:
     listing = DATASETS[args.dataset](args)
     listing_lib.check(listing, str(args.source))
@@ -278,12 +281,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     print(report(dataset, listing))
   except KeyboardInterrupt:
-    sys.exit(f"interrupted: the same command goes on with {args.out}")
+    print(f"interrupted: the same command goes on with {args.out}", file=sys.stderr)
+    sys.exit(INTERRUPTED)
   except (OSError, UserError) as error:
     line = one_line(error)
     if line is None:
       raise
     sys.exit(f"error: {line}")
+  finally:
+    for number, handler in handlers.items():
+      signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: Any) -> NoReturn:
+  """Ends the command in order; a second signal ends it at once."""
+  for other in SIGNALS:
+    signal.signal(other, signal.SIG_DFL)
+  raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -4,23 +4,30 @@ A process runs `python -m data.workers <module>:<function> <JSON>`: it calls the
 JSON's fields, and what that returns with every request. Programs of their own rather than
 `multiprocessing`: spawned workers import the parent's main module once more, and with it TensorFlow
 and JAX; and a worker that is killed shows as a closed pipe, not as a hang.
+
+Both ways go messages of JSON and bytes: a decoder reads files that anybody may have made, and what
+it sends is never executed.
 """
 
 import collections
 import concurrent.futures
 import contextlib
 import importlib
+import io
 import json
 import os
 import pathlib
-import pickle
 import queue
+import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 AHEAD = 4  # requests a worker may be ahead of the reader: bounds the memory where that is slower
+MAX_HEADER_BYTES, MAX_CONTENT_BYTES = 2**26, 2**31  # of a message
+CONTENT = "bytes"  # key of what stands in the header for bytes behind it
 
 
 class Decoded(NamedTuple):
@@ -47,12 +54,13 @@ def run(
   Args:
     function: '<module>:<function>', see above.
     fields: its arguments, in JSON's types.
-    requests: each is called in a thread, and what it returns, to be pickled, is sent to a process;
-      a `Skipped` is the answer itself.
+    requests: each is called in a thread, and what it returns, JSON's types and bytes, is sent to a
+      process; a `Skipped` is the answer itself.
     num_workers: processes, at least 1.
 
   Yields:
-    The answers; a `Skipped` where a process ended twice over a request.
+    The answers: `Decoded`, `Skipped`, or JSON's types; a `Skipped` where a process ended twice over
+    a request.
   """
   workers = [_Worker(function, fields) for _ in range(num_workers)]
   idle = queue.SimpleQueue()
@@ -100,10 +108,10 @@ class _Worker:
       if self._process is None:
         self._process = self._start()
       try:
-        pickle.dump(request, self._process.stdin)
-        self._process.stdin.flush()
-        return pickle.load(self._process.stdout)
-      except (OSError, EOFError, pickle.UnpicklingError):
+        send(self._process.stdin, request)
+        kind, fields = receive(self._process.stdout)
+        return KINDS[kind](*fields)
+      except (OSError, EOFError, ValueError, TypeError, LookupError):
         self._process.kill()
         status = self._process.wait()
         self.close()
@@ -143,26 +151,88 @@ class _Worker:
     )
 
 
+def send(pipe: io.BufferedIOBase, message: Any) -> None:
+  """Writes a message: a header of JSON with its length, and the bytes that it speaks of.
+
+  Args:
+    pipe: that `receive` reads.
+    message: of bytes and JSON's types but objects; tuples arrive as lists.
+  """
+  contents = []
+
+  def header(part):
+    if isinstance(part, bytes):
+      contents.append(part)
+      return {CONTENT: len(part)}
+    return [header(item) for item in part] if isinstance(part, (list, tuple)) else part
+
+  text = json.dumps(header(message)).encode()
+  pipe.write(struct.pack("<Q", len(text)) + text)
+  for content in contents:
+    pipe.write(content)
+  pipe.flush()
+
+
+def receive(pipe: io.BufferedIOBase) -> Any:
+  """Reads what `send` wrote.
+
+  Raises:
+    EOFError: the pipe ends.
+    ValueError: it is no such message.
+  """
+  (length,) = struct.unpack("<Q", _exactly(pipe, 8, MAX_HEADER_BYTES))
+
+  def message(part):
+    if isinstance(part, dict):
+      return _exactly(pipe, int(part[CONTENT]), MAX_CONTENT_BYTES)
+    return [message(item) for item in part] if isinstance(part, list) else part
+
+  return message(json.loads(_exactly(pipe, length, MAX_HEADER_BYTES)))
+
+
+def _exactly(pipe, count, limit):
+  if not 0 <= count <= limit:
+    raise ValueError(f"a message of {count} bytes")
+  content = pipe.read(count)
+  if len(content) < count:
+    raise EOFError
+  return content
+
+
+# What a process answers, by the word it is sent under.
+KINDS = {"decoded": Decoded, "skipped": Skipped, "value": lambda value: value}
+
+
 def serve(function: str, fields: Mapping[str, Any]) -> None:
-  """Answers pickled requests from stdin on stdout, until stdin ends.
+  """Answers requests from stdin on what was stdout, until stdin ends; then ends at once.
 
   Args:
     function: see `run`.
     fields: see `run`.
   """
+  answers = os.fdopen(os.dup(1), "wb")
+  os.dup2(2, 1)  # what libraries print is no answer
+  requests = queue.SimpleQueue()
+
+  def listen():
+    # A thread, so that a process whose parent is gone ends in the midst of a clip.
+    with contextlib.suppress(EOFError):
+      while True:
+        requests.put(receive(sys.stdin.buffer))
+    os._exit(0)
+
+  threading.Thread(target=listen, daemon=True).start()
   module, _, name = function.partition(":")
   answer = getattr(importlib.import_module(module), name)(**fields)
   while True:
+    result = answer(requests.get())
+    kind, content = "value", [result]
+    if isinstance(result, (Decoded, Skipped)):
+      kind, content = type(result).__name__.lower(), list(result)
     try:
-      request = pickle.load(sys.stdin.buffer)
-    except EOFError:
-      return
-    result = answer(request)
-    try:
-      pickle.dump(result, sys.stdout.buffer)
-      sys.stdout.buffer.flush()
-    except BrokenPipeError:  # Who asked is gone.
-      os._exit(1)  # Not `return`: Python would try to flush once more.
+      send(answers, [kind, content])
+    except BrokenPipeError:  # who asked is gone
+      os._exit(1)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from absl import flags
 import main
 from data import clips, pipeline, prepare
 from data.decode import Storage
+from u2s_jax.errors import INTERRUPTED
 from u2s_jax.pretrained import adapt
 from u2s_jax.serving import predict, predict_exported
 from u2s_jax.stages import STAGES
@@ -415,6 +416,29 @@ def test_the_report_in_a_browser(report, tmp_path, width):
       assert values == sorted(values, reverse=order == "descending")
 
 
+def interrupt(workdir, data):
+  """Starts a run that has begun and sends it SIGTERM once it goes on; no step may be lost."""
+  process = subprocess.Popen(
+    command(workdir, *data, "--config.checkpoint_every_steps=1000", "--config.eval.pairs=0"),
+    cwd=ROOT,
+    env=environment(),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  printed = ""
+  while "going on" not in printed:
+    printed = process.stdout.readline()
+    assert printed, process.stderr.read()
+  process.send_signal(signal.SIGTERM)
+  _, error = process.communicate(timeout=60)
+  assert process.returncode == INTERRUPTED, error
+  assert re.search(r"^interrupted \(SIGTERM\).*; the same command goes on$", error, re.MULTILINE)
+  saved = re.search(r"saved at stage (\w+), step (\d+)", error)
+  if saved:  # else it was evaluating
+    assert (workdir / "checkpoints" / saved[1] / saved[2]).is_dir()
+
+
 def test_killed_in_every_stage_ends_with_the_same_bits(finished, data, tmp_path):
   workdir = tmp_path / "run"
   # No analysis for the report: what is compared is the last checkpoint.
@@ -432,6 +456,7 @@ def test_killed_in_every_stage_ends_with_the_same_bits(finished, data, tmp_path)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (workdir / "summary.json").exists()
+  interrupt(workdir, data)
   result = start(workdir, *data, *frequent)
   assert result.returncode == 0, result.stderr
   assert "going on at stage" in result.stdout

@@ -28,8 +28,8 @@ _CPU_OPTIONS = {
 }
 
 
-def start_distributed(asked: bool) -> None:
-  """Joins the other processes of the run, where there are any.
+def start_distributed(asked: bool) -> bool:
+  """Joins the other processes of the run, where there are any; tells whether there may be.
 
   Args:
     asked: whether the command line says so; Slurm steps of several tasks and TPU hosts are found
@@ -40,9 +40,10 @@ def start_distributed(asked: bool) -> None:
   # JAX finds out by itself whether a TPU is one host's or a pod's.
   tpu = importlib.util.find_spec("libtpu") and glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*")
   if not (asked or slurm or tpu):
-    return
+    return False
   count, index = (_number_from(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
   jax.distributed.initialize(num_processes=count, process_id=index)
+  return True
 
 
 def _number_from(variable: str) -> int | None:

@@ -1,5 +1,7 @@
 """The errors that a user can cause, and the line that tells them."""
 
+INTERRUPTED = 75  # exit status of a command that was asked to end: EX_TEMPFAIL of sysexits.h
+
 
 class UserError(ValueError):
   """A setting, a file or data that cannot work.

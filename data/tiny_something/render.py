@@ -167,8 +167,8 @@ def _render_all(folder: pathlib.Path, settings: Settings, num_workers: int) -> d
 
 def worker(
   folder: str, height: int, difficulty: float, clutter: float
-) -> Callable[[Clip], list[str] | Skipped]:
-  """Returns what a process of `workers` does: it writes a clip's video and names its objects.
+) -> Callable[[list[Any]], list[str] | Skipped]:
+  """Returns what a process of `workers` does with a `Clip`: writes its video, names its objects.
 
   Args:
     folder: where the data set is being made.
@@ -178,7 +178,8 @@ def worker(
   """
   videos = pathlib.Path(folder) / VIDEO_FOLDER
 
-  def write(clip):
+  def write(fields):
+    clip = Clip(*fields)
     rng = np.random.default_rng(clip.seed)
     frames, names = actions.render_clip(
       clip.class_index, rng, height=height, difficulty=difficulty, clutter=clutter

@@ -20,7 +20,7 @@ from data import prepare, store, workers
 from data.decode import Storage
 from data.sources import folders
 from data.sources.listing import Clip, Listing
-from u2s_jax.errors import UserError
+from u2s_jax.errors import INTERRUPTED, UserError
 
 SMALL = Storage(short_edge=32)
 ROOT = pathlib.Path(prepare.__file__).parents[1]
@@ -161,13 +161,15 @@ def test_killed_it_goes_on_and_ends_with_the_same_data(source, clip):
   assert _contents(out) == _contents(whole)
 
 
-def test_interrupted_by_hand(source, capsys, monkeypatch):
-  def interrupt(*arguments):
-    raise KeyboardInterrupt
-
-  monkeypatch.setattr(prepare, "_examples", interrupt)
-  with pytest.raises(SystemExit, match="interrupted: the same command goes on"):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_by_hand_or_by_a_cluster(number, source, capsys, monkeypatch):
+  handler = signal.getsignal(number)
+  monkeypatch.setattr(prepare, "_examples", lambda *arguments: signal.raise_signal(number))
+  with pytest.raises(SystemExit) as exit:
     prepare.main(_arguments(source, source.parent / "out"))
+  assert exit.value.code == INTERRUPTED and signal.getsignal(number) is handler
+  printed = capsys.readouterr().err.splitlines()
+  assert printed[-1] == f"interrupted: the same command goes on with {source.parent / 'out'}"
   monkeypatch.undo()
   prepare.main(_arguments(source, source.parent / "out"))
   assert "train: 40 clips" in capsys.readouterr().out

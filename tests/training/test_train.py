@@ -1,5 +1,6 @@
 """The loop over all stages, on batches made in memory."""
 
+import contextlib
 import json
 
 import jax
@@ -12,14 +13,18 @@ from tests.memory_run import (
   MemoryBoard,
   MemorySource,
   config_of,
+  open_memory_run,
   state_at,
   train,
 )
 from u2s_jax import checkpoint
+from u2s_jax.console import Board
 from u2s_jax.errors import UserError
 from u2s_jax.evaluation import results, scores
 from u2s_jax.stages import STAGES
-from u2s_jax.training import start
+from u2s_jax.training import rate, start
+from u2s_jax.training import train as training
+from u2s_jax.training.pictures import Pictures
 
 
 def test_a_run_leaves_scores_summary_and_checkpoints(finished):
@@ -161,8 +166,17 @@ def test_a_plateau_is_of_the_merged_prediction_and_survives_a_restart(tmp_path):
   writer = MemoryBoard()
   train(config, tmp_path, board=writer)
   _, record = state_at(config, tmp_path, stage="specific", step=3)
+  assert not record["validated"]  # what is saved before an evaluation has it done again
   error = 1 - writer.scalars[6]["specific/validation_merged"] / 100
-  assert record["plateau"]["best"] == pytest.approx(error)
+  run = open_memory_run(config, tmp_path)
+  with contextlib.closing(run.checkpoints):
+    state, _ = run.restore("specific", 3)
+    again, plateau = MemoryBoard(), rate.Plateau()
+    shown = Board(again.write_scalars, again.write_images)
+    pictures = Pictures(run, again.write_images)
+    training.validate(run, run.stages[1], state, plateau, shown, pictures)
+  assert plateau.best == pytest.approx(error)
+  assert again.scalars[6]["specific/validation_merged"] == pytest.approx(100 * (1 - error))
 
 
 def test_without_mask_network(tmp_path):

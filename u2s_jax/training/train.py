@@ -1,14 +1,16 @@
 """The training loop: three stages, one loop, resumable at any step.
 
-Order at a step that ends an epoch: update, evaluate, decide on the learning rate, save, next batch.
+Order at a step that ends an epoch: update, save, evaluate, decide on the learning rate, next batch.
+An evaluation that was cut short is done again from what was saved.
 """
 
 import contextlib
+from typing import Any
 
 import jax
 import ml_collections
 
-from u2s_jax import csm, devices, metrics, settings
+from u2s_jax import csm, devices, interruption, metrics, settings
 from u2s_jax import state as state_lib
 from u2s_jax.console import Board, Meter, Profiler, log
 from u2s_jax.evaluation import evaluate
@@ -66,8 +68,8 @@ def train(
       stage = run.stages[index]
       if index > done:
         state, record = start.begin_stage(run, stage, state)
-      plateau = rate_lib.Plateau(**record["plateau"])
-      state = run_stage(run, stage, state, plateau, board, profiler)
+      with interruption.deferred():
+        state = run_stage(run, stage, state, record, board, profiler)
       if index == 0:  # whenever stage 1 ends in this process: stage 2 has no checkpoint yet
         evaluate.score_one_pass(run, state)
     evaluate.finish(run, state)
@@ -77,7 +79,7 @@ def run_stage(
   run: Run,
   stage: Stage,
   state: TrainState,
-  plateau: rate_lib.Plateau,
+  record: dict[str, Any],
   board: Board,
   profiler: Profiler,
 ) -> TrainState:
@@ -87,17 +89,22 @@ def run_stage(
     run: the run.
     stage: that is trained.
     state: the stage's first one, or of a checkpoint.
-    plateau: history of the learning rate.
+    record: saved beside it.
     board: takes what TensorBoard shows.
     profiler: of the process.
 
   Raises:
     UserError: a number is not finite.
+    Interrupted: the process is asked to end, and all steps are saved.
   """
   config, first, total = run.config, int(state.step), run.total_steps(stage)
+  plateau = rate_lib.Plateau(**record["plateau"])
+  pictures, offset = Pictures(run, board.write_images), run.steps_before(stage)
+  if not record.get("validated", True):  # earlier versions saved afterwards
+    validate(run, stage, state, plateau, board, pictures)
   if first >= total:
     return state
-  mesh, offset, num_train = devices.data_mesh(), run.steps_before(stage), run.source.num_train
+  mesh, num_train = devices.data_mesh(), run.source.num_train
   train_step = steps.train_step(
     run.network, stage, run.tx, config.regularizer_weight, config.accumulate_steps
   )
@@ -112,7 +119,6 @@ def run_stage(
     num_train=num_train,
     write_scalars=lambda step, scalars: board.write_scalars(offset + step, scalars),
   )
-  pictures = Pictures(run, board.write_images)
   log(f"stage {stage.name}: {stage.epochs:g} epochs, {total} steps of {config.batch_size} clips")
   batches = run.source.train_batches(run.stages.index(stage), first)
   for step in range(first + 1, total + 1):
@@ -123,30 +129,60 @@ def run_stage(
     meter.add(step, scalars)
     profiler.after(step, first, total, scalars)
     epoch_done = meter.ends_epoch(step)
-    save = step == total or step % config.checkpoint_every_steps == 0
+    due = meter.ends_epoch(step, config.eval.every_epochs)  # of an evaluation
+    ends = interruption.reached(offset + step)
+    save = due or ends or step == total or step % config.checkpoint_every_steps == 0
     if epoch_done or save or step % config.log_every_steps == 0:
       meter.tell_later(step, rate)
     if epoch_done or save:
       meter.flush()
-    if meter.ends_epoch(step, config.eval.every_epochs):
-      accuracies = validate(run, state)
-      board.write_scalars(
-        offset + step, {f"{stage.name}/validation_{k}": v for k, v in accuracies.items()}
-      )
-      pictures.write(stage, state, offset + step)
-      if stage.decay == "plateau":
-        plateau.update(1 - list(accuracies.values())[-1] / 100, stage.patience)
-    if epoch_done:
-      meter.restart(step)
     if save:
       if not state_lib.all_finite(state):
         raise stage.diverged(step, "a parameter or statistic is not finite")
-      run.checkpoints.save(stage.name, step, state, rate_lib.record(run, stage, plateau))
+      beside = rate_lib.record(run, stage, plateau, validated=not due)
+      run.checkpoints.save(stage.name, step, state, beside)
+    if ends:
+      raise interruption.Interrupted(f"saved at stage {stage.name}, step {step}")
+    if due:
+      validate(run, stage, state, plateau, board, pictures)
+    if epoch_done:
+      meter.restart(step)
   run.checkpoints.wait()
   return state
 
 
-def validate(run: Run, state: TrainState) -> dict[str, float]:
+def validate(
+  run: Run,
+  stage: Stage,
+  state: TrainState,
+  plateau: rate_lib.Plateau,
+  board: Board,
+  pictures: Pictures,
+) -> None:
+  """Evaluates a state between two steps, on the centre view: shows it, and tells the plateau.
+
+  Args:
+    run: the run.
+    stage: of the state.
+    state: the networks.
+    plateau: history of the learning rate.
+    board: takes what TensorBoard shows.
+    pictures: of the stage.
+
+  Raises:
+    UserError: a score is not finite.
+    Interrupted: the process is asked to end.
+  """
+  step = run.steps_before(stage) + int(state.step)
+  with interruption.deferred(False):
+    accuracies = validation_accuracies(run, state)
+    pictures.write(stage, state, step)
+  board.write_scalars(step, {f"{stage.name}/validation_{k}": v for k, v in accuracies.items()})
+  if stage.decay == "plateau":
+    plateau.update(1 - list(accuracies.values())[-1] / 100, stage.patience)
+
+
+def validation_accuracies(run: Run, state: TrainState) -> dict[str, float]:
   """Returns top-1 in percent of every prediction and, last, of their mean, on the centre view.
 
   Args:

@@ -1,0 +1,106 @@
+"""Processes that decode: what goes through their pipes, and how they end."""
+
+import io
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from data import workers
+from data.workers import Decoded, Skipped
+
+ROOT = pathlib.Path(workers.__file__).parents[1]
+
+
+def worker(folder):
+  """What a process does here: as the request says."""
+
+  def act(request):
+    word, content = request
+    if word == "decode":
+      print("a library's banner")
+      return Decoded([content, b"", content[::-1]])
+    if word == "skip":
+      return Skipped(content.decode(), retry=True)
+    if word == "spoil":
+      os.write(4, b"x" * 100)  # the pipe of the answers
+      os._exit(0)
+    if word == "hang":
+      pathlib.Path(folder, str(os.getpid())).touch()
+      while True:
+        pass
+    return [word, 1]
+
+  return act
+
+
+def run(folder, *requests):
+  calls = [lambda request=request: request for request in requests]
+  return list(workers.run("tests.data.test_workers:worker", {"folder": str(folder)}, calls, 1))
+
+
+@pytest.mark.parametrize(
+  "message",
+  [None, 3, "a\udcff\n", [b"", b"\0\n" * 9, ["x", [b"12"]]], [[["deep"]], True, 1.5, []]],
+)
+def test_messages_arrive_as_they_were_sent(message):
+  pipe = io.BytesIO()
+  workers.send(pipe, message)
+  end = pipe.tell()
+  workers.send(pipe, "next")
+  pipe.seek(0)
+  assert workers.receive(pipe) == message and workers.receive(pipe) == "next"
+  for length in (0, 7, 8, 9):  # of the second message, which is cut off
+    cut = io.BytesIO(pipe.getvalue()[: end + length])
+    assert workers.receive(cut) == message
+    with pytest.raises(EOFError):
+      workers.receive(cut)
+
+
+@pytest.mark.parametrize("sent", [b"\xff" * 64, b"\3\0\0\0\0\0\0\0{]}", b"\x80\4\x95" + b"x" * 64])
+def test_what_is_no_message_is_refused_before_memory_is_taken(sent):
+  with pytest.raises(ValueError):
+    workers.receive(io.BytesIO(sent))
+
+
+def test_answers_and_a_library_that_prints(tmp_path):
+  answers = run(tmp_path, ("decode", b"abc"), ("skip", b"a reason"), ("other", b""))
+  assert answers == [
+    Decoded([b"abc", b"", b"cba"]),
+    Skipped("a reason", retry=True),
+    ["other", 1],
+  ]
+
+
+def test_a_process_that_sends_nonsense_twice_is_skipped(tmp_path):
+  spoilt, whole = run(tmp_path, ("spoil", b""), ("decode", b"a"))
+  assert isinstance(spoilt, Skipped) and spoilt.retry and whole == Decoded([b"a", b"", b"a"])
+
+
+def test_processes_end_with_their_parent_in_the_midst_of_a_clip(tmp_path):
+  program = (
+    "from data import workers;"
+    f"list(workers.run('tests.data.test_workers:worker', {{'folder': {str(tmp_path)!r}}},"
+    " [lambda: ('hang', b'')], 1))"
+  )
+  parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
+  until = time.monotonic() + 60
+  while not (names := [path.name for path in tmp_path.iterdir()]):
+    assert parent.poll() is None and time.monotonic() < until
+    time.sleep(0.05)
+  parent.send_signal(signal.SIGKILL)
+  parent.wait()
+  while os.path.exists(f"/proc/{names[0]}") and "Z" not in _state(names[0]):
+    assert time.monotonic() < until
+    time.sleep(0.05)
+
+
+def _state(pid):
+  try:
+    return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+  except OSError:
+    return "Z"
