@@ -56,11 +56,20 @@ def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
   partial = partial_of(path)
   try:
     yield partial
-    with open(partial, "rb") as file:
-      os.fsync(file.fileno())
+    _sync(partial)
+    os.replace(partial, path)
+    _sync(path.parent)
   except OSError as error:  # a full disk names no file
     raise OSError(error.errno, error.strerror, str(path)) from error
-  os.replace(partial, path)
+
+
+def _sync(path: pathlib.Path) -> None:
+  """Waits until a file, or the names in a folder, are on the disk."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
 
 
 def write_shard(

@@ -1,14 +1,16 @@
 """Checkpoints: what comes back is what went in, and another model's is refused."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from u2s_jax.checkpoint import Checkpoints, abstract_state
+from u2s_jax.checkpoint import Checkpoints, DamagedError, abstract_state, read_networks
 from u2s_jax.csm import no_similarity
 from u2s_jax.errors import UserError
-from u2s_jax.state import TrainState
+from u2s_jax.state import TrainState, checksum
 
 STAGES = ("universal", "specific", "joint")
 MODEL = {"num_classes": 3, "class_names": ["a", "b", "c"], "blocks": [1, 1, 1, 1]}
@@ -86,3 +88,79 @@ def test_a_field_that_a_checkpoint_did_not_know_counts_as_its_default(tmp_path):
   newer = Checkpoints(tmp_path, STAGES, MODEL | {"new": 1}, {"new": 1})
   assert newer.restore("universal", 1, abstract())[0].step == 1
   newer.close()
+
+
+def flip_a_bit(path):
+  """Flips one in the middle of the largest file of numbers."""
+  file = max((path / "state").rglob("d/*"), key=lambda file: file.stat().st_size)
+  content = bytearray(file.read_bytes())
+  content[len(content) // 2] ^= 4
+  file.write_bytes(content)
+
+
+def empty_numbers(path):
+  for file in (path / "state").rglob("d/*"):
+    file.write_bytes(b"")
+
+
+def empty_all(path):
+  shutil.rmtree(path)
+  path.mkdir()
+
+
+@pytest.mark.parametrize(
+  "damage",
+  [
+    flip_a_bit,
+    empty_numbers,
+    lambda path: [file.unlink() for file in path.rglob("manifest.ocdbt")],
+    lambda path: (path / "state/_METADATA").unlink(),
+    lambda path: shutil.rmtree(path / "record"),
+    lambda path: shutil.rmtree(path / "state"),
+    empty_all,
+  ],
+  ids=["bit", "empty numbers", "manifest", "metadata", "record", "state", "empty folder"],
+)
+def test_a_damaged_checkpoint_is_named_and_set_aside(damage, tmp_path):
+  checkpoints = Checkpoints(tmp_path / "c", STAGES, MODEL, {})
+  for step in (1, 2):
+    checkpoints.save("joint", step, state_of(step), {})
+  checkpoints.close()
+  damage(tmp_path / "c/joint/2")
+  assert checkpoints.latest() == ("joint", 2)
+  with pytest.raises(DamagedError, match=r"^checkpoint .*c/joint/2 is damaged \(") as error:
+    checkpoints.restore("joint", 2, abstract())
+  assert "\n" not in str(error.value)
+  if damage is not flip_a_bit:  # that is found by the sum over all numbers alone
+    with pytest.raises(DamagedError, match="c/joint/2 is damaged"):
+      read_networks(tmp_path / "c", STAGES)
+  aside = checkpoints.set_aside("joint", 2)
+  assert aside.name == "damaged_2_0" and aside.is_dir() and checkpoints.latest() == ("joint", 1)
+  jax.tree.map(
+    np.testing.assert_array_equal, checkpoints.restore("joint", 1, abstract())[0], state_of(1)
+  )
+  checkpoints.save("joint", 2, state_of(2), {})
+  checkpoints.close()
+  assert aside.is_dir() and Checkpoints(tmp_path / "c", STAGES, MODEL, {}).last_step("joint") == 2
+
+
+def test_another_models_checkpoint_is_not_damaged(tmp_path):
+  checkpoints = Checkpoints(tmp_path, STAGES, MODEL, {})
+  checkpoints.save("joint", 1, state_of(1), {})
+  checkpoints.close()
+  other = Checkpoints(tmp_path, STAGES, MODEL | {"num_classes": 4}, {})
+  with pytest.raises(UserError, match="another model's: num_classes is 3") as error:
+    other.restore("joint", 1, abstract())
+  assert not isinstance(error.value, DamagedError)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int32, jnp.uint8])
+def test_every_bit_counts_in_the_checksum(dtype):
+  leaf = jnp.arange(6, dtype=dtype)
+  words = np.asarray(leaf).view(f"uint{8 * leaf.dtype.itemsize}")
+  expected = int(words.astype(np.uint64).sum() % 2**32)
+  assert int(checksum({"a": leaf, "b": jnp.zeros((), jnp.int32)})) == expected
+  for bit in range(8 * leaf.dtype.itemsize):
+    changed = words.copy()
+    changed[2] ^= np.asarray(1 << bit, words.dtype)
+    assert int(checksum({"a": jnp.asarray(changed.view(leaf.dtype))})) != expected

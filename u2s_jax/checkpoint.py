@@ -4,8 +4,10 @@ A stage's last checkpoint stays when the next stage begins. Beside the state lie
 model that wrote it and the learning rate's history.
 """
 
+import contextlib
+import itertools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,10 +15,24 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from u2s_jax import devices
+from u2s_jax import state as state_lib
 from u2s_jax.errors import UserError
 from u2s_jax.state import TrainState
 
 KEEP = 2  # newest checkpoints of a stage
+
+
+class DamagedError(UserError):
+  """A checkpoint that does not restore.
+
+  Args:
+    path: of the checkpoint.
+    reason: why, or the error that said so.
+  """
+
+  def __init__(self, path: pathlib.Path, reason: Exception | str):
+    lines = str(reason).strip().splitlines() or [type(reason).__name__]
+    super().__init__(f"checkpoint {path} is damaged ({' '.join(lines[0].split())[:200]})")
 
 
 class Checkpoints:
@@ -62,7 +78,9 @@ class Checkpoints:
       step,
       args=ocp.args.Composite(
         state=ocp.args.StandardSave(state),
-        record=ocp.args.JsonSave({**record, "model": self._model}),
+        record=ocp.args.JsonSave(
+          {**record, "model": self._model, "checksum": int(state_lib.checksum(state))}
+        ),
       ),
     )
 
@@ -77,12 +95,15 @@ class Checkpoints:
       abstract: shapes, types and shardings of the state.
 
     Raises:
+      DamagedError: it does not restore, or not to what was saved.
       UserError: the checkpoint is another model's, with the field that differs.
     """
-    manager = self._manager(stage)
-    record = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
+    manager, path = self._manager(stage), self._folder / stage / str(step)
+    with _damage(path):
+      record = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
+      model = record["model"]
     for field, value in self._model.items():
-      saved = record["model"].get(field, self._defaults.get(field))
+      saved = model.get(field, self._defaults.get(field))
       if saved != value:
         if field == "class_names" and saved:  # too many to show them all
           pairs = zip(saved, value, strict=True)
@@ -92,10 +113,28 @@ class Checkpoints:
           f"checkpoint {self._folder / stage / str(step)} is another model's: {field} is {saved}"
           f" there and {value} here; set it back or take another --workdir"
         )
-    restored = manager.restore(
-      step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-    )
+    with _damage(path):
+      restored = manager.restore(
+        step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+      )
+    if record.get("checksum", (total := int(state_lib.checksum(restored.state)))) != total:
+      raise DamagedError(path, "its numbers are not those that were saved")
     return restored.state, record
+
+  def set_aside(self, stage: str, step: int) -> pathlib.Path:
+    """Renames a checkpoint, so that the one before is the newest; returns its new name."""
+    path = self._folder / stage / str(step)
+    aside = next(
+      name
+      for k in itertools.count()
+      if not (name := path.with_name(f"damaged_{step}_{k}")).exists()
+    )
+    if stage in self._managers:
+      self._managers.pop(stage).close()
+    if jax.process_index() == 0:
+      path.rename(aside)
+    devices.wait_for_host0(f"aside_{stage}_{step}", hours=1)
+    return aside
 
   def wait(self) -> None:
     """Waits until everything that was begun is written."""
@@ -113,6 +152,19 @@ class Checkpoints:
       options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, create=True)
       self._managers[stage] = ocp.CheckpointManager(self._folder / stage, options=options)
     return self._managers[stage]
+
+
+@contextlib.contextmanager
+def _damage(path: pathlib.Path) -> Iterator[None]:
+  """Makes a `DamagedError` of what Orbax raises, but where memory or permission is missing."""
+  try:
+    yield
+  except (UserError, MemoryError, PermissionError):
+    raise
+  except Exception as error:  # Orbax and TensorStore have no type of their own for it
+    if "RESOURCE_EXHAUSTED" in str(error):
+      raise
+    raise DamagedError(path, error) from error
 
 
 def read_subnetworks(
@@ -160,15 +212,16 @@ def _read_newest(
   if index < 0:
     return None
   path = (folder / stages[index] / str(step)).absolute()
-  record = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path / "record")
-  handler = ocp.PyTreeCheckpointHandler()
-  part = wanted(handler.metadata(path / "state").tree)
-  # As NumPy arrays, whatever devices they were on.
-  as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), part)
-  weights = ocp.Checkpointer(handler).restore(
-    path / "state",
-    ocp.args.PyTreeRestore(part, restore_args=as_numpy, partial_restore=True),
-  )
+  with _damage(path):
+    record = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path / "record")
+    handler = ocp.PyTreeCheckpointHandler()
+    part = wanted(handler.metadata(path / "state").tree)
+    # As NumPy arrays, whatever devices they were on.
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), part)
+    weights = ocp.Checkpointer(handler).restore(
+      path / "state",
+      ocp.args.PyTreeRestore(part, restore_args=as_numpy, partial_restore=True),
+    )
   return path, weights, record
 
 

@@ -129,6 +129,11 @@ def broadcast_from_host0(values: Any) -> np.ndarray:
   return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(values)))
 
 
+def on_any_process(value: bool) -> bool:
+  """Tells all processes whether the value is true on one of them."""
+  return bool(np.any(multihost_utils.process_allgather(np.asarray(value))))
+
+
 def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   """Returns this process's slices of a batch as global arrays, split over the devices.
 

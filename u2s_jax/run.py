@@ -11,7 +11,8 @@ import numpy as np
 
 from u2s_jax import devices, settings
 from u2s_jax import state as state_lib
-from u2s_jax.checkpoint import Checkpoints, abstract_state
+from u2s_jax.checkpoint import Checkpoints, DamagedError, abstract_state
+from u2s_jax.console import log
 from u2s_jax.errors import UserError
 from u2s_jax.models.network import Network
 from u2s_jax.stages import STAGES, Stage
@@ -104,6 +105,29 @@ class Run:
       previous = jax.eval_shape(self.begin(stage), previous)
     placement = devices.replicated(devices.data_mesh())
     return self.checkpoints.restore(stage_name, step, abstract_state(previous, placement))
+
+  def restore_latest(self) -> tuple[str, TrainState, dict[str, Any]] | None:
+    """Returns stage, state and record of the newest checkpoint that is whole; None: there is none.
+
+    Those that are not are set aside, and a line says so.
+
+    Raises:
+      UserError: there are checkpoints, and none is whole.
+    """
+    aside = None
+    while latest := self.latest():
+      restored = error = None
+      try:
+        restored = self.restore(*latest)
+      except DamagedError as damage:
+        error = damage
+      if not devices.on_any_process(error is not None):
+        return latest[0], *restored
+      aside = self.checkpoints.set_aside(*latest)
+      log(f"{error or 'damaged, says another process'}; set aside as {aside.name}")
+    if aside:
+      raise UserError(f"{self.workdir.checkpoints}: no checkpoint is whole; take another --workdir")
+    return None
 
   def restore_one_pass(self) -> TrainState:
     """Returns the state after stage 1."""

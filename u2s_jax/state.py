@@ -7,7 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool, PyTree, UInt
 
 from u2s_jax.csm import no_similarity
 from u2s_jax.models.u2s import U2S
@@ -55,6 +55,19 @@ def all_finite(state: TrainState) -> Bool[Array, ""]:
   """Tells whether no parameter, BN statistic or momentum is infinite or NaN."""
   leaves = jax.tree.leaves((state.params, state.batch_stats, state.momentum))
   return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+
+
+@jax.jit
+def checksum(state: PyTree) -> UInt[Array, ""]:
+  """Returns the sum of the words of all arrays, modulo 2**32: with any single bit it changes."""
+
+  def words(leaf):
+    if leaf.dtype == jnp.bool_:
+      return leaf
+    return jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
+
+  sums = [jnp.sum(words(leaf), dtype=jnp.uint32) for leaf in jax.tree.leaves(state)]
+  return jnp.sum(jnp.stack(sums), dtype=jnp.uint32)
 
 
 def begin(

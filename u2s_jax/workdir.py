@@ -130,9 +130,21 @@ def whole_file(path: pathlib.Path, mode: str = "w") -> Iterator[IO]:
   try:
     with open(partial, mode, **text) as file:
       yield file
+      file.flush()
+      os.fsync(file.fileno())  # or a loss of power may leave the name without the content
+    os.replace(partial, path)
+    sync_folder(path.parent)
   except OSError as error:  # a full disk names no file
     raise OSError(error.errno, error.strerror, str(path)) from error
-  os.replace(partial, path)
+
+
+def sync_folder(folder: pathlib.Path) -> None:
+  """Waits until the names in a folder are on the disk."""
+  descriptor = os.open(folder, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -166,4 +178,6 @@ def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     with np.load(path) as file:
       return dict(file)
   except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-    raise UserError(f"{path}: damaged, or no .npz file of arrays") from error
+    raise UserError(
+      f"{path}: damaged, or no .npz file of arrays; a run's --mode=eval makes its files anew"
+    ) from error

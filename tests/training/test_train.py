@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import re
+import shutil
 
 import jax
 import numpy as np
@@ -124,6 +126,37 @@ def test_crashes_change_no_bit(finished, tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, ours.predictions, theirs.predictions)
   expected, got = state_at(config_of(), finished[0])[0], state_at(config, tmp_path)[0]
   jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+def test_what_is_damaged_is_set_aside_or_made_anew(finished, tmp_path, capsys):
+  workdir = tmp_path / "run"
+  shutil.copytree(finished[0], workdir)
+  (workdir / "summary.json").unlink()
+  (workdir / "scores/validation_one_pass.npz").write_bytes(b"PK")
+  shutil.rmtree(workdir / "checkpoints/joint/3/state")
+  (workdir / "checkpoints/joint/999").mkdir()
+  train(config_of(**{"eval.pairs": 2, "profile": True}), workdir)
+  printed = capsys.readouterr().out
+  assert re.search(r"joint/999 is damaged \(.*\); set aside as damaged_999_0\n", printed)
+  assert re.search(r"joint/3 is damaged \(.*\); set aside as damaged_3_0\n", printed)
+  assert "going on at stage joint, step 0" in printed
+  assert "validation_one_pass.npz: gone or damaged; made anew" in printed
+  for name in ("validation", "validation_one_pass"):
+    theirs, ours = (scores.read(path / f"scores/{name}.npz") for path in (finished[0], workdir))
+    jax.tree.map(np.testing.assert_array_equal, ours.predictions, theirs.predictions)
+  expected, got = (state_at(config_of(), folder)[0] for folder in (finished[0], workdir))
+  jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+def test_where_no_checkpoint_is_whole_nothing_begins_anew(finished, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(finished[0], workdir)
+  (workdir / "summary.json").unlink()
+  for file in workdir.glob("checkpoints/*/*/state/_METADATA"):
+    file.unlink()
+  with pytest.raises(UserError, match="checkpoints: no checkpoint is whole; take another"):
+    train(config_of(**{"eval.pairs": 2, "profile": True}), workdir)
+  assert len(list(workdir.glob("checkpoints/*/damaged_*"))) == 6
 
 
 def test_a_finished_run_says_so_and_does_nothing(finished, capsys):

@@ -7,7 +7,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from u2s_jax import settings, workdir
+from u2s_jax import devices, settings, workdir
 from u2s_jax.console import log
 from u2s_jax.errors import UserError
 from u2s_jax.evaluation import analysis, inference, results, scores
@@ -56,10 +56,23 @@ def finish(run: Run, state: TrainState) -> None:
   """Evaluates a run's last state in the run's own views, and writes all that is said of the run."""
   log(f"evaluating, views: {run.config.eval.views}")
   final = score(run, state, run.config.eval.views, VALIDATION_SPLIT)
-  one_pass = scores.read(run.workdir.one_pass_scores(VALIDATION_SPLIT))
+  one_pass = one_pass_scores(run)
   analyse(run, run.workdir, state, one_pass, final, VALIDATION_SPLIT)
   if jax.process_index() == 0:
     conclude(run, run.workdir, state, one_pass, final, VALIDATION_SPLIT)
+
+
+def one_pass_scores(run: Run) -> Scores:
+  """Reads the scores of the model after stage 1; makes them anew where they are gone or damaged."""
+  path, read = run.workdir.one_pass_scores(VALIDATION_SPLIT), None
+  with contextlib.suppress(UserError, FileNotFoundError):
+    read = scores.read(path)
+  if devices.on_any_process(read is None):
+    log(f"{path}: gone or damaged; made anew from the last checkpoint of stage 1")
+    score_one_pass(run, run.restore_one_pass())
+    devices.wait_for_host0("one_pass_scores", hours=1)
+    read = scores.read(path)
+  return read
 
 
 def evaluate_latest(

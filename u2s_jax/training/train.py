@@ -59,11 +59,11 @@ def train(
   # Closing waits for a checkpoint that is just being written, whatever happens.
   with contextlib.closing(run.checkpoints):
     state, record, done = None, None, -1
-    latest = run.latest()
+    latest = run.restore_latest()
     if latest:
-      state, record = run.restore(*latest)
-      done = STAGES.index(latest[0])
-      log(f"going on at stage {latest[0]}, step {latest[1]}, from {workdir.checkpoints}")
+      name, state, record = latest
+      done = STAGES.index(name)
+      log(f"going on at stage {name}, step {int(state.step)}, from {workdir.checkpoints}")
     for index in range(max(done, 0), len(run.stages)):
       stage = run.stages[index]
       if index > done:
