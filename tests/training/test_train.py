@@ -128,6 +128,8 @@ def test_crashes_change_no_bit(finished, tmp_path, monkeypatch):
   jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
+# Orbax's reads that are still under way when one of them fails come back to a closed event loop.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_what_is_damaged_is_set_aside_or_made_anew(finished, tmp_path, capsys):
   workdir = tmp_path / "run"
   shutil.copytree(finished[0], workdir)
@@ -148,6 +150,7 @@ def test_what_is_damaged_is_set_aside_or_made_anew(finished, tmp_path, capsys):
   jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_where_no_checkpoint_is_whole_nothing_begins_anew(finished, tmp_path):
   workdir = tmp_path / "run"
   shutil.copytree(finished[0], workdir)
