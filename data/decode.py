@@ -3,9 +3,12 @@
 Processes of `workers` run it, so it imports no TensorFlow, and OpenCV only where flow is asked for.
 """
 
+import contextlib
 import dataclasses
 import io
 import numbers
+import os
+import stat
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,12 +18,26 @@ from av.stream import Disposition
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from data import workers
 from data.workers import Decoded, Skipped
 from u2s_jax.errors import UserError
 
 # A record must stay below 2 GB, and several of them are in memory at a time.
 MAX_CLIP_BYTES = 256 * 2**20
+MAX_FRAMES = 100_000  # of a clip
+MAX_PIXELS = 2**26  # of a frame; 8K has half of it
+MAX_EDGE = 65_500  # pixels, JPEG's
 JPEG_QUALITY = 95  # of frames, unless asked for another
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is another one
+# Containers of videos, pictures and sound. Others, playlists above all, would open further files,
+# whatever a file is called; so may no container (the protocols).
+SAFE = {
+  "protocol_whitelist": "",
+  "format_whitelist": (
+    "apng,asf,avi,dv,flv,gif,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mp4,mpeg,mpegts,mpegvideo,mxf,"
+    "nut,obu,ogg,rm,webm,yuv4mpegpipe,bmp_pipe,jpeg_pipe,png_pipe,tiff_pipe,webp_pipe,aac,flac,mp3,wav"
+  ),
+}
 MODALITIES = ("rgb", "flow")
 
 
@@ -75,8 +92,12 @@ def video_frames(
   # 0.36 ms a frame at 64 pixels.
   reformatter = av.video.reformatter.VideoReformatter()
   try:
+    # Opened here: FFmpeg would take 'http:/...' or 'concat:...' for more than a name of a file.
     # Tags in another coding than UTF-8 are no reason to refuse the video.
-    with av.open(file, metadata_errors="replace") as container:
+    with (
+      opened(file) as content,
+      av.open(content, options=SAFE, metadata_errors="replace", buffer_size=2**18) as container,
+    ):
       # A cover picture in a sound file is a video stream too.
       streams = [
         stream
@@ -86,6 +107,10 @@ def video_frames(
       if not streams:
         raise UserError("it has no video stream")
       stream = streams[0]
+      if stream.codec_context is None:
+        raise UserError("FFmpeg has no decoder for its codec")
+      _check_pixels(stream.codec_context.width, stream.codec_context.height)
+      stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # it may change on the way
       stream.codec_context.thread_count = 1  # There is a process for every core already.
       declared = _seconds(stream.duration, stream.time_base) or _seconds(
         container.duration, 1 / av.time_base
@@ -99,6 +124,7 @@ def video_frames(
         size = size or _even_size(frame.width, frame.height, short_edge)
         end = (frame.time or 0.0) - start + (_seconds(frame.duration, frame.time_base) or 0.0)
         count += 1
+        workers.progress()
         turns = round(frame.rotation / 90)
         # 'AREA' averages the pixels that fall together; bicubic would alias when shrinking.
         frame = reformatter.reformat(frame, *size, pixel_format, interpolation="AREA")
@@ -116,6 +142,25 @@ def video_frames(
     raise UserError(f"it ends after {end:.1f} of {declared:.1f} seconds")
 
 
+def opened(file: str | io.BytesIO) -> contextlib.AbstractContextManager[io.BufferedIOBase]:
+  """Opens a file that is really one: a pipe or a device may never end.
+
+  Raises:
+    UserError: it is none.
+    OSError: it cannot be opened.
+  """
+  if not isinstance(file, str):
+    return contextlib.nullcontext(file)
+  if not stat.S_ISREG(os.stat(file).st_mode):
+    raise UserError("it is no regular file")
+  return open(file, "rb")
+
+
+def _check_pixels(width: int, height: int) -> None:
+  if width * height > MAX_PIXELS:
+    raise UserError(f"it has {width} x {height} pixels, more than {MAX_PIXELS // 10**6} million")
+
+
 def _seconds(duration: int | None, unit: numbers.Real) -> float | None:
   return None if duration is None else float(duration * unit)
 
@@ -124,7 +169,16 @@ def _even_size(width: int, height: int, short_edge: int) -> tuple[int, int]:
   """Width and height after resizing."""
   long_edge = max(width, height) * short_edge / min(width, height)
   long_edge = max(2 * round(long_edge / 2), short_edge)
+  _check_edge(long_edge)
   return (short_edge, long_edge) if width < height else (long_edge, short_edge)
+
+
+def _check_edge(pixels: int) -> None:
+  if pixels > MAX_EDGE:
+    raise UserError(
+      f"with its short edge resized its long edge would have {pixels} pixels, more than JPEG's"
+      f" {MAX_EDGE}"
+    )
 
 
 def image_frame(file: str | io.BytesIO, short_edge: int, jpeg_quality: int) -> bytes:
@@ -140,26 +194,37 @@ def image_frame(file: str | io.BytesIO, short_edge: int, jpeg_quality: int) -> b
     RGB JPEG of that size that needs no turning is kept as it is.
 
   Raises:
-    UserError: the file is no image, or damaged, or of a kind whose range of values is not known;
-      one line, the reason alone.
+    UserError: the file is no image, or damaged, too large, or of a kind whose range of values is
+      not known; one line, the reason alone.
+    OSError: it cannot be opened.
   """
+  with opened(file) as content:
+    return _image_frame(content, short_edge, jpeg_quality)
+
+
+def _image_frame(content: io.BufferedIOBase, short_edge: int, jpeg_quality: int) -> bytes:
+  """Makes a JPEG of an open image, see `image_frame`."""
   try:
-    with Image.open(file) as opened:
-      opened.load()
-      image = ImageOps.exif_transpose(opened)
+    with Image.open(content) as picture:
+      _check_pixels(*picture.size)
+      picture.load()
+      image = ImageOps.exif_transpose(picture)
       if (
-        opened.format == "JPEG"
-        and opened.mode == "RGB"
-        and image.size == opened.size
-        and opened.getexif().get(0x0112, 1) == 1  # Orientation: upright
+        picture.format == "JPEG"
+        and picture.mode == "RGB"
+        and image.size == picture.size
+        and picture.getexif().get(0x0112, 1) == 1  # Orientation: upright
         and min(image.size) == short_edge
       ):
-        return _content(file)
+        content.seek(0)
+        return content.read()
+  except UserError:
+    raise
   except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
     # Pillow names the file in some messages; the caller does in all.
     reason = "cannot identify it" if isinstance(error, Image.UnidentifiedImageError) else error
     raise UserError(f"it does not decode ({reason})") from error
-  if opened.format == "PPM" and image.mode == "I":  # PGM of 16 bits, which Pillow widens
+  if picture.format == "PPM" and image.mode == "I":  # PGM of 16 bits, which Pillow widens
     image = image.point(lambda value: value * (1 / 256)).convert("L")
   if image.mode in ("I", "F"):
     raise UserError(f"its pixels have 32 bits (mode {image.mode}): save it with 8")
@@ -171,17 +236,10 @@ def image_frame(file: str | io.BytesIO, short_edge: int, jpeg_quality: int) -> b
   image = image.convert("RGB")
   scale = short_edge / min(image.size)
   size = tuple(max(short_edge, round(scale * edge)) for edge in image.size)
+  _check_edge(max(size))
   if size != image.size:
     image = image.resize(size, Image.Resampling.BILINEAR)  # averages over pixels when shrinking
   return _jpeg(image, jpeg_quality)
-
-
-def _content(file: str | io.BytesIO) -> bytes:
-  if isinstance(file, str):
-    with open(file, "rb") as opened:
-      return opened.read()
-  file.seek(0)
-  return file.read()
 
 
 def _jpeg(image: Image.Image, quality: int) -> bytes:
@@ -250,6 +308,8 @@ def _limited(jpegs: Iterator[bytes]) -> list[bytes]:
       raise UserError(
         f"its first {len(kept)} JPEG frames exceed {MAX_CLIP_BYTES >> 20} MiB: cut it into clips"
       )
+    if len(kept) > MAX_FRAMES:
+      raise UserError(f"it has more than {MAX_FRAMES} frames: cut it into clips")
   return kept
 
 
@@ -297,6 +357,8 @@ def worker(
       )
     except UserError as error:
       return Skipped(" ".join(str(error).split()))
+    except MemoryError:
+      return Skipped(f"it takes more than {workers.MAX_MEMORY >> 30} GiB of memory")
     except OSError as error:
       return unreadable(error)
 

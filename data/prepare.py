@@ -27,7 +27,7 @@ from data.sources import folders, hmdb51, something_something, tfds_images, ucf1
 from data.sources import listing as listing_lib
 from data.sources.listing import Clip, Listing
 from data.workers import Decoded, Skipped
-from u2s_jax.errors import INTERRUPTED, UserError, one_line
+from u2s_jax.errors import INTERRUPTED, UserError, one_line, printable
 
 VERSION = 1  # goes up when the same settings come to mean other shards or other pixels
 NAMES_SHOWN = 10
@@ -191,7 +191,7 @@ def _examples(
     if isinstance(answer, Skipped):
       state = None if answer.retry else shards.file_state(clip.path)
       skipped.append(shards.SkippedClip(clip.path, answer.reason, state))
-      bar.write(f"skipped {clip.path}: {answer.reason}", file=sys.stderr)
+      bar.write(printable(f"skipped {clip.path}: {answer.reason}"), file=sys.stderr)
       continue
     frames = answer.frames
     count = len(frames) // 2 if modality == "flow" else len(frames)
@@ -265,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     listing = DATASETS[args.dataset](args)
     listing_lib.check(listing, str(args.source))
     for note in listing.notes:
-      print(f"note: {note}", flush=True)
+      print(printable(f"note: {note}"), flush=True)
     origin = {"dataset": args.dataset}
     if args.dataset in ("ucf101", "hmdb51"):
       origin["split"] = args.split
@@ -279,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       num_workers=args.workers,
       max_unreadable=args.max_unreadable,
     )
-    print(report(dataset, listing))
+    print(printable(report(dataset, listing)))
   except KeyboardInterrupt:
     print(f"interrupted: the same command goes on with {args.out}", file=sys.stderr)
     sys.exit(INTERRUPTED)

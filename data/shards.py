@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from data import store
 from data.sources.listing import Clip, Listing
-from u2s_jax.errors import UserError
+from u2s_jax.errors import UserError, spreadsheet_cell
 
 SETTINGS = "preparation.json"
 LOCK = ".lock"
@@ -214,7 +214,7 @@ def finish(
   with open(out / SKIPPED, "w", newline="", encoding="utf-8") as file:
     writer = csv.writer(file)
     writer.writerow(["path", "reason"])
-    writer.writerows((clip.path, clip.reason) for clip in skipped)
+    writer.writerows(map(spreadsheet_cell, (clip.path, clip.reason)) for clip in skipped)
   total = sum(len(clips) for clips in listing.splits.values())
   advice = f"see {out / SKIPPED}, mend or delete the files, and start again"
   if len(skipped) > max_unreadable * total:

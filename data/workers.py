@@ -18,15 +18,19 @@ import json
 import os
 import pathlib
 import queue
+import resource
 import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 AHEAD = 4  # requests a worker may be ahead of the reader: bounds the memory where that is slower
 MAX_HEADER_BYTES, MAX_CONTENT_BYTES = 2**26, 2**31  # of a message
+MAX_MEMORY = 4 * 2**30  # bytes that a process may take
+MAX_CPU = 60.0  # seconds of CPU without progress
 CONTENT = "bytes"  # key of what stands in the header for bytes behind it
 
 
@@ -142,13 +146,16 @@ class _Worker:
     # One thread each: there is a process for every core already.
     single = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-      # `-P`: the current folder, where a neighbour could hide a library, is not on the path.
-      [sys.executable, "-P", "-m", "data.workers", *self._arguments],
+      self._command(),
       env=os.environ | single | {"PYTHONPATH": path},
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       start_new_session=True,  # Ctrl-C reaches the parent alone, which ends them in order.
     )
+
+  def _command(self) -> list[str]:
+    # `-P`: the current folder, where a neighbour could hide a library, is not on the path.
+    return [sys.executable, "-P", "-m", "data.workers", *self._arguments]
 
 
 def send(pipe: io.BufferedIOBase, message: Any) -> None:
@@ -203,6 +210,18 @@ def _exactly(pipe, count, limit):
 KINDS = {"decoded": Decoded, "skipped": Skipped, "value": lambda value: value}
 
 
+class _Patience:
+  """Counts the CPU time since the last progress; what a process serves tells it by `progress`."""
+
+  since: float | None = None  # seconds of CPU when it was told; None: nothing to do
+
+
+def progress() -> None:
+  """Tells that a request goes forward: a frame is decoded."""
+  if _Patience.since is not None:
+    _Patience.since = time.process_time()
+
+
 def serve(function: str, fields: Mapping[str, Any]) -> None:
   """Answers requests from stdin on what was stdout, until stdin ends; then ends at once.
 
@@ -221,11 +240,26 @@ def serve(function: str, fields: Mapping[str, Any]) -> None:
         requests.put(receive(sys.stdin.buffer))
     os._exit(0)
 
-  threading.Thread(target=listen, daemon=True).start()
+  def watch():
+    while True:
+      time.sleep(MAX_CPU / 60)
+      since = _Patience.since
+      if since is not None and time.process_time() - since > MAX_CPU:
+        reason = f"no frame within {MAX_CPU:g} seconds of computing"
+        send(answers, ["skipped", list(Skipped(reason))])
+        os._exit(0)
+
+  with contextlib.suppress(ValueError, OSError):  # where a system has no such limit
+    resource.setrlimit(resource.RLIMIT_DATA, (MAX_MEMORY, MAX_MEMORY))
+  for work in (listen, watch):
+    threading.Thread(target=work, daemon=True).start()
   module, _, name = function.partition(":")
   answer = getattr(importlib.import_module(module), name)(**fields)
   while True:
-    result = answer(requests.get())
+    request = requests.get()
+    _Patience.since = time.process_time()
+    result = answer(request)
+    _Patience.since = None
     kind, content = "value", [result]
     if isinstance(result, (Decoded, Skipped)):
       kind, content = type(result).__name__.lower(), list(result)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from configs import default
 from tests.memory_run import config_of
 from u2s_jax import settings
 from u2s_jax.errors import UserError
@@ -189,3 +190,37 @@ def test_without_pretrained_weights_the_csn_copies_the_un(tmp_path):
   settings.write_config(Workdir(tmp_path), config)
   config = config_of(init_from=str(tmp_path), **{"universal.epochs": 0.0})
   assert settings.schedule(config)[1].init == "universal"
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
+    ("csm.selection", "evil", "csm.selection: 'evil' is not one of"),
+    ("data.modality", "x", "data.modality: 'x' is not one of"),
+    ("data.num_frames", "8", "data.num_frames: '8' is no whole number"),
+    ("data.num_frames", None, "data.num_frames: None is no whole number"),
+    ("data.crop_size", [56], "data.crop_size: .56. is a list and should be one value"),
+    ("model.pixel_mean", 0.5, "model.pixel_mean: 0.5 is no list"),
+    ("model.pixel_mean", ["a", "b", "c"], "model.pixel_mean: 'a' is no number"),
+    ("model.backbone.width", 10**9, "model.backbone.width: 1000000000 is more than 4096"),
+    ("model.backbone.width", 1e9, "model.backbone.width: 1000000000.0 is no whole number"),
+    ("model.backbone", {}, "model.backbone.name: not set"),
+    ("model.layers", 3, "model.layers: no such field"),
+    ("csm", 5, "csm: 5 is no section of fields"),
+    ("control", 1, "control: 1 is no true or false"),
+    ("regularizer_weight", float("nan"), "regularizer_weight: nan is no finite number"),
+    ("joint.epochs", {"a": 1}, "joint.epochs: .* is a section of fields"),
+  ],
+)
+def test_a_strangers_config_is_checked_like_ones_own(field, value, message, tmp_path):
+  fields = json.loads(default.get_config().to_json_best_effort())
+  *sections, name = field.split(".")
+  section = fields
+  for key in sections:
+    section = section[key]
+  section[name] = value
+  run = Workdir(tmp_path)
+  run.write_config(fields)
+  with pytest.raises(UserError, match=message) as error:
+    settings.check_values(settings.config_of_run(run))
+  assert "\n" not in str(error.value)

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from u2s_jax.errors import printable
 from u2s_jax.stages import Stage
 
 CLEAR = "\r\x1b[K"  # to the line's beginning, and clears it
@@ -34,6 +35,7 @@ class Board(NamedTuple):
 
 def log(message: str) -> None:
   """Prints a line on host 0's terminal, in place of a live one."""
+  message = printable(message)
   if jax.process_index() == 0:
     print(f"{CLEAR}{message}" if sys.stdout.isatty() else message, flush=True)
 
@@ -44,7 +46,7 @@ def log_live(message: str) -> None:
     log(message)
   elif jax.process_index() == 0:
     columns = shutil.get_terminal_size().columns - 1
-    print(CLEAR + message[:columns], end="", flush=True)
+    print(CLEAR + printable(message)[:columns], end="", flush=True)
 
 
 class Meter:

@@ -1,4 +1,6 @@
-"""The errors that a user can cause, and the line that tells them."""
+"""The errors that a user can cause, the line that tells them, and harmless text of strangers."""
+
+from typing import Any
 
 INTERRUPTED = 75  # exit status of a command that was asked to end: EX_TEMPFAIL of sysexits.h
 
@@ -11,15 +13,36 @@ class UserError(ValueError):
   """
 
 
+def printable(text: str) -> str:
+  """Returns text with all that is no visible character written as an escape, but for line ends.
+
+  A file's name may hold what moves a terminal's cursor, breaks an SVG, or is no Unicode.
+  """
+  return "".join(
+    c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
+  )
+
+
+def spreadsheet_cell(value: Any) -> Any:
+  """Returns a cell of a CSV file: text that a spreadsheet would compute gets a quote in front."""
+  if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+    return value
+  try:
+    float(value)
+  except ValueError:
+    return f"'{value}"
+  return value
+
+
 def one_line(error: Exception) -> str | None:
   """Returns what a command prints of an error that a user can cause; None for a bug.
 
   That is a `UserError`, or an OSError that names a file.
   """
   if isinstance(error, UserError):
-    return str(error)
+    return printable(str(error))
   if isinstance(error, OSError) and error.filename:
-    return " ".join(f"{error.filename}: {error.strerror}".split())
+    return printable(" ".join(f"{error.filename}: {error.strerror}".split()))
   if type(error) is FileNotFoundError:  # of ours: its message names the file
-    return " ".join(str(error).split())
+    return printable(" ".join(str(error).split()))
   return None

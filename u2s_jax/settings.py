@@ -4,6 +4,8 @@ import json
 import math
 import operator
 import pathlib
+from numbers import Real
+from types import NoneType
 from typing import Any
 
 import jax
@@ -22,10 +24,26 @@ from u2s_jax.views import VIEWS
 from u2s_jax.workdir import Workdir
 
 DTYPES = ("float32", "bfloat16")
+MODALITIES = ("rgb", "flow")
 SPLITS = ("train", "validation", "test")
 PIXEL_FIELDS = ("pixel_mean", "pixel_std")
 COMPUTE_FIELDS = ("dtype", "convolution", "remat")  # of `model`: how, not what
 MASK_FIELDS = ("selection", "guide")  # of `csm`
+KINDS = {str: "text", bool: "true or false", NoneType: "value"}
+# Of numbers that memory grows with: more is a slip, or meant to harm who opens a stranger's run.
+LARGEST = {
+  "batch_size": 2**16,
+  "accumulate_steps": 2**16,
+  "data.num_frames": 2**12,
+  "data.flow_pairs": 2**8,
+  "data.short_edge": 2**13,
+  "data.crop_size": 2**13,
+  "data.num_threads": 2**12,
+  "eval.batch_size": 2**16,
+  "eval.pairs": 2**16,
+  "model.backbone.width": 2**12,
+  "model.non_local_width": 2**14,
+}
 # Fields that change nothing that training computes: a run may go on with other values of them.
 FREE_FIELDS = (
   "log_every_steps",
@@ -87,6 +105,8 @@ def build_network(config: ml_collections.ConfigDict, num_classes: int) -> Networ
   if how["dtype"] not in DTYPES:
     raise UserError(f"model.dtype: {how['dtype']!r} is not one of {', '.join(DTYPES)}")
   how["dtype"] = jnp.dtype(how["dtype"])
+  if "name" not in fields["backbone"]:
+    raise UserError(f"model.backbone.name: not set; it is one of {', '.join(backbones.BACKBONES)}")
   backbone = backbones.build(**_tuples(fields.pop("backbone")), **how)
   return Network(
     U2S(num_classes, backbone, dtype=how["dtype"], **fields),
@@ -195,12 +215,8 @@ def check(
   if trains:
     devices.check_batch_size("batch_size", config.batch_size, config.accumulate_steps)
   devices.check_batch_size("eval.batch_size", config.eval.batch_size)
-  _check_pixels(config)
-  _check_optimizer(config)
+  check_values(config)
   stages_asked = schedule(config)
-  build_network(config, num_classes=1)
-  _check_csm(config)
-  _check_evaluation(config)
   if config.eval.split != "validation" and trains:
     raise UserError(
       f"eval.split: {config.eval.split!r} is for --mode=eval only; training needs 'validation'"
@@ -216,8 +232,32 @@ def check(
     _check_mirrors(config)
 
 
+def check_values(config: ml_collections.ConfigDict) -> None:
+  """Checks what does not depend on devices and folders, but for the section `data`.
+
+  Args:
+    config: see `configs/default.py`.
+
+  Raises:
+    UserError: a config that cannot work; names the first such field.
+  """
+  for field, most in LARGEST.items():
+    section, _, name = field.rpartition(".")
+    value = operator.attrgetter(section)(config).get(name, 0) if section else config[name]
+    if value > most:
+      raise UserError(f"{field}: {value} is more than {most}, the most that is taken")
+  _check_pixels(config)
+  _check_optimizer(config)
+  schedule(config)
+  build_network(config, num_classes=1)
+  _check_csm(config)
+  _check_evaluation(config)
+
+
 def _check_pixels(config):
   """Raises UserError for means and deviations that do not fit the channels."""
+  if config.data.modality not in MODALITIES:
+    raise UserError(f"data.modality: {config.data.modality!r} is not one of {MODALITIES}")
   channels = input_channels(config)
   for field in PIXEL_FIELDS:
     if len(config.model[field]) not in (1, channels):
@@ -311,7 +351,51 @@ def write_config(workdir: Workdir, config: ml_collections.ConfigDict) -> None:
 def config_of_run(workdir: Workdir) -> ml_collections.ConfigDict | None:
   """Returns the config that the run in `workdir` began with, None where there is none."""
   fields = workdir.read_config()
-  return None if fields is None else ml_collections.ConfigDict(_tuples(_complete(fields)))
+  if fields is None:
+    return None
+  try:
+    _check_types(fields, _jsonable(default.get_config()))
+  except UserError as error:
+    raise UserError(f"{workdir.config}: {error}") from error
+  return ml_collections.ConfigDict(_tuples(_complete(fields)))
+
+
+def _check_types(fields: Any, defaults: Any, field: str = "") -> None:
+  """Raises UserError where a field read from a file is of another type than its default.
+
+  Args:
+    fields: all or one of them, in JSON's types.
+    defaults: of the same; None where there is none, as of a backbone's own fields.
+    field: dotted name.
+  """
+  if isinstance(defaults, dict):
+    if not isinstance(fields, dict):
+      raise UserError(f"{field or 'it'}: {fields!r} is no section of fields")
+    for name, value in fields.items():
+      if field in (*STAGES, "model") and name not in defaults:  # arguments of `Stage` and `U2S`
+        raise UserError(f"{field}.{name}: no such field")
+      _check_types(value, defaults.get(name), f"{field}.{name}".removeprefix("."))
+    return
+  if isinstance(fields, dict):
+    if defaults is not None:
+      raise UserError(f"{field}: {fields!r} is a section of fields and should be one value")
+    _check_types(fields, {}, field)
+  elif isinstance(fields, list):
+    if not isinstance(defaults, (list, NoneType)):
+      raise UserError(f"{field}: {fields!r} is a list and should be one value")
+    first = defaults[0] if defaults else None
+    for value in fields:
+      _check_types(value, first, field)
+  elif isinstance(defaults, list):
+    raise UserError(f"{field}: {fields!r} is no list")
+  elif isinstance(defaults, Real) and not isinstance(defaults, bool):
+    whole = isinstance(defaults, int)
+    if isinstance(fields, bool) or not isinstance(fields, int if whole else Real):
+      raise UserError(f"{field}: {fields!r} is no {'whole ' if whole else ''}number")
+  elif fields is None or not isinstance(fields, type(defaults) if defaults is not None else object):
+    raise UserError(f"{field}: {fields!r} is no {KINDS[type(defaults)]}")
+  if isinstance(fields, Real) and not math.isfinite(fields):
+    raise UserError(f"{field}: {fields} is no finite number")
 
 
 def _jsonable(config: ml_collections.ConfigDict) -> dict[str, Any]:

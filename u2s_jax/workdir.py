@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from u2s_jax.errors import UserError
+from u2s_jax.errors import UserError, spreadsheet_cell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +158,7 @@ def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
   with whole_file(path) as file:
     writer = csv.DictWriter(file, rows[0])
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: spreadsheet_cell(value) for key, value in row.items()} for row in rows)
 
 
 def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:

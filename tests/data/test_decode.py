@@ -1,7 +1,9 @@
 """One file at a time: what odd videos and images come to, and why some cannot be read."""
 
 import io
+import os
 import pathlib
+import shutil
 import struct
 import subprocess
 import sys
@@ -127,7 +129,8 @@ def test_unreadable_videos(tmp_path, write_video):
   _unreadable(path, "does not decode")
   path.write_bytes(b"no video at all, but words")
   _unreadable(path, "does not decode")
-  _unreadable(tmp_path / "none.webm", "does not decode", "No such file")
+  with pytest.raises(FileNotFoundError):
+    _video(tmp_path / "none.webm")
   noise = np.random.default_rng(0).integers(0, 256, (60, 32, 48, 3), np.uint8)
   whole = write_video(path, list(noise)).read_bytes()
   for share in (0.3, 0.7):
@@ -234,6 +237,88 @@ def test_unreadable_images(tmp_path):
   _unreadable(path, "truncated", decoder=_image)
   Image.fromarray(np.full((32, 48), 0.5, np.float32)).save(tmp_path / "a.tif")
   _unreadable(tmp_path / "a.tif", "32 bits", decoder=_image)
+
+
+def test_a_name_is_a_name_and_no_protocol(tmp_path, write_video, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  video = write_video(tmp_path / "a.webm", 3)
+  for name in (
+    "http:/127.0.0.1:9/a.mp4",
+    "concat:a|b.mp4",
+    "subfile,,start,0,end,9,,:a.mp4",
+    "a:b",
+  ):
+    pathlib.Path(name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(video, name)
+    assert len(_video(name)) == 3
+  with pytest.raises(FileNotFoundError):
+    _video("concat:a.webm")
+
+
+def test_no_file_opens_another(tmp_path, write_video):
+  video = write_video(tmp_path / "a.webm", 3)
+  (tmp_path / "hls.mp4").write_text(f"#EXTM3U\n#EXTINF:1,\n{video}\n#EXT-X-ENDLIST\n")
+  (tmp_path / "concat.mp4").write_text(f"ffconcat version 1.0\nfile {video.name}\n")
+  for name in ("hls.mp4", "concat.mp4"):
+    _unreadable(tmp_path / name, "does not decode")
+
+
+def test_no_pipe_and_no_device_is_waited_for(tmp_path):
+  os.mkfifo(tmp_path / "f.mp4")
+  for path in (tmp_path / "f.mp4", "/dev/zero"):
+    _unreadable(path, "no regular file")
+    _unreadable(path, "no regular file", decoder=lambda path: decode.image_frame(str(path), 32, 90))
+
+
+def _gif(width, height):
+  """A file of a few bytes that asks for a picture of any size."""
+  return (
+    b"GIF89a" + struct.pack("<HH", width, height) + b"\x80\0\0" + b"\0\0\0\xff\xff\xff"
+    b"\x2c\0\0\0\0" + struct.pack("<HH", width, height) + b"\0\2\2\x44\1\0;"
+  )
+
+
+def test_frames_have_a_limit(tmp_path):
+  (tmp_path / "large.gif").write_bytes(_gif(16000, 16000))
+  _unreadable(tmp_path / "large.gif", "16000 x 16000 pixels, more than 67 million")
+
+  def image(path):
+    return decode.image_frame(str(path), 32, 90)
+
+  _unreadable(tmp_path / "large.gif", "16000 x 16000 pixels", decoder=image)
+  Image.new("L", (70000, 30)).save(tmp_path / "long.png")
+  _unreadable(tmp_path / "long.png", "74667 pixels, more than JPEG's 65500", decoder=image)
+
+
+def test_clips_have_a_limit_of_frames(tmp_path, write_video, monkeypatch):
+  monkeypatch.setattr(decode, "MAX_FRAMES", 4)
+  _unreadable(write_video(tmp_path / "a.webm", 6), "more than 4 frames: cut it into clips")
+
+
+def test_damage_is_always_a_line(tmp_path, write_video):
+  """Bytes changed at random, in videos and images: one line or frames, whatever they were."""
+  rng = np.random.default_rng(0)
+  videos = [
+    write_video(tmp_path / f"{codec}.mkv", 4, codec=codec).read_bytes()
+    for codec in ("libx264", "libvpx-vp9", "ffv1")
+  ]
+  images = []
+  for kind in ("PNG", "JPEG", "WEBP", "GIF", "TIFF"):
+    file = io.BytesIO()
+    Image.fromarray(QUADRANTS).save(file, kind)
+    images.append(file.getvalue())
+  for is_image, contents in ((False, videos), (True, images)):
+    for content in contents:
+      for _ in range(12):
+        changed = bytearray(content)
+        for place in rng.integers(0, len(changed), 1 + rng.integers(8)):
+          changed[place] = rng.integers(256)
+        try:
+          decode.frames_of(
+            io.BytesIO(bytes(changed)), decode.Storage(short_edge=32), is_image=is_image
+          )
+        except UserError as error:
+          assert "\n" not in str(error)
 
 
 def test_flow_is_grey_pairs(tmp_path, write_video):

@@ -29,6 +29,8 @@ def worker(folder):
     if word == "spoil":
       os.write(4, b"x" * 100)  # the pipe of the answers
       os._exit(0)
+    if word == "grow":
+      return [len(bytearray(int(content)))]
     if word == "hang":
       pathlib.Path(folder, str(os.getpid())).touch()
       while True:
@@ -79,6 +81,22 @@ def test_answers_and_a_library_that_prints(tmp_path):
 def test_a_process_that_sends_nonsense_twice_is_skipped(tmp_path):
   spoilt, whole = run(tmp_path, ("spoil", b""), ("decode", b"a"))
   assert isinstance(spoilt, Skipped) and spoilt.retry and whole == Decoded([b"a", b"", b"a"])
+
+
+def test_a_process_has_limits(tmp_path, monkeypatch):
+  program = (
+    "import json, sys; from data import workers; workers.MAX_CPU, workers.MAX_MEMORY = 1.0, 2**30;"
+    "workers.serve(sys.argv[1], json.loads(sys.argv[2]))"
+  )
+  monkeypatch.setattr(
+    workers._Worker,
+    "_command",
+    lambda self: [sys.executable, "-c", program, *self._arguments],
+  )
+  hung, grown, whole = run(tmp_path, ("hang", b""), ("grow", b"2000000000"), ("decode", b"a"))
+  assert hung == Skipped("no frame within 1 seconds of computing")
+  assert isinstance(grown, Skipped)  # a MemoryError of the worker's own; `decode` says so in a line
+  assert whole == Decoded([b"a", b"", b"a"])
 
 
 def test_processes_end_with_their_parent_in_the_midst_of_a_clip(tmp_path):

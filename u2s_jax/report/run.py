@@ -12,6 +12,7 @@ from tensorboard.util import tensor_util
 
 from u2s_jax import csm as csm_lib
 from u2s_jax import metrics, regularizer, settings, workdir
+from u2s_jax.errors import printable
 from u2s_jax.evaluation import results, scores
 from u2s_jax.evaluation.scores import Scores
 from u2s_jax.run import VALIDATION_SPLIT
@@ -45,7 +46,7 @@ class RunFiles:
   @property
   def class_names(self) -> list[str]:
     """In the order of the labels."""
-    return [str(name) for name in self.final.class_names]
+    return [printable(str(name)) for name in self.final.class_names]
 
   def distance(self) -> str:
     """Returns f_dist of Eq. 2, the CSM's."""

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, UInt8
 
 from u2s_jax import checkpoint, devices, overlay, settings
 from u2s_jax.csm import CategorySimilarity
-from u2s_jax.errors import UserError
+from u2s_jax.errors import UserError, printable
 from u2s_jax.evaluation import inference
 from u2s_jax.evaluation.scores import FUSIONS, fuse
 from u2s_jax.stages import STAGES
@@ -62,6 +62,11 @@ def load(workdir: Workdir) -> Trained:
     UserError: there is no run, or none that has trained.
   """
   config = settings.config_of_run(workdir)
+  if config:
+    try:
+      settings.check_values(config)
+    except UserError as error:
+      raise UserError(f"{workdir.config}: {error}") from error
   newest = checkpoint.read_networks(workdir.checkpoints, STAGES) if config else None
   if not newest:
     raise UserError(f"--workdir {workdir.root}: no run that has trained; train first")
@@ -139,6 +144,16 @@ def top_classes(
   return best
 
 
+def as_text(answers: Sequence[dict[str, Any]]) -> str:
+  """Returns answers as JSON: readable, or where a file's name is no Unicode, escaped."""
+  readable = json.dumps(answers, indent=2, ensure_ascii=False)
+  try:
+    readable.encode()
+  except UnicodeEncodeError:
+    return json.dumps(answers, indent=2)
+  return readable
+
+
 def write_video(path: pathlib.Path, frames: UInt8[np.ndarray, "t h w 3"]) -> None:
   """Writes an H.264 video of five frames a second; small frames are enlarged."""
   factor = max(1, -(-SHORT_EDGE // min(frames.shape[1:3])))
@@ -200,7 +215,9 @@ def answer(
   for result in predict(trained, files, read_clip, overlay_path):
     answers.append(result)
     if not as_json:
-      print(text(result), file=sys.stderr if "error" in result else sys.stdout, flush=True)
+      print(
+        printable(text(result)), file=sys.stderr if "error" in result else sys.stdout, flush=True
+      )
   if as_json:
-    print(json.dumps(answers, indent=2, ensure_ascii=False))
+    print(as_text(answers))
   return not any("error" in result for result in answers)
