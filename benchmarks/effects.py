@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from benchmarks import study as study_lib
-from benchmarks.study import MERGED, ONE_PASS, SIMILAR, Records, Study, unpacked
+from benchmarks.study import MERGED, ONE_PASS, SIMILAR, Records, Study, accuracy, unpacked
 from u2s_jax.errors import UserError
 from u2s_jax.workdir import whole_file
 
@@ -106,12 +106,12 @@ def accuracies(study: Study, records: Records, measure: str) -> list[dict[str, A
   """Returns for each variant that ran the mean accuracy of each prediction over the seeds."""
   rows = []
   for variant in study.variants:
-    runs = [run for seed in study.seeds if (run := records.get(variant, seed))]
+    runs = records.of(variant, study.seeds)
     if not runs:
       continue
     names = (ONE_PASS, "universal", "bridge", "specific", MERGED)
     values = {
-      name: [100 * unpacked(run[measure][name], run["clips"]).mean() for run in runs]
+      name: [accuracy(run, name, measure) for run in runs]
       for name in names
       if name in runs[0][measure]
     }
@@ -133,8 +133,7 @@ def similarities(study: Study, records: Records) -> list[str]:
   """Returns lines of a table: mean similarity of two classes' features, for runs that have it."""
   lines = []
   for variant in study.variants:
-    runs = [run for seed in study.seeds if (run := records.get(variant, seed))]
-    for run in runs:
+    for run in records.of(variant, study.seeds):
       if means := run["similarity"]:
         cells = " | ".join(f"{means[kind]:.4f}" for kind in SIMILAR if kind in means)
         lines.append(f"| {variant}, seed {run['seed']} | {cells} |")
@@ -144,13 +143,10 @@ def similarities(study: Study, records: Records) -> list[str]:
 def fusions(study: Study, records: Records) -> list[str]:
   """Returns lines that put the study's first variant beside the paper's Table I."""
   variant = next(iter(study.variants))
-  runs = [run for seed in study.seeds if (run := records.get(variant, seed))]
+  runs = records.of(variant, study.seeds)
   if not runs or not PAPER_FUSIONS.keys() <= runs[0]["top1"].keys():
     return []
-  means = {
-    name: np.mean([100 * unpacked(run["top1"][name], run["clips"]).mean() for run in runs])
-    for name in PAPER_FUSIONS
-  }
+  means = {name: np.mean([accuracy(run, name) for run in runs]) for name in PAPER_FUSIONS}
   lines = [f"| {name} | {PAPER_FUSIONS[name]:.2f} | {means[name]:.2f} |" for name in means]
   order = stats.spearmanr(list(PAPER_FUSIONS.values()), list(means.values())).statistic
   return [

@@ -34,9 +34,9 @@ from benchmarks.study import (
   SIMILAR,
   Records,
   Study,
+  accuracy,
   packed,
   read_study,
-  unpacked,
 )
 from u2s_jax.errors import UserError
 from u2s_jax.evaluation import scores as scores_lib
@@ -193,8 +193,8 @@ def run_all(study: Study, records: Records, jobs: list[tuple[str, int]], known) 
     if before and before["top1"][ONE_PASS] != entry["top1"][ONE_PASS]:
       raise UserError(f"{records.path}: seed {seed}: stage 1 came out otherwise; delete its lines")
     records.add(entry)
-    accuracy = 100 * unpacked(entry["top1"][MERGED], entry["clips"]).mean()
-    print(f"{variant:24} seed {seed:3} {accuracy:6.2f} % {entry['minutes']:6.1f} min", flush=True)
+    percent = accuracy(entry, MERGED)
+    print(f"{variant:24} seed {seed:3} {percent:6.2f} % {entry['minutes']:6.1f} min", flush=True)
 
   futures = {}
   with concurrent.futures.ThreadPoolExecutor(known.workers) as pool:

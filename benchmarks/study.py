@@ -6,6 +6,7 @@ import json
 import pathlib
 import threading
 import tomllib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,11 @@ def unpacked(text: str, count: int) -> Bool[np.ndarray, " n"]:
   return np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=count).astype(bool)
 
 
+def accuracy(entry: dict[str, Any], prediction: str, measure: str = "top1") -> float:
+  """Returns the accuracy of a prediction in percent, of a run's record."""
+  return 100 * float(unpacked(entry[measure][prediction], entry["clips"]).mean())
+
+
 class Records:
   """The records of a study's runs, one line of JSON each, by variant and seed.
 
@@ -97,6 +103,10 @@ class Records:
   def get(self, variant: str, seed: int) -> dict[str, Any] | None:
     """Returns the record of a run, None where it has not come to its end."""
     return self._by_run.get((variant, seed))
+
+  def of(self, variant: str, seeds: Iterable[int]) -> list[dict[str, Any]]:
+    """Returns the records of a variant's runs that have come to their end."""
+    return [entry for seed in seeds if (entry := self.get(variant, seed))]
 
   def add(self, entry: dict[str, Any]) -> None:
     """Adds a record, and writes all."""

@@ -20,6 +20,7 @@ from u2s_jax.errors import UserError
 from u2s_jax.state import TrainState
 
 KEEP = 2  # newest checkpoints of a stage
+ASIDE = "damaged_"  # begins the name of a checkpoint that was set aside
 
 
 class DamagedError(UserError):
@@ -117,17 +118,20 @@ class Checkpoints:
       restored = manager.restore(
         step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
       )
-    if record.get("checksum", (total := int(state_lib.checksum(restored.state)))) != total:
+    saved = record.get("checksum")  # None: an earlier version's
+    if saved is not None and saved != int(state_lib.checksum(restored.state)):
       raise DamagedError(path, "its numbers are not those that were saved")
     return restored.state, record
+
+  def any_damaged(self) -> bool:
+    """Tells, by host 0's word, whether a checkpoint was set aside."""
+    return bool(devices.broadcast_from_host0(any(self._folder.glob(f"*/{ASIDE}*"))))
 
   def set_aside(self, stage: str, step: int) -> pathlib.Path:
     """Renames a checkpoint, so that the one before is the newest; returns its new name."""
     path = self._folder / stage / str(step)
     aside = next(
-      name
-      for k in itertools.count()
-      if not (name := path.with_name(f"damaged_{step}_{k}")).exists()
+      name for k in itertools.count() if not (name := path.with_name(f"{ASIDE}{step}_{k}")).exists()
     )
     if stage in self._managers:
       self._managers.pop(stage).close()

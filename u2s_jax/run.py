@@ -114,7 +114,6 @@ class Run:
     Raises:
       UserError: there are checkpoints, and none is whole.
     """
-    aside = None
     while latest := self.latest():
       restored = error = None
       try:
@@ -125,7 +124,7 @@ class Run:
         return latest[0], *restored
       aside = self.checkpoints.set_aside(*latest)
       log(f"{error or 'damaged, says another process'}; set aside as {aside.name}")
-    if aside:
+    if self.checkpoints.any_damaged():
       raise UserError(f"{self.workdir.checkpoints}: no checkpoint is whole; take another --workdir")
     return None
 

@@ -216,14 +216,13 @@ def check(
     devices.check_batch_size("batch_size", config.batch_size, config.accumulate_steps)
   devices.check_batch_size("eval.batch_size", config.eval.batch_size)
   check_values(config)
-  stages_asked = schedule(config)
   if config.eval.split != "validation" and trains:
     raise UserError(
       f"eval.split: {config.eval.split!r} is for --mode=eval only; training needs 'validation'"
     )
   if began is None:
     _check_start(config)
-    for stage in stages_asked:
+    for stage in schedule(config):
       stage.check_decays()
   else:
     _check_same_run(config, began, workdir.config, free)
