@@ -12,6 +12,8 @@ import functools
 import itertools
 import pathlib
 import sys
+import traceback
+from collections.abc import Sequence
 
 import jax
 import ml_collections
@@ -25,11 +27,11 @@ from data import clips, memory, pipeline, source
 from data.decode import Storage
 from data.sources import folders
 from data.tiny_something import prepare as rendered
-from u2s_jax import devices, interruption, settings
-from u2s_jax.console import Board, log
+from u2s_jax import devices, interruption, peers, settings
+from u2s_jax.console import Board, leave_disk_errors_to_the_end, log
 from u2s_jax.errors import UserError, one_line
 from u2s_jax.evaluation import evaluate
-from u2s_jax.run import Source
+from u2s_jax.run import Source, locked
 from u2s_jax.serving import export, predict
 from u2s_jax.training import train
 from u2s_jax.workdir import Workdir
@@ -70,6 +72,7 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"unknown argument {argv[1]!r}")
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it writes
+  leave_disk_errors_to_the_end()
   memory.keep_freed()
   if "://" in WORKDIR.value:
     raise UserError(f"--workdir {WORKDIR.value}: no address but a folder; mount the bucket")
@@ -90,32 +93,58 @@ def main(argv: list[str]) -> None:
 
 
 def train_or_evaluate(workdir: Workdir) -> None:
-  """Prepares or opens the data, then trains, or evaluates what is trained."""
-  config, trains = CONFIG.value, MODE.value == "train"
+  """Joins the other processes, then prepares or opens the data, and trains or evaluates."""
+  config = CONFIG.value
   if config is None:
     raise UserError(f"--config: --mode={MODE.value} needs an experiment, see configs/")
-  if devices.start_distributed(DISTRIBUTED.value):
-    interruption.share_with_jax()
   for kind in ("GPU", "TPU"):
     tf.config.set_visible_devices([], kind)  # TensorFlow would take the devices' memory
-  workdir.root.mkdir(parents=True, exist_ok=True)
-  config = settings.fit_devices(config, workdir)
-  clips.of_config(config.data)  # raises here, not after hours of preparation
-  settings.check(config, workdir, settings.FREE_FIELDS if trains else settings.FREE_IN_EVALUATION)
-  if trains and train.is_finished(workdir):
+  with peers.joined(DISTRIBUTED.value, workdir.root, config.dead_process_seconds) as several:
+    if several:
+      interruption.share_with_jax()
+    if MODE.value == "eval":
+      evaluate_run(config, workdir)
+    else:
+      workdir.root.mkdir(parents=True, exist_ok=True)
+      with locked(workdir):
+        train_run(config, workdir)
+
+
+def train_run(config: ml_collections.ConfigDict, workdir: Workdir) -> None:
+  """Trains what is not yet trained."""
+  config = fitted(config, workdir, settings.FREE_FIELDS)
+  if train.is_finished(workdir):
     return
-  devices.use_compilation_cache(workdir.compiled)
-  folder = prepared_data(config, workdir)
-  clip_source = source.open_source(config, folder, jax.process_index(), jax.process_count())
-  batches = Source(**clip_source.fields())
-  name = flags.FLAGS["config"].config_filename
-  if not trains:
-    evaluate.evaluate_latest(config, workdir, batches, name)
-    return
+  batches, name = opened(config, workdir), flags.FLAGS["config"].config_filename
   writers = [metric_writers.SummaryWriter(str(workdir.root))] if jax.process_index() == 0 else []
   with contextlib.closing(metric_writers.AsyncMultiWriter(writers)) as writer:
     board = Board(writer.write_scalars, writer.write_images)
     train.train(config, workdir, batches, board, name)
+
+
+def evaluate_run(config: ml_collections.ConfigDict, workdir: Workdir) -> None:
+  """Evaluates what is trained."""
+  config = fitted(config, workdir, settings.FREE_IN_EVALUATION)
+  name = flags.FLAGS["config"].config_filename
+  evaluate.evaluate_latest(config, workdir, opened(config, workdir), name)
+
+
+def fitted(
+  config: ml_collections.ConfigDict, workdir: Workdir, free: Sequence[str]
+) -> ml_collections.ConfigDict:
+  """Returns the config for the devices at hand, checked, also against the run's own."""
+  config = settings.fit_devices(config, workdir)
+  clips.of_config(config.data)  # raises here, not after hours of preparation
+  settings.check(config, workdir, free)
+  return config
+
+
+def opened(config: ml_collections.ConfigDict, workdir: Workdir) -> Source:
+  """Opens the data set, which is prepared first where the config says so."""
+  devices.use_compilation_cache(workdir.compiled)
+  folder = prepared_data(config, workdir)
+  clip_source = source.open_source(config, folder, jax.process_index(), jax.process_count())
+  return Source(**clip_source.fields())
 
 
 def prepared_data(config: ml_collections.ConfigDict, workdir: Workdir) -> pathlib.Path:
@@ -189,6 +218,8 @@ def run(argv: list[str]) -> None:
     interruption.leave(f"{interrupted}{goes_on}")
   except Exception as error:
     line = one_line(error)
+    if jax.distributed.is_initialized():  # or Python's end would wait for the other processes
+      interruption.leave(traceback.format_exc() if line is None else f"error: {line}", status=1)
     if line is None:
       raise
     sys.exit(f"error: {line}")

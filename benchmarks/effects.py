@@ -10,7 +10,7 @@ from scipy import stats
 from benchmarks import study as study_lib
 from benchmarks.study import MERGED, ONE_PASS, SIMILAR, Records, Study, accuracy, unpacked
 from u2s_jax.errors import UserError
-from u2s_jax.workdir import whole_file
+from u2s_jax.files import whole_file
 
 RESAMPLES = 2000
 # Top-1 in percent on Something-Something V2, the paper's Table I.

@@ -14,7 +14,7 @@ import sys
 
 from data.sources.folders import find_files
 from u2s_jax.errors import UserError
-from u2s_jax.workdir import whole_file
+from u2s_jax.files import whole_file
 
 
 def fold_of(index: int, count: int, folds: int) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from u2s_jax.errors import UserError
-from u2s_jax.workdir import whole_file
+from u2s_jax.files import whole_file
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs" / "evidence"

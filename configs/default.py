@@ -128,6 +128,9 @@ def get_config() -> ml_collections.ConfigDict:
   # Writes a profile of five steps to <workdir>/profile, which ui.perfetto.dev opens.
   config.profile = False
   config.checkpoint_every_steps = 1000
+  # Seconds without a sign of life after which one of several processes counts as dead, and the
+  # others end: too few, and one that swaps or waits for its disk ends them all.
+  config.dead_process_seconds = 40.0
   return config
 
 

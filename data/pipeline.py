@@ -146,7 +146,7 @@ def train_batches(
     video = tf.ensure_shape(video, clip.shape)
     return _example(video, label, tf.constant(True), clip_id)
 
-  return _run(tf.data.Dataset.range(first_step * feed.local, tf.int64.max), make, feed)
+  return _run(split, tf.data.Dataset.range(first_step * feed.local, tf.int64.max), make, feed)
 
 
 def eval_batches(split: store.Split, clip: ClipSpec, feed: Feed, views: str) -> Batches:
@@ -184,7 +184,7 @@ def eval_batches(split: store.Split, clip: ClipSpec, feed: Feed, views: str) -> 
     return _example(video, label, position < count, clip_id)
 
   steps = -(-count // feed.batch_size)
-  return _run(tf.data.Dataset.range(steps * feed.local), make, feed)
+  return _run(split, tf.data.Dataset.range(steps * feed.local), make, feed)
 
 
 def read_clip(
@@ -291,8 +291,8 @@ def _stacks(components: tf.Tensor, pairs: tf.Tensor) -> tf.Tensor:
   return tf.transpose(stacks, [0, 2, 3, 1])
 
 
-def _run(numbers: tf.data.Dataset, make: Callable, feed: Feed) -> Batches:
-  """Makes clip after clip, in parallel, and batches them in order."""
+def _run(split: store.Split, numbers: tf.data.Dataset, make: Callable, feed: Feed) -> Batches:
+  """Makes clip after clip, in parallel, and batches them in order; names a damaged shard."""
   memory.keep_freed()
   dataset = numbers.map(make, num_parallel_calls=feed.num_threads or tf.data.AUTOTUNE)
   dataset = dataset.batch(feed.local, drop_remainder=True).prefetch(2)
@@ -300,4 +300,9 @@ def _run(numbers: tf.data.Dataset, make: Callable, feed: Feed) -> Batches:
   options.deterministic = True
   if feed.num_threads:
     options.threading.private_threadpool_size = feed.num_threads
-  return dataset.with_options(options).as_numpy_iterator()
+  try:
+    yield from dataset.with_options(options).as_numpy_iterator()
+  except tf.errors.OpError as error:
+    if line := store.damage(split.shards):
+      raise UserError(line) from error
+    raise

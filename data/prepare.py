@@ -6,7 +6,6 @@ Interrupted, the same command goes on where it stopped; until the end nothing op
 """
 
 import argparse
-import collections
 import contextlib
 import dataclasses
 import functools
@@ -27,10 +26,13 @@ from data.sources import folders, hmdb51, something_something, tfds_images, ucf1
 from data.sources import listing as listing_lib
 from data.sources.listing import Clip, Listing
 from data.workers import Decoded, Skipped
+from u2s_jax import files
 from u2s_jax.errors import INTERRUPTED, UserError, one_line, printable
 
 VERSION = 1  # goes up when the same settings come to mean other shards or other pixels
 NAMES_SHOWN = 10
+Plan = Mapping[shards.Key, Sequence[Clip]]
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 # By --dataset: from the parsed arguments to the listing.
@@ -94,30 +96,81 @@ def prepare(
   }
   settings = json.loads(json.dumps(settings))
   shards.check_folder(out, settings)
-  if not store.is_finished(out):  # A finished one may lie where nobody can write.
+  plan = shards.plan(listing, storage.modality)
+  if not _complete(out, plan):  # A complete one may lie where nobody can write.
     out.mkdir(parents=True, exist_ok=True)
-    with shards.locked(out):
+    taken = f"{out} is being prepared by another process: wait for it"
+    with files.locked(out / shards.LOCK, taken):
       shards.check_folder(out, settings)  # Another process may just have begun it, or ended.
       if not store.is_finished(out):
         shards.begin(out, settings)
-        _decode_all(listing, out, settings, num_workers, max_unreadable)
+        _decode_all(listing, out, settings, plan, num_workers, max_unreadable)
+      elif not _complete(out, plan):
+        _make_missing(listing, out, settings, plan, num_workers)
   return store.open_dataset(out)
+
+
+def _complete(out: pathlib.Path, plan: Plan) -> bool:
+  """Tells whether a data set is finished, and all of its shards are there."""
+  return store.is_finished(out) and not shards.missing(out, plan)
 
 
 def _decode_all(
   listing: Listing,
   out: pathlib.Path,
   settings: Mapping[str, Any],
+  plan: Plan,
   num_workers: int,
   max_unreadable: float,
 ) -> None:
   """Writes the shards that are not there yet, then what makes them a data set."""
   total = sum(len(clips) for clips in listing.splits.values())
   _check_present(listing, total, max_unreadable)
-  plan = shards.plan(listing, settings["modality"])
-  num_shards = collections.Counter(split for split, _ in plan)
-  progress = shards.Progress(out, num_shards)
+  progress = shards.Progress(out, shards.counts(plan))
   todo = {key: clips for key, clips in plan.items() if key not in progress.done}
+  for key, shard in _written(listing, out, settings, plan, todo, num_workers):
+    progress.add(key, shard)
+  done = {key: progress.done[key] for key in plan}
+  shards.finish(listing, out, settings, done, max_unreadable)
+  progress.end()
+
+
+def _make_missing(
+  listing: Listing,
+  out: pathlib.Path,
+  settings: Mapping[str, Any],
+  plan: Plan,
+  num_workers: int,
+) -> None:
+  """Writes those shards of a finished data set anew whose files are gone.
+
+  Raises:
+    UserError: a shard would hold fewer clips, or more.
+  """
+  splits = store.open_dataset(out).info.splits
+  todo = {key: plan[key] for key in shards.missing(out, plan)}
+  for (split, shard), made in _written(listing, out, settings, plan, todo, num_workers):
+    before = splits[split].shard_lengths[shard]
+    if made.count != before:
+      path = store.shard_path(out, split, shard, shards.counts(plan)[split])
+      path.unlink()
+      raise UserError(
+        f"{path}: {made.count} clips can be read now, {before} could when the data set was"
+        " prepared: bring the files back, or prepare it anew in another folder"
+      )
+
+
+def _written(
+  listing: Listing,
+  out: pathlib.Path,
+  settings: Mapping[str, Any],
+  plan: Plan,
+  todo: Plan,
+  num_workers: int,
+) -> Iterator[tuple[shards.Key, shards.Shard]]:
+  """Decodes and writes some shards of a plan, and yields each when it is written."""
+  num_shards = shards.counts(plan)
+  total = sum(map(len, plan.values()))
   storage = {field.name: settings[field.name] for field in dataclasses.fields(Storage)}
   answers = workers.run(
     "data.decode:worker",
@@ -138,10 +191,7 @@ def _decode_all(
       skipped = []
       examples = _examples(clips, answers, settings["modality"], skipped, bar)
       count, size = store.write_shard(out, split, shard, num_shards[split], examples, listing.names)
-      progress.add(key, shards.Shard(count, size, skipped))
-  done = {key: progress.done[key] for key in plan}
-  shards.finish(listing, out, settings, done, max_unreadable)
-  progress.end()
+      yield key, shards.Shard(count, size, skipped)
 
 
 def _check_present(listing: Listing, total: int, max_unreadable: float) -> None:
@@ -283,7 +333,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   except KeyboardInterrupt:
     print(f"interrupted: the same command goes on with {args.out}", file=sys.stderr)
     sys.exit(INTERRUPTED)
-  except (OSError, UserError) as error:
+  except Exception as error:
     line = one_line(error)
     if line is None:
       raise

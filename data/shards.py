@@ -9,16 +9,16 @@ skipped.csv        clips that could not be read, with the reasons
 import collections
 import contextlib
 import csv
-import fcntl
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from data import store
 from data.sources.listing import Clip, Listing
+from u2s_jax import files
 from u2s_jax.errors import UserError, spreadsheet_cell
 
 SETTINGS = "preparation.json"
@@ -81,7 +81,7 @@ def check_folder(out: pathlib.Path, settings: Mapping[str, Any]) -> None:
     UserError: it is not.
   """
   # Left where the very beginning was interrupted, by earlier versions too.
-  begun = {LOCK, f".{SETTINGS}", store.partial_of(out / SETTINGS).name}
+  begun = {LOCK, f".{SETTINGS}", files.partial_of(out / SETTINGS).name}
   if not out.exists() or not {entry.name for entry in out.iterdir()} - begun:
     return
   try:
@@ -100,19 +100,8 @@ def check_folder(out: pathlib.Path, settings: Mapping[str, Any]) -> None:
 
 def begin(out: pathlib.Path, settings: Mapping[str, Any]) -> None:
   """Writes what a folder is begun with."""
-  with store.whole_file(out / SETTINGS) as partial:
-    partial.write_text(json.dumps(settings, indent=2) + "\n")
-
-
-@contextlib.contextmanager
-def locked(out: pathlib.Path) -> Iterator[None]:
-  """Keeps a second process from writing the same data set at the same time."""
-  with open(out / LOCK, "w") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise UserError(f"{out} is being prepared by another process: wait for it") from error
-    yield
+  with files.whole_file(out / SETTINGS) as file:
+    file.write(json.dumps(settings, indent=2) + "\n")
 
 
 def plan(listing: Listing, modality: str) -> dict[Key, Sequence[Clip]]:
@@ -130,6 +119,24 @@ def plan(listing: Listing, modality: str) -> dict[Key, Sequence[Clip]]:
   return shards
 
 
+def counts(plan: Mapping[Key, Sequence[Clip]]) -> Mapping[str, int]:
+  """Returns how many shards each split of a plan has."""
+  return collections.Counter(split for split, _ in plan)
+
+
+def missing(out: pathlib.Path, plan: Mapping[Key, Sequence[Clip]]) -> list[Key]:
+  """Returns those of a plan's shards that have no file.
+
+  Args:
+    out: folder of the data set.
+    plan: as `plan` returns it.
+  """
+  of_split = counts(plan)
+  return [
+    key for key in plan if not store.shard_path(out, *key, num_shards=of_split[key[0]]).exists()
+  ]
+
+
 class Progress:
   """The shards that are done, on disk and in memory.
 
@@ -145,8 +152,8 @@ class Progress:
     self._path = out / PROGRESS
     self.done = self._read(out, num_shards)
     # Written anew: a last line that is cut off would spoil the next one.
-    with store.whole_file(self._path) as partial:
-      partial.write_text("".join(self._line(key, shard) for key, shard in self.done.items()))
+    with files.whole_file(self._path) as file:
+      file.write("".join(self._line(key, shard) for key, shard in self.done.items()))
 
   def add(self, key: Key, shard: Shard) -> None:
     """Adds a shard that is written."""

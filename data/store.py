@@ -9,11 +9,10 @@ an image is a clip of one frame. Optical flow: two grey JPEGs for each pair of n
 first x, then y, as `flow.quantize` codes them; `num_frames` counts pairs.
 """
 
-import contextlib
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -21,6 +20,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from tensorflow_datasets.core import dataset_info
 
+from u2s_jax import files
 from u2s_jax.errors import UserError
 
 NAME = "clips"
@@ -43,33 +43,6 @@ def features(names: Sequence[str]) -> tfds.features.FeaturesDict:
       "frames": tfds.features.Tensor(shape=(None,), dtype=tf.string),
     }
   )
-
-
-def partial_of(path: pathlib.Path) -> pathlib.Path:
-  """Returns the name that a file has until it is whole."""
-  return path.with_name(f".{path.name}.partial")
-
-
-@contextlib.contextmanager
-def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields a path to write to; at the block's end the file appears under its name, or never."""
-  partial = partial_of(path)
-  try:
-    yield partial
-    _sync(partial)
-    os.replace(partial, path)
-    _sync(path.parent)
-  except OSError as error:  # a full disk names no file
-    raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def _sync(path: pathlib.Path) -> None:
-  """Waits until a file, or the names in a folder, are on the disk."""
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
 
 
 def write_shard(
@@ -96,7 +69,7 @@ def write_shard(
   spec, count, size = features(names), 0, 0
   # Groups of one record: training reads single clips at random. JPEG does not compress any further.
   options = "group_size:1,uncompressed"
-  with whole_file(shard_path(folder, split, shard, num_shards)) as partial:
+  with files.whole_path(shard_path(folder, split, shard, num_shards)) as partial:
     writer = array_record_module.ArrayRecordWriter(os.fspath(partial), options)
     try:
       for example in examples:
@@ -160,11 +133,11 @@ def finish(
   info.set_splits(tfds.core.splits.SplitDict(infos))
   with tempfile.TemporaryDirectory(dir=folder, prefix=".metadata-") as partial:
     info.write_to_directory(partial)
-    files = sorted(
-      pathlib.Path(partial).iterdir(), key=lambda path: path.name == "dataset_info.json"
-    )
-    for path in files:
+    last = "dataset_info.json"
+    for path in sorted(pathlib.Path(partial).iterdir(), key=lambda path: path.name == last):
+      files.sync(path)
       os.replace(path, folder / path.name)
+  files.sync(folder)
 
 
 def parse(record: bytes) -> tuple[bytes, int, Sequence[bytes]]:
@@ -195,6 +168,7 @@ class Split:
   Attributes:
     name: the split's, or of a part of one as `train[:100]`.
     records: the serialized clips, to be read at random and taken apart by `parse`; at least 1.
+    shards: their files, and how many records each has.
     class_names: in the order of the labels.
     modality: 'rgb' or 'flow'.
     short_edge: of the stored frames, pixels.
@@ -202,8 +176,30 @@ class Split:
 
   def __init__(self, dataset: "PreparedDataset", name: str, records: Sequence[bytes]):
     self.name, self.records = name, records
+    whole = dataset.info.splits[name.split("[")[0]]
+    self.shards = dict(zip(map(pathlib.Path, whole.filepaths), whole.shard_lengths, strict=True))
     self.class_names, self.modality = dataset.class_names, dataset.modality
     self.short_edge = dataset.short_edge
+
+
+def damage(shards: Mapping[pathlib.Path, int]) -> str | None:
+  """Returns a line on the first shard that cannot be read to its end, None where all can be.
+
+  Args:
+    shards: their files, and how many records each has.
+  """
+  anew = "the command that prepared the data set makes it anew"
+  for path, count in shards.items():
+    if not path.exists():
+      return f"{path}: missing; {anew}"
+    try:
+      found = len(array_record_module.ArrayRecordReader(os.fspath(path)).read_all())
+      reason = f"{found} of {count} records"
+    except Exception as error:  # whatever ArrayRecord raises
+      found, reason = 0, " ".join(str(error).split())[:200]
+    if found != count:
+      return f"{path}: damaged ({reason}); delete it, and {anew}"
+  return None
 
 
 class PreparedDataset:

@@ -9,6 +9,7 @@ import importlib.metadata
 import io
 import os
 import shutil
+import subprocess
 import tempfile
 
 import av
@@ -60,6 +61,26 @@ def write_video():
     return path
 
   return write
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+  """Returns a function that mounts a disk of some KiB; its `change` gives it other options."""
+  folder = tmp_path / "disk"
+  folder.mkdir()
+
+  def mount(kib):
+    command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+      pytest.skip(f"mounting a small disk takes root's rights: {result.stderr.strip()}")
+    return folder
+
+  mount.change = lambda options: subprocess.run(
+    ["mount", "-o", f"remount,{options}", str(folder)], check=True
+  )
+  yield mount
+  subprocess.run(["umount", "-l", str(folder)], capture_output=True)
 
 
 @pytest.fixture(scope="session")

@@ -41,3 +41,34 @@ def test_a_spreadsheet_computes_nothing(value, cell, tmp_path):
 def test_json_is_utf8_whatever_a_file_is_called(name):
   text = predict.as_text([{"file": name, "predictions": {}}])
   assert json.loads(text.encode()) == [{"file": name, "predictions": {}}]
+
+
+TENSORSTORE = (
+  'RESOURCE_EXHAUSTED: Error writing "csm.alpha/0" in OCDBT database at local file'
+  ' "/runs/a/checkpoints/joint/3.orbax-checkpoint-tmp/state.orbax-checkpoint-tmp/ocdbt/": Failed'
+  " to write 22047 bytes to file [OS error 28: ENOSPC No space left on device]"
+)
+
+
+@pytest.mark.parametrize(
+  ("error", "line"),
+  [
+    (OSError(28, "No space left on device", "/runs/a.csv"), "/runs/a.csv: No space left on device"),
+    (OSError(30, "Read-only file system"), "a disk: Read-only file system"),
+    (ValueError(TENSORSTORE), "/runs/a/checkpoints/joint/3: No space left on device"),
+    (
+      RuntimeError("write() failed: No space left on device; writing /data/.a.partial; at byte 3"),
+      "/data/.a.partial: No space left on device",
+    ),
+  ],
+)
+def test_a_disk_s_error_is_a_line_whoever_met_it(error, line):
+  assert one_line(error) == f"{line}; once that is mended the same command goes on"
+  wrapped = RuntimeError("a thread failed")
+  wrapped.__cause__ = error
+  assert one_line(wrapped) == one_line(error)
+
+
+def test_other_errors_of_libraries_are_bugs():
+  assert one_line(ValueError("INVALID_ARGUMENT: no such /runs/a")) is None
+  assert one_line(RuntimeError("no space in this list")) is None

@@ -466,13 +466,14 @@ def test_killed_in_every_stage_ends_with_the_same_bits(finished, data, tmp_path)
     np.testing.assert_array_equal(got[path], values, err_msg=str(path))
 
 
-def test_two_processes_train_and_checkpoint_together(data, finished, tmp_path, monkeypatch):
+def start_two(workdir, *arguments):
+  """Starts both processes of a run."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
-  processes = [
+  return [
     subprocess.Popen(
-      command(tmp_path, *data, "--distributed"),
+      command(workdir, *arguments, "--distributed", "--config.dead_process_seconds=10"),
       cwd=ROOT,
       env=environment(
         JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}", JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(i)
@@ -483,6 +484,21 @@ def test_two_processes_train_and_checkpoint_together(data, finished, tmp_path, m
     )
     for i in range(2)
   ]
+
+
+def test_two_processes_train_and_checkpoint_together(data, finished, tmp_path, monkeypatch):
+  for dead in (0, 1):  # one is killed, and the other ends in a line
+    processes = start_two(tmp_path, *data, "--config.checkpoint_every_steps=1")
+    until = time.monotonic() + 240
+    while not (tmp_path / "checkpoints/universal" / str(1 + dead)).is_dir():
+      assert all(p.poll() is None for p in processes) and time.monotonic() < until
+      time.sleep(0.01)
+    processes[dead].kill()
+    _, error = processes[1 - dead].communicate(timeout=60)
+    assert processes[1 - dead].returncode == INTERRUPTED, error
+    assert re.fullmatch(rf"process {dead} (does not|of 2 gave no) .*: ended; start all .*\n", error)
+    processes[dead].communicate()
+  processes = start_two(tmp_path, *data)
   outputs = [process.communicate(timeout=300) for process in processes]
   assert [process.returncode for process in processes] == [0, 0], outputs
   assert "Top-1 (%)" in outputs[0][0] and "Top-1 (%)" not in outputs[1][0]

@@ -75,15 +75,10 @@ class Checkpoints:
     manager = self._manager(stage)
     if step in manager.all_steps():
       return
-    manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state),
-        record=ocp.args.JsonSave(
-          {**record, "model": self._model, "checksum": int(state_lib.checksum(state))}
-        ),
-      ),
-    )
+    record = {**record, "model": self._model, "checksum": int(state_lib.checksum(state))}
+    args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
+    with self._named():
+      manager.save(step, args=args)
 
   def restore(
     self, stage: str, step: int, abstract: TrainState
@@ -142,14 +137,26 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Waits until everything that was begun is written."""
-    for manager in self._managers.values():
-      manager.wait_until_finished()
+    with self._named():
+      for manager in self._managers.values():
+        manager.wait_until_finished()
 
   def close(self) -> None:
     """Waits, then gives back threads."""
-    for manager in self._managers.values():
-      manager.close()
+    with self._named():
+      for manager in self._managers.values():
+        manager.close()
     self._managers = {}
+
+  @contextlib.contextmanager
+  def _named(self) -> Iterator[None]:
+    """Names the folder in errors of writing, some of which name nothing."""
+    try:
+      yield
+    except OSError as error:
+      if error.filename:
+        raise
+      raise OSError(error.errno, error.strerror, str(self._folder)) from error
 
   def _manager(self, stage: str) -> ocp.CheckpointManager:
     if stage not in self._managers:

@@ -1,11 +1,14 @@
 """What a run says while it trains: lines on the terminal, the meter, the board, the profile."""
 
 import datetime
+import logging
 import math
 import pathlib
 import shutil
 import sys
+import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -13,7 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from u2s_jax.errors import printable
+from u2s_jax.errors import disk_error, printable
 from u2s_jax.stages import Stage
 
 CLEAR = "\r\x1b[K"  # to the line's beginning, and clears it
@@ -31,6 +34,31 @@ class Board(NamedTuple):
 
   write_scalars: Callable[[int, dict[str, float]], None]
   write_images: Callable[[int, dict[str, np.ndarray]], None]
+
+
+def leave_disk_errors_to_the_end() -> None:
+  """Keeps libraries from printing a disk's error: the command ends with it, in one line.
+
+  On a full disk Orbax, TensorStore and asyncio print hundreds of lines, each from another thread.
+  """
+
+  def by_disk(error: BaseException | None) -> bool:
+    # TensorStore's word to an event loop that the error ended.
+    closed = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+    return closed or disk_error(error) is not None
+
+  def wanted(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    return not by_disk(error or RuntimeError(record.getMessage()))
+
+  for name in ("absl", "asyncio"):
+    logging.getLogger(name).addFilter(wanted)
+  warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+  # C++ calls the first and the second; the third is of threads.
+  printed = sys.excepthook, sys.unraisablehook, threading.excepthook
+  sys.excepthook = lambda *args: None if by_disk(args[1]) else printed[0](*args)
+  sys.unraisablehook = lambda args: None if by_disk(args.exc_value) else printed[1](args)
+  threading.excepthook = lambda args: None if by_disk(args.exc_value) else printed[2](args)
 
 
 def log(message: str) -> None:

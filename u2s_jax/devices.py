@@ -4,9 +4,6 @@ One mesh axis, `data`: batches are split over it, everything else is replicated.
 """
 
 import functools
-import glob
-import importlib.util
-import os
 import pathlib
 from typing import Any
 
@@ -26,34 +23,6 @@ _CPU_OPTIONS = {
     f"LIBRARY_FUSION_TYPE_{kind}" for kind in ("DOT", "REDUCE", "INDIVIDUAL_DOT")
   )
 }
-
-
-def start_distributed(asked: bool) -> bool:
-  """Joins the other processes of the run, where there are any; tells whether there may be.
-
-  Args:
-    asked: whether the command line says so; Slurm steps of several tasks and TPU hosts are found
-      out by themselves. Where JAX does not find out who is who, `JAX_COORDINATOR_ADDRESS`,
-      `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` say it.
-  """
-  slurm = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
-  # JAX finds out by itself whether a TPU is one host's or a pod's.
-  tpu = importlib.util.find_spec("libtpu") and glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*")
-  if not (asked or slurm or tpu):
-    return False
-  count, index = (_number_from(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
-  jax.distributed.initialize(num_processes=count, process_id=index)
-  return True
-
-
-def _number_from(variable: str) -> int | None:
-  """Returns the number in an environment variable, None where it is not set."""
-  text = os.environ.get(variable)
-  if not text:
-    return None
-  if not text.isdecimal():
-    raise UserError(f"{variable}: {text!r} is no number")
-  return int(text)
 
 
 def wait_for_host0(key: str, *, hours: int) -> None:

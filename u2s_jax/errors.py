@@ -1,8 +1,16 @@
 """The errors that a user can cause, the line that tells them, and harmless text of strangers."""
 
+import errno
+import os
+import re
 from typing import Any
 
 INTERRUPTED = 75  # exit status of a command that was asked to end: EX_TEMPFAIL of sysexits.h
+
+
+# What a disk says when it is full, read-only or gone.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG)
+_PATH = re.compile(r"(?<![^\s\"'])/[^\s\"';,]+")
 
 
 class UserError(ValueError):
@@ -37,12 +45,32 @@ def spreadsheet_cell(value: Any) -> Any:
 def one_line(error: Exception) -> str | None:
   """Returns what a command prints of an error that a user can cause; None for a bug.
 
-  That is a `UserError`, or an OSError that names a file.
+  That is a `UserError`, an OSError that names a file, or a disk's error, whichever library met it.
   """
   if isinstance(error, UserError):
     return printable(str(error))
+  if disk := disk_error(error):
+    return printable(f"{disk}; once that is mended the same command goes on")
   if isinstance(error, OSError) and error.filename:
     return printable(" ".join(f"{error.filename}: {error.strerror}".split()))
   if type(error) is FileNotFoundError:  # of ours: its message names the file
     return printable(" ".join(str(error).split()))
+  return None
+
+
+def disk_error(error: BaseException | None) -> str | None:
+  """Returns file and reason where a disk is behind an error, None where none is.
+
+  Libraries in C++ have no types for it, but the system's words.
+  """
+  while error is not None:
+    text = str(error)
+    for number in DISK_ERRORS:
+      if os.strerror(number) in text:
+        named = getattr(error, "filename", None) or _PATH.search(text)
+        path = named[0] if isinstance(named, re.Match) else named
+        # Orbax's name for a checkpoint that is not yet whole.
+        place = str(path).split(".orbax-checkpoint-tmp")[0] if path else "a disk"
+        return f"{place}: {os.strerror(number)}"
+    error = error.__cause__ or error.__context__
   return None

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import jax
 from jax.experimental import multihost_utils
@@ -116,13 +117,13 @@ def reached(step: int) -> bool:
   return asked
 
 
-def leave(message: str) -> None:
-  """Prints a line and ends the process, with `INTERRUPTED`."""
+def leave(message: str, status: int = INTERRUPTED) -> NoReturn:
+  """Prints a line and ends the process."""
   print(message, file=sys.stderr, flush=True)
-  if jax.process_count() > 1:  # others may still compute: not to be waited for
+  if jax.distributed.is_initialized():  # others may still compute: not to be waited for
     sys.stdout.flush()
-    os._exit(INTERRUPTED)
-  sys.exit(INTERRUPTED)
+    os._exit(status)
+  sys.exit(status)
 
 
 def _handle(number, frame):

@@ -1,5 +1,6 @@
 """What the stages of a run, its evaluations and its end share."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -9,7 +10,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from u2s_jax import devices, settings
+from u2s_jax import devices, files, settings
 from u2s_jax import state as state_lib
 from u2s_jax.checkpoint import Checkpoints, DamagedError, abstract_state
 from u2s_jax.console import log
@@ -183,3 +184,26 @@ def open_run(config: ml_collections.ConfigDict, workdir: Workdir, source: Source
   if config.data.flip or any(VIEWS[config.eval.views]):
     mirrored_labels(num_classes, config.data.flip_label_map)  # raises for a map that does not fit
   return run
+
+
+@contextlib.contextmanager
+def locked(workdir: Workdir) -> Iterator[None]:
+  """Lets one run at a time train in a folder; its processes are one run.
+
+  Args:
+    workdir: a folder that exists.
+
+  Raises:
+    UserError: another run trains there.
+  """
+  with contextlib.ExitStack() as stack:
+    error = None
+    if jax.process_index() == 0:
+      try:
+        refusal = f"--workdir {workdir.root}: another run trains there; wait for it or end it"
+        stack.enter_context(files.locked(workdir.lock, refusal))
+      except (OSError, UserError) as refused:
+        error = refused
+    if devices.on_any_process(error is not None):
+      raise error or UserError(f"--workdir {workdir.root}: process 0 may not train there")
+    yield

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from configs import default
-from u2s_jax import csm, devices, stages
+from u2s_jax import csm, devices, peers, stages
 from u2s_jax.console import log
 from u2s_jax.errors import UserError
 from u2s_jax.models import backbones
@@ -48,6 +48,7 @@ LARGEST = {
 FREE_FIELDS = (
   "log_every_steps",
   "checkpoint_every_steps",
+  "dead_process_seconds",
   "profile",
   "eval.classes",
   "eval.pairs",
@@ -204,6 +205,10 @@ def check(
     value = operator.attrgetter(field)(config)
     if value < 1:
       raise UserError(f"{field}: {value} is not at least 1")
+  if config.dead_process_seconds < peers.LEAST:
+    raise UserError(
+      f"dead_process_seconds: {config.dead_process_seconds:g} is not at least {peers.LEAST:g}"
+    )
   began = config_of_run(workdir)
   trains = "eval" not in free
   unit = jax.device_count() * config.accumulate_steps

@@ -1,18 +1,17 @@
-"""The folder of a run: every path in it, and files that appear whole or not at all."""
+"""The folder of a run: every path in it, and what is written and read there."""
 
-import contextlib
 import csv
 import dataclasses
 import json
-import os
 import pathlib
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from u2s_jax.errors import UserError, spreadsheet_cell
+from u2s_jax.files import whole_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +38,11 @@ class Workdir:
   def config(self) -> pathlib.Path:
     """The config that the run began with."""
     return self.root / "config.json"
+
+  @property
+  def lock(self) -> pathlib.Path:
+    """Held while the run trains."""
+    return self.root / ".lock"
 
   @property
   def summary(self) -> pathlib.Path:
@@ -114,37 +118,6 @@ class Workdir:
   def write_config(self, fields: dict[str, Any]) -> None:
     """Writes the fields of the config that the run begins with."""
     write_json(self.config, fields)
-
-
-@contextlib.contextmanager
-def whole_file(path: pathlib.Path, mode: str = "w") -> Iterator[IO]:
-  """Opens a file that appears under its name whole, at the block's end, or not at all.
-
-  Args:
-    path: its name; missing folders are made.
-    mode: 'w' for text in UTF-8, or 'wb'.
-  """
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix(".partial")
-  text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
-  try:
-    with open(partial, mode, **text) as file:
-      yield file
-      file.flush()
-      os.fsync(file.fileno())  # or a loss of power may leave the name without the content
-    os.replace(partial, path)
-    sync_folder(path.parent)
-  except OSError as error:  # a full disk names no file
-    raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def sync_folder(folder: pathlib.Path) -> None:
-  """Waits until the names in a folder are on the disk."""
-  descriptor = os.open(folder, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -7,6 +7,7 @@ RGB: red is 3 times the column, green 3 times the row, blue 16 times the frame n
 import dataclasses
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 
@@ -453,3 +454,14 @@ def test_evaluations_keep_no_more_files_open(builder):
   assert result.returncode == 0, result.stderr[-2000:]
   first, last = map(int, result.stdout.split())
   assert first == last
+
+
+def test_a_shard_that_breaks_while_it_is_read_is_named(builder, tmp_path):
+  folder = tmp_path / "data"
+  shutil.copytree(builder.folder, folder)
+  shard = folder / "clips-train.array_record-00001-of-00002"
+  content = bytearray(shard.read_bytes())
+  content[content.index(b"JFIF") + 1] ^= 1
+  shard.write_bytes(content)
+  with pytest.raises(UserError, match="00001-of-00002: damaged .* makes it anew"):
+    list(_train(store.open_dataset(folder), num_steps=20))

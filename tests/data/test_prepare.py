@@ -4,6 +4,7 @@ import csv
 import fcntl
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -330,6 +331,49 @@ def test_bad_settings_and_folders(source, capsys):
     fcntl.flock(file, fcntl.LOCK_EX)
     assert "is being prepared by another process" in _fails(capsys, source, out)
   prepare.main(_arguments(source, out))
+
+
+def test_a_full_disk_is_a_line_and_the_same_command_goes_on(source, full_disk, capsys):
+  disk = full_disk(150)  # the first shard fits; ArrayRecord's are of 64 KiB at least
+  error = _fails(capsys, source, disk / "out")
+  assert re.match(rf"error: {disk}/out/.*: No space left on device; once that is mended", error)
+  assert sorted(path.name for path in disk.glob("out/clips*")) == [
+    "clips-train.array_record-00000-of-00003"
+  ]
+  full_disk.change("size=4m")
+  prepare.main(_arguments(source, disk / "out"))
+  _prepare(source)
+  assert _contents(disk / "out") == _contents(source.parent / "out")
+  full_disk.change("ro")
+  prepare.main(_arguments(source, disk / "out"))  # nothing to write
+  shutil.rmtree(source.parent / "out")
+  assert "other: Read-only file system; once" in _fails(capsys, source, disk / "other/out")
+
+
+def test_a_damaged_shard_is_named_and_made_anew(source, capsys):
+  dataset = _prepare(source)
+  out, before = dataset.folder, _contents(dataset.folder)
+  shard = out / "clips-train.array_record-00001-of-00003"
+  shards, content = dataset.split("train").shards, bytearray(shard.read_bytes())
+  assert store.damage(shards) is None
+  content[content.index(b"JFIF") + 1] ^= 1
+  for damaged in (content, content[:100], content[: len(content) // 2]):
+    shard.write_bytes(damaged)
+    line = store.damage(shards)
+    assert line.startswith(f"{shard}: damaged (") and "delete it, and the command" in line
+  shard.unlink()
+  assert store.damage(shards).startswith(f"{shard}: missing; the command that prepared")
+  others = {path: path.stat().st_mtime_ns for path in out.iterdir() if path.name != ".lock"}
+  missing = folders.videos(source).splits["train"][20]
+  content = pathlib.Path(missing.path).read_bytes()
+  pathlib.Path(missing.path).write_bytes(b"no video")
+  assert "15 clips can be read now, 16 could when" in _fails(capsys, source, out)
+  assert not shard.exists()
+  pathlib.Path(missing.path).write_bytes(content)
+  prepare.main(_arguments(source, out))
+  assert _contents(out) == before
+  now = {path: path.stat().st_mtime_ns for path in others}
+  assert now == others
 
 
 def test_images_and_their_official_counts(tmp_path, capsys):

@@ -21,12 +21,14 @@ from tests.memory_run import (
 )
 from u2s_jax import checkpoint
 from u2s_jax.console import Board
-from u2s_jax.errors import UserError
+from u2s_jax.errors import UserError, one_line
 from u2s_jax.evaluation import results, scores
+from u2s_jax.run import locked
 from u2s_jax.stages import STAGES
 from u2s_jax.training import rate, start
 from u2s_jax.training import train as training
 from u2s_jax.training.pictures import Pictures
+from u2s_jax.workdir import Workdir
 
 
 def test_a_run_leaves_scores_summary_and_checkpoints(finished):
@@ -161,6 +163,54 @@ def test_where_no_checkpoint_is_whole_nothing_begins_anew(finished, tmp_path):
     with pytest.raises(UserError, match="checkpoints: no checkpoint is whole; take another"):
       train(config_of(**{"eval.pairs": 2, "profile": True}), workdir)
   assert len(list(workdir.glob("checkpoints/*/damaged_*"))) == 6
+
+
+# What Orbax leaves when a write fails: coroutines, and callbacks into a closed event loop.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
+def test_a_full_disk_loses_nothing_that_was_whole(finished, full_disk):
+  disk, config = full_disk(1000), config_of(**{"eval.pairs": 2})
+  with pytest.raises((OSError, ValueError)) as caught:
+    train(config, disk / "run")
+  line = one_line(caught.value)
+  assert line.startswith(f"{disk}/run") and "No space left on device; once that is mended" in line
+  assert (disk / "run/checkpoints/universal/0").is_dir()
+  full_disk.change("size=40m")
+  train(config, disk / "run")
+  expected, got = (state_at(config_of(), folder)[0] for folder in (finished[0], disk / "run"))
+  jax.tree.map(np.testing.assert_array_equal, got, expected)
+  for name in ("validation", "validation_one_pass"):
+    theirs, ours = (
+      scores.read(path / f"scores/{name}.npz") for path in (finished[0], disk / "run")
+    )
+    jax.tree.map(np.testing.assert_array_equal, ours.predictions, theirs.predictions)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_folder_that_is_removed_ends_the_run(tmp_path):
+  workdir = tmp_path / "run"
+
+  class Removes(MemoryBoard):
+    def write_scalars(self, step, scalars):
+      shutil.rmtree(workdir, ignore_errors=True)
+
+  # Orbax's word, where it was just writing.
+  with pytest.raises((UserError, FileNotFoundError)) as caught:
+    train(config_of(), workdir, board=Removes())
+  assert re.search(r"config.json: gone while|No such file", one_line(caught.value))
+  assert not (workdir / "summary.json").exists()
+
+
+def test_one_run_at_a_time_trains_in_a_folder(tmp_path):
+  workdir = Workdir(tmp_path)
+  with locked(workdir):
+    with pytest.raises(UserError, match=f"{tmp_path}: another run trains there; wait for it"):
+      with locked(workdir):
+        pass
+  with locked(workdir):
+    pass
 
 
 def test_a_finished_run_says_so_and_does_nothing(finished, capsys):

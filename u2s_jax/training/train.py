@@ -13,6 +13,7 @@ import ml_collections
 from u2s_jax import csm, devices, interruption, metrics, settings
 from u2s_jax import state as state_lib
 from u2s_jax.console import Board, Meter, Profiler, log
+from u2s_jax.errors import UserError
 from u2s_jax.evaluation import evaluate
 from u2s_jax.run import VALIDATION_SPLIT, Run, Source, open_run
 from u2s_jax.stages import STAGES, Stage
@@ -139,6 +140,8 @@ def run_stage(
     if save:
       if not state_lib.all_finite(state):
         raise stage.diverged(step, "a parameter or statistic is not finite")
+      if not run.workdir.config.exists():  # Orbax would begin a new folder
+        raise UserError(f"{run.workdir.config}: gone while the run was training; it ends here")
       beside = rate_lib.record(run, stage, plateau, validated=not due)
       run.checkpoints.save(stage.name, step, state, beside)
     if ends:

@@ -1,0 +1,59 @@
+"""Files that appear whole or not at all, and locks."""
+
+import errno
+import fcntl
+import os
+
+import pytest
+
+from u2s_jax import files
+from u2s_jax.errors import UserError, one_line
+
+
+def test_a_file_is_whole_or_stays_as_it_was(tmp_path):
+  path = tmp_path / "new" / "a.json"
+  with files.whole_file(path) as file:
+    file.write("ä\r\n")
+    assert not path.exists()
+  assert path.read_bytes() == "ä\r\n".encode()
+  with pytest.raises(KeyError), files.whole_file(path, "wb") as file:
+    file.write(b"half")
+    raise KeyError
+  assert path.read_bytes() == "ä\r\n".encode()
+
+
+def test_a_full_disk_is_named_and_left_as_it_was(tmp_path, full_disk):
+  disk = full_disk(64)
+  with files.whole_file(disk / "before") as file:
+    file.write("whole")
+  with pytest.raises(OSError) as caught, files.whole_file(disk / "a.csv", "wb") as file:
+    file.write(bytes(200_000))
+  assert one_line(caught.value).startswith(f"{disk}/a.csv: No space left on device; once that is")
+  assert sorted(path.name for path in disk.iterdir()) == ["before"]
+  assert (disk / "before").read_text() == "whole"
+
+
+def test_a_lock_is_one_process_s_and_ends_with_it(tmp_path):
+  path, ready = tmp_path / ".lock", os.pipe()
+  with files.locked(path, "taken"), pytest.raises(UserError, match=r"^taken$"):
+    with files.locked(path, "taken"):
+      pass
+  child = os.fork()
+  if not child:  # it never leaves the block
+    with files.locked(path, "taken"):
+      os.write(ready[1], b"1")
+      os.kill(os.getpid(), 9)
+  os.read(ready[0], 1)
+  os.waitpid(child, 0)
+  with files.locked(path, "taken"):
+    pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
+def test_a_disk_without_locks_refuses_nobody(tmp_path, monkeypatch, number):
+  def flock(*args):
+    raise OSError(number, os.strerror(number))
+
+  monkeypatch.setattr(fcntl, "flock", flock)
+  with files.locked(tmp_path / ".lock", "taken"):
+    pass

@@ -1,0 +1,187 @@
+"""The other processes of a run: joined; and where one of them is dead, this one ends, in one line.
+
+Each process gives a sign of life every few seconds, through JAX's coordination service, which lives
+in process 0. Without that, JAX aborts the others with a C++ stack: a trap turns this into a line as
+well, and what C++ says goes to a file.
+"""
+
+import contextlib
+import ctypes
+import glob
+import importlib.util
+import itertools
+import os
+import pathlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import NoReturn
+
+import jax
+from jax._src import distributed  # its client has no public name; Orbax takes it there too
+
+from u2s_jax.errors import INTERRUPTED, UserError, one_line
+
+EVERY = 2.0  # seconds between signs of life
+LEAST = 10.0  # seconds of patience: a process may be busy with something else
+ENDED, FAILED = "ended", "failed"  # the last sign
+LOG = "processes.log"
+
+
+@contextlib.contextmanager
+def joined(asked: bool, folder: pathlib.Path, patience: float) -> Iterator[bool]:
+  """Joins the other processes of the run, where there are any; yields whether there are.
+
+  Within the block this process ends, with status `INTERRUPTED`, where another one dies or fails.
+  What C++ libraries print goes to `<folder>/processes.log`.
+
+  Args:
+    asked: whether the command line says that there are; Slurm steps of several tasks and TPU hosts
+      are found out by themselves. Where JAX does not find out who is who, the variables
+      `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` say it.
+    folder: of the run, made where missing.
+    patience: seconds, at least `LEAST`, without a sign of life after which a process counts as
+      dead.
+
+  Raises:
+    UserError: a variable that is no number.
+  """
+  slurm = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+  # JAX finds out by itself whether a TPU is one host's or a pod's.
+  tpu = importlib.util.find_spec("libtpu") and glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*")
+  if not (asked or slurm or tpu):
+    yield False
+    return
+  count, index = (_number_from(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
+  folder.mkdir(parents=True, exist_ok=True)
+  with contextlib.closing(_Trap(folder / LOG)) as trap:
+    jax.distributed.initialize(
+      num_processes=count,
+      process_id=index,
+      heartbeat_timeout_seconds=max(100, round(2 * patience)),  # later than ours; 100: default
+    )
+    if jax.process_count() == 1:
+      trap.close()
+      yield False
+      return
+    watch = _Watch(trap, patience)
+    try:
+      yield True
+    except Exception as error:
+      # Where another one is dead, what fails here is a collective: that says nothing to a user.
+      if one_line(error) is None:
+        time.sleep(patience + 2 * EVERY)  # the watch ends the process where another one is dead
+      watch.close(FAILED)
+      raise
+    except BaseException:
+      watch.close(ENDED)
+      raise
+    watch.close(ENDED)
+
+
+def _number_from(variable: str) -> int | None:
+  """Returns the number in an environment variable, None where it is not set."""
+  text = os.environ.get(variable)
+  if not text:
+    return None
+  if not text.isdecimal():
+    raise UserError(f"{variable}: {text!r} is no number")
+  return int(text)
+
+
+class _Trap:
+  """Keeps what C++ prints in a file, and makes a line of an abort.
+
+  Args:
+    log: the file, of all processes.
+  """
+
+  def __init__(self, log: pathlib.Path):
+    self._log = log
+    sys.stderr.flush()
+    self._terminal = os.dup(2)  # stays the place of Python's own lines
+    self._stderr, sys.stderr = sys.stderr, open(self._terminal, "w", closefd=False)
+    with open(log, "ab") as file:
+      os.dup2(file.fileno(), 2)
+    self._libc = ctypes.CDLL(None)
+    self._libc.signal.restype = ctypes.c_void_p
+    self._libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    # C, for Python's own handlers run later, and abort() does not wait; kept, or it is freed.
+    self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._aborted)
+    self._before = self._libc.signal(signal.SIGABRT, ctypes.cast(self._handler, ctypes.c_void_p))
+    self._closed = False
+
+  def close(self) -> None:
+    """Gives everything back."""
+    if self._closed:
+      return
+    self._closed = True
+    self._libc.signal(signal.SIGABRT, self._before)
+    sys.stderr.flush()
+    sys.stderr = self._stderr
+    os.dup2(self._terminal, 2)
+    os.close(self._terminal)
+
+  def end(self, line: str) -> NoReturn:
+    """Prints a line and ends the process, from whichever thread."""
+    os.write(self._terminal, f"{line}: ended; start all processes again to go on\n".encode())
+    os._exit(INTERRUPTED)
+
+  def _aborted(self, number: int) -> None:
+    # The coordination service is gone, or never came, and JAX ends whoever wants it.
+    self.end(f"process 0 does not answer (or a library gave up, see {self._log})")
+
+
+class _Watch:
+  """Gives signs of life, and looks for those of the others, in a thread.
+
+  Args:
+    trap: ends the process.
+    patience: as `joined`.
+  """
+
+  def __init__(self, trap: _Trap, patience: float):
+    self._trap, self._patience = trap, patience
+    self._client = distributed.global_state.client
+    self._index, self._count = jax.process_index(), jax.process_count()
+    self._stop = threading.Event()
+    self._thread = threading.Thread(target=self._run, daemon=True)
+    self._thread.start()
+
+  def close(self, sign: str) -> None:
+    """Stops, with a last sign."""
+    self._stop.set()
+    self._thread.join()
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+      self._give(sign)
+
+  def _give(self, sign: str) -> None:
+    self._client.key_value_set(_key(self._index), sign, allow_overwrite=True)
+
+  def _run(self) -> None:
+    seen = {}  # by process: its last sign, and when that was new
+    for beat in itertools.count():
+      try:
+        self._give(str(beat))
+        signs = dict(self._client.key_value_dir_get(_key("")))
+      except jax.errors.JaxRuntimeError:
+        self._trap.end("process 0 does not answer")
+      now = time.monotonic()
+      for process in range(self._count):
+        sign = signs.get(_key(process))
+        if sign == FAILED:
+          self._trap.end(f"process {process} of {self._count} failed, see its last line")
+        if process not in seen or seen[process][0] != sign:
+          seen[process] = sign, now
+        elif sign != ENDED and now - seen[process][1] > self._patience:
+          gone = f"process {process} of {self._count} gave no sign of life"
+          self._trap.end(f"{gone} for {self._patience:g} s")
+      if self._stop.wait(EVERY):
+        return
+
+
+def _key(process: int | str) -> str:
+  """Returns the name of a process's sign, of '' that of all."""
+  return f"u2s_jax/signs/{process}"
