@@ -9,30 +9,29 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import itertools
 import json
 import os
 import pathlib
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import tqdm
 
-from data import decode, flow, shards, store, workers
+from data import cluster as cluster_lib
+from data import decode, flow, making, shards, store
 from data.decode import Storage
+from data.making import Plan, Told
 from data.sources import folders, hmdb51, something_something, tfds_images, ucf101
 from data.sources import listing as listing_lib
 from data.sources.listing import Clip, Listing
-from data.workers import Decoded, Skipped
 from u2s_jax import files
 from u2s_jax.errors import INTERRUPTED, UserError, one_line, printable
 
 VERSION = 1  # goes up when the same settings come to mean other shards or other pixels
 NAMES_SHOWN = 10
-Plan = Mapping[shards.Key, Sequence[Clip]]
-
+Written = Callable[..., Iterator[tuple[shards.Key, shards.Shard]]]
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 # By --dataset: from the parsed arguments to the listing.
@@ -55,6 +54,7 @@ def prepare(
   origin: Mapping[str, Any],
   num_workers: int,
   max_unreadable: float = 0.01,
+  cluster: str | None = None,
 ) -> store.PreparedDataset:
   """Decodes all clips of a listing into `out`, or goes on with that, or finds it done.
 
@@ -71,6 +71,7 @@ def prepare(
       refused.
     num_workers: processes that decode, at least 1.
     max_unreadable: share of the clips, 0 to 1, that may be left out.
+    cluster: address of a Dask scheduler, whose workers then make the shards; see `data.cluster`.
 
   Returns:
     The data set as `store.open_dataset` opens it.
@@ -97,6 +98,11 @@ def prepare(
   settings = json.loads(json.dumps(settings))
   shards.check_folder(out, settings)
   plan = shards.plan(listing, storage.modality)
+  job = making.Job(out, tuple(listing.names), listing.images, storage, shards.counts(plan))
+  if cluster:
+    written = functools.partial(cluster_lib.written, job, address=cluster)
+  else:
+    written = functools.partial(making.written, job, num_workers=num_workers)
   if not _complete(out, plan):  # A complete one may lie where nobody can write.
     out.mkdir(parents=True, exist_ok=True)
     taken = f"{out} is being prepared by another process: wait for it"
@@ -104,9 +110,9 @@ def prepare(
       shards.check_folder(out, settings)  # Another process may just have begun it, or ended.
       if not store.is_finished(out):
         shards.begin(out, settings)
-        _decode_all(listing, out, settings, plan, num_workers, max_unreadable)
+        _decode_all(listing, out, settings, plan, written, max_unreadable)
       elif not _complete(out, plan):
-        _make_missing(listing, out, settings, plan, num_workers)
+        _make_missing(listing, out, plan, written)
   return store.open_dataset(out)
 
 
@@ -120,7 +126,7 @@ def _decode_all(
   out: pathlib.Path,
   settings: Mapping[str, Any],
   plan: Plan,
-  num_workers: int,
+  written: Written,
   max_unreadable: float,
 ) -> None:
   """Writes the shards that are not there yet, then what makes them a data set."""
@@ -128,20 +134,15 @@ def _decode_all(
   _check_present(listing, total, max_unreadable)
   progress = shards.Progress(out, shards.counts(plan))
   todo = {key: clips for key, clips in plan.items() if key not in progress.done}
-  for key, shard in _written(listing, out, settings, plan, todo, num_workers):
-    progress.add(key, shard)
+  with _bar(listing, todo) as told:
+    for key, shard in written(todo, told=told):
+      progress.add(key, shard)
   done = {key: progress.done[key] for key in plan}
   shards.finish(listing, out, settings, done, max_unreadable)
   progress.end()
 
 
-def _make_missing(
-  listing: Listing,
-  out: pathlib.Path,
-  settings: Mapping[str, Any],
-  plan: Plan,
-  num_workers: int,
-) -> None:
+def _make_missing(listing: Listing, out: pathlib.Path, plan: Plan, written: Written) -> None:
   """Writes those shards of a finished data set anew whose files are gone.
 
   Raises:
@@ -149,35 +150,22 @@ def _make_missing(
   """
   splits = store.open_dataset(out).info.splits
   todo = {key: plan[key] for key in shards.missing(out, plan)}
-  for (split, shard), made in _written(listing, out, settings, plan, todo, num_workers):
-    before = splits[split].shard_lengths[shard]
-    if made.count != before:
-      path = store.shard_path(out, split, shard, shards.counts(plan)[split])
-      path.unlink()
-      raise UserError(
-        f"{path}: {made.count} clips can be read now, {before} could when the data set was"
-        " prepared: bring the files back, or prepare it anew in another folder"
-      )
+  with _bar(listing, todo) as told:
+    for (split, shard), made in written(todo, told=told):
+      before = splits[split].shard_lengths[shard]
+      if made.count != before:
+        path = store.shard_path(out, split, shard, shards.counts(plan)[split])
+        path.unlink()
+        raise UserError(
+          f"{path}: {made.count} clips can be read now, {before} could when the data set was"
+          " prepared: bring the files back, or prepare it anew in another folder"
+        )
 
 
-def _written(
-  listing: Listing,
-  out: pathlib.Path,
-  settings: Mapping[str, Any],
-  plan: Plan,
-  todo: Plan,
-  num_workers: int,
-) -> Iterator[tuple[shards.Key, shards.Shard]]:
-  """Decodes and writes some shards of a plan, and yields each when it is written."""
-  num_shards = shards.counts(plan)
-  total = sum(map(len, plan.values()))
-  storage = {field.name: settings[field.name] for field in dataclasses.fields(Storage)}
-  answers = workers.run(
-    "data.decode:worker",
-    {"storage": storage, "is_image": listing.images},
-    _requests(itertools.chain.from_iterable(todo.values())),
-    num_workers,
-  )
+@contextlib.contextmanager
+def _bar(listing: Listing, todo: Plan) -> Iterator[Told]:
+  """Shows how far it is; yields what is told of every clip."""
+  total = sum(map(len, listing.splits.values()))
   bar = tqdm.tqdm(
     total=total,
     initial=total - sum(map(len, todo.values())),
@@ -185,13 +173,14 @@ def _written(
     mininterval=0.5 if sys.stderr.isatty() else 30,  # A line each in a log.
     dynamic_ncols=True,
   )
-  with bar, contextlib.closing(answers):
-    for key, clips in todo.items():
-      split, shard = key
-      skipped = []
-      examples = _examples(clips, answers, settings["modality"], skipped, bar)
-      count, size = store.write_shard(out, split, shard, num_shards[split], examples, listing.names)
-      yield key, shards.Shard(count, size, skipped)
+
+  def told(clip: Clip, reason: str | None) -> None:
+    bar.update()
+    if reason is not None:
+      bar.write(printable(f"skipped {clip.path}: {reason}"), file=sys.stderr)
+
+  with bar:
+    yield told
 
 
 def _check_present(listing: Listing, total: int, max_unreadable: float) -> None:
@@ -213,39 +202,6 @@ def _check_present(listing: Listing, total: int, max_unreadable: float) -> None:
       f" ({shards.percent(len(missing) / total)}; --max_unreadable is"
       f" {shards.percent(max_unreadable)}): add the files"
     )
-
-
-def _requests(clips: Iterable[Clip]) -> Iterator[Callable[[], Any]]:
-  """Yields for each clip what reads the path and, where no file has it, the content."""
-
-  def request(clip: Clip) -> tuple[str, bytes | None] | Skipped:
-    try:
-      return os.path.abspath(clip.path), None if clip.load is None else clip.load()
-    except OSError as error:
-      return decode.unreadable(error)
-
-  for clip in clips:
-    yield functools.partial(request, clip)
-
-
-def _examples(
-  clips: Sequence[Clip],
-  answers: Iterator[Decoded | Skipped],
-  modality: str,
-  skipped: list[shards.SkippedClip],
-  bar: tqdm.tqdm,
-) -> Iterator[dict[str, Any]]:
-  """Yields records of the clips that can be read; appends the others to `skipped`."""
-  for clip, answer in zip(clips, itertools.islice(answers, len(clips)), strict=True):
-    bar.update()
-    if isinstance(answer, Skipped):
-      state = None if answer.retry else shards.file_state(clip.path)
-      skipped.append(shards.SkippedClip(clip.path, answer.reason, state))
-      bar.write(printable(f"skipped {clip.path}: {answer.reason}"), file=sys.stderr)
-      continue
-    frames = answer.frames
-    count = len(frames) // 2 if modality == "flow" else len(frames)
-    yield {"id": clip.id, "label": clip.label, "num_frames": count, "frames": frames}
 
 
 def report(dataset: store.PreparedDataset, listing: Listing) -> str:
@@ -298,6 +254,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     "--jpeg_quality", type=int, default=decode.JPEG_QUALITY, help="1 to 100 (default: %(default)s)"
   )
   add("--workers", type=int, default=os.cpu_count(), help="processes that decode (default: cores)")
+  add("--cluster", help="a Dask scheduler's address: its workers decode (docs/scaling.md)")
   add(
     "--max_unreadable",
     type=float,
@@ -328,6 +285,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       origin=origin,
       num_workers=args.workers,
       max_unreadable=args.max_unreadable,
+      cluster=args.cluster,
     )
     print(printable(report(dataset, listing)))
   except KeyboardInterrupt:

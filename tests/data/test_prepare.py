@@ -1,5 +1,6 @@
 """From files to a data set: what is stored, what is skipped, what an interruption leaves."""
 
+import contextlib
 import csv
 import fcntl
 import os
@@ -7,8 +8,10 @@ import pathlib
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -17,7 +20,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from data import prepare, store, workers
+from data import cluster, making, prepare, store, workers
 from data.decode import Storage
 from data.sources import folders
 from data.sources.listing import Clip, Listing
@@ -165,7 +168,7 @@ def test_killed_it_goes_on_and_ends_with_the_same_data(source, clip):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_by_hand_or_by_a_cluster(number, source, capsys, monkeypatch):
   handler = signal.getsignal(number)
-  monkeypatch.setattr(prepare, "_examples", lambda *arguments: signal.raise_signal(number))
+  monkeypatch.setattr(making, "write", lambda *arguments: signal.raise_signal(number))
   with pytest.raises(SystemExit) as exit:
     prepare.main(_arguments(source, source.parent / "out"))
   assert exit.value.code == INTERRUPTED and signal.getsignal(number) is handler
@@ -374,6 +377,64 @@ def test_a_damaged_shard_is_named_and_made_anew(source, capsys):
   assert _contents(out) == before
   now = {path: path.stat().st_mtime_ns for path in others}
   assert now == others
+
+
+@contextlib.contextmanager
+def _dask(folder, count):
+  """A scheduler and workers, in processes of their own; yields its address and the workers."""
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  address, processes = f"tcp://127.0.0.1:{port}", []
+
+  def start(module, ready, *arguments):
+    command = [sys.executable, "-m", f"distributed.cli.{module}", *arguments, "--no-dashboard"]
+    log = folder / f"dask_{len(processes)}.log"
+    with open(log, "w") as file:
+      processes.append(subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file))
+    until = time.monotonic() + 60
+    while ready not in log.read_text():
+      assert processes[-1].poll() is None and time.monotonic() < until, log.read_text()
+      time.sleep(0.05)
+    return processes[-1]
+
+  try:
+    start("dask_scheduler", "Scheduler at", f"--port={port}", "--host=127.0.0.1")
+    fields = ("dask_worker", "Registered to", address, "--nthreads=1", "--no-nanny")
+    yield address, [start(*fields) for _ in range(count)]
+  finally:
+    for process in processes:
+      process.kill()
+      process.wait()
+
+
+def test_a_worker_of_a_cluster_that_dies_changes_no_record(source, tmp_path, capsys):
+  pytest.importorskip("distributed", reason="--cluster needs the package distributed")
+  for name in ("Bend it", "Träge"):
+    (source / name / "24.webm").write_bytes(b"no video")
+  alone, out = tmp_path / "alone", tmp_path / "out"
+  prepare.main(_arguments(source, alone, "--max_unreadable=0.1"))
+  with _dask(tmp_path, 3) as (address, dask_workers):
+
+    def kill_one():
+      while not list(out.glob(f"{cluster.PARTIAL}*/*/*")):  # somebody is making one
+        time.sleep(0.01)
+      dask_workers[0].kill()
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    prepare.main(_arguments(source, out, "--max_unreadable=0.1", f"--cluster={address}"))
+    killer.join()
+  assert "skipped: 2" in capsys.readouterr().out
+  assert _contents(out) == _contents(alone)
+  assert not list(out.glob(f"{cluster.PARTIAL}*"))
+
+
+def test_no_cluster_is_a_line(source, capsys, monkeypatch):
+  pytest.importorskip("distributed", reason="--cluster needs the package distributed")
+  monkeypatch.setattr(cluster, "CONNECT", 1)
+  error = _fails(capsys, source, source.parent / "out", "--cluster=tcp://127.0.0.1:9")
+  assert error.startswith("error: --cluster tcp://127.0.0.1:9: ")
 
 
 def test_images_and_their_official_counts(tmp_path, capsys):

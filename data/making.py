@@ -1,0 +1,114 @@
+"""Shards made of clips: every frame decoded, and written."""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from data import decode, shards, store, workers
+from data.decode import Storage
+from data.sources.listing import Clip
+from data.workers import Decoded, Skipped
+
+Plan = Mapping[shards.Key, Sequence[Clip]]
+# Called with every clip that is done, and why it is left out, None where it is not.
+Told = Callable[[Clip, str | None], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """What all shards of a data set are made with.
+
+  Attributes:
+    out: folder of the data set.
+    names: class names in the order of the labels.
+    images: whether the clips are images.
+    storage: what becomes of the frames.
+    num_shards: by split.
+  """
+
+  out: pathlib.Path
+  names: tuple[str, ...]
+  images: bool
+  storage: Storage
+  num_shards: Mapping[str, int]
+
+
+def written(
+  job: Job, todo: Plan, num_workers: int, told: Told
+) -> Iterator[tuple[shards.Key, shards.Shard]]:
+  """Makes shards on this machine, and yields each when it is written.
+
+  Args:
+    job: what they are made with.
+    todo: their clips.
+    num_workers: processes that decode, at least 1.
+    told: of the clips.
+  """
+  clips = itertools.chain.from_iterable(todo.values())
+  with contextlib.closing(decoded(job, clips, num_workers)) as answers:
+    for key, clips in todo.items():
+      yield key, write(job, job.out, key, clips, answers, told)
+
+
+def decoded(job: Job, clips: Iterable[Clip], num_workers: int) -> Iterator[Decoded | Skipped]:
+  """Decodes clips, in their order, a few ahead of the reader.
+
+  Args:
+    job: what they are decoded for.
+    clips: of any number of shards.
+    num_workers: processes that decode.
+  """
+
+  def request(clip: Clip) -> tuple[str, bytes | None] | Skipped:
+    try:
+      return os.path.abspath(clip.path), None if clip.load is None else clip.load()
+    except OSError as error:
+      return decode.unreadable(error)
+
+  fields = {"storage": dataclasses.asdict(job.storage), "is_image": job.images}
+  requests = (functools.partial(request, clip) for clip in clips)
+  return workers.run("data.decode:worker", fields, requests, num_workers)
+
+
+def write(
+  job: Job,
+  folder: pathlib.Path,
+  key: shards.Key,
+  clips: Sequence[Clip],
+  answers: Iterator[Decoded | Skipped],
+  told: Told,
+) -> shards.Shard:
+  """Writes one shard.
+
+  Args:
+    job: what it is made with.
+    folder: to write to.
+    key: of the shard.
+    clips: its.
+    answers: of `decoded`, whose next are those of these clips.
+    told: of the clips.
+  """
+  split, shard = key
+  skipped: list[shards.SkippedClip] = []
+
+  def examples() -> Iterator[dict[str, Any]]:
+    for clip, answer in zip(clips, itertools.islice(answers, len(clips)), strict=True):
+      if isinstance(answer, Skipped):
+        state = None if answer.retry else shards.file_state(clip.path)
+        skipped.append(shards.SkippedClip(clip.path, answer.reason, state))
+        told(clip, answer.reason)
+        continue
+      told(clip, None)
+      frames = answer.frames
+      count = len(frames) // 2 if job.storage.modality == "flow" else len(frames)
+      yield {"id": clip.id, "label": clip.label, "num_frames": count, "frames": frames}
+
+  count, size = store.write_shard(
+    folder, split, shard, job.num_shards[split], examples(), job.names
+  )
+  return shards.Shard(count, size, skipped)
