@@ -58,6 +58,9 @@ def get_config() -> ml_collections.ConfigDict:
   # to it. Unlimited (0; the paper has no limit) it multiplies features by 3 +- 7, and from random
   # weights, at their high learning rates, the CSN dies (docs/evidence.md).
   config.model.mask_limit = 1.0
+  # End the gradients of L_C and L_M in front of trunk and UN (paper: no): these then bear the
+  # learning rates of the one-pass model, which are higher (docs/evidence.md).
+  config.model.detached = False
   config.model.non_local_width = 96  # channels of the non-local embeddings (Table III e)
   # Where the CSN starts: 'pretrained' (paper), the weights that stage 1 started from: init_from's
   # or, where stage 1 is another run's, that run's; without any, as 'universal', a copy of the UN;

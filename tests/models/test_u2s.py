@@ -145,6 +145,41 @@ def test_without_a_mask_network_there_is_no_bridge(attention):
   )
 
 
+def test_detached_networks_train_as_the_one_pass_model(small):
+  _, video, variables = small
+
+  def gradients(detached, names):
+    model = U2S(CLASSES, SMALL, detached=detached)
+
+    def loss(params):
+      out = model.apply({**variables, "params": params}, video, CSM)
+      return sum(jnp.sum(out[name] ** 2) for name in names)
+
+    return jax.grad(loss)(variables["params"])
+
+  everything = ("universal", "specific", "bridge")
+  one_pass, attached = gradients(False, ["universal"]), gradients(False, everything)
+  detached = gradients(True, everything)
+  for name in ("trunk", "universal"):
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+      detached[name],
+      one_pass[name],
+    )
+  for name in ("specific", "mask"):
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+      detached[name],
+      attached[name],
+    )
+  assert (
+    float(
+      jnp.max(jnp.abs(attached["trunk"]["stem"]["kernel"] - one_pass["trunk"]["stem"]["kernel"]))
+    )
+    > 1e-3
+  )
+
+
 def test_a_limit_that_cannot_be_is_an_error():
   with pytest.raises(ValueError, match="model.mask_limit: -1.0 is no number of at least 0"):
     U2S(CLASSES, SMALL, mask_limit=-1.0)

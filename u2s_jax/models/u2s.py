@@ -32,6 +32,8 @@ class U2S(nn.Module):
     mask_activation: applied to the combined mask: 'none' (the paper) or 'sigmoid'.
     mask_limit: of a mask without activation: its largest root mean square over a clip, see
       `mask.limit_rms`; 0 for no limit.
+    detached: whether the gradients of L_C and L_M end in front of trunk and universal network,
+      which then train as the one-pass model does (the paper: they do not end there).
     non_local_width: channels of the non-local embeddings.
     dtype: of the computation; parameters, BN statistics and logits are float32.
   """
@@ -41,6 +43,7 @@ class U2S(nn.Module):
   attention: str = "mask"
   mask_activation: str = "none"
   mask_limit: float = 1.0
+  detached: bool = False
   non_local_width: int = 96
   dtype: DTypeLike = jnp.float32
 
@@ -103,13 +106,16 @@ class U2S(nn.Module):
       network the combined, activated `mask` (n, t, h, w, 1).
     """
     trunk, outputs = self._one_pass(video, train)
+    seen = outputs["universal_features"]
+    if self.detached:
+      trunk, seen = jax.lax.stop_gradient((trunk, seen))
     features = self.specific.features(trunk, train="specific" in train)
     outputs["specific_features"] = features
     if self.attention == "mask":
       if guide is None:
         guide = jnp.argmax(outputs["universal"], axis=-1)
       weights = mask_lib.select(csm, guide)
-      outputs["bridge"], combined = self.mask(outputs["universal_features"], weights)
+      outputs["bridge"], combined = self.mask(seen, weights)
       if self.mask_activation == "none" and self.mask_limit:
         combined = mask_lib.limit_rms(combined, self.mask_limit)
       outputs["mask"] = MASK_ACTIVATIONS[self.mask_activation](combined)
