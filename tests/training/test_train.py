@@ -63,6 +63,13 @@ def test_an_epoch_ends_with_a_picture_of_the_masks(finished):
   assert picture.shape[1:] == (8 * frame - 2, 2 * frame - 2, 3)
 
 
+def test_a_long_stage_has_few_pictures(tmp_path):
+  board = MemoryBoard()
+  train(config_of(**{"joint.epochs": 6.0, "eval.every_epochs": 1}), tmp_path, board=board)
+  joint = [step - 6 for step, by_name in board.images.items() if "joint/masks" in by_name]
+  assert joint == [3, 6, 12, 18]  # of three steps an epoch: the first, second, fourth and last
+
+
 def test_the_csm_is_in_the_checkpoint(finished):
   csm = state_at(config_of(), finished[0])[0].csm
   summary = json.loads((finished[0] / "summary.json").read_text())["csm"]

@@ -15,7 +15,9 @@ PICTURED = 4  # clips
 
 
 class Pictures:
-  """Draws the same clips at every epoch's end.
+  """Draws the same clips at a stage's first evaluation, its second, fourth, ... and its end.
+
+  Not at every one: a picture is a megabyte, and masks change ever more slowly.
 
   Args:
     run: the run.
@@ -26,14 +28,14 @@ class Pictures:
     self._run, self._write_images = run, write_images
 
   def write(self, stage: Stage, state: TrainState, step: int) -> None:
-    """Writes the picture, where there is a mask network; on all hosts.
+    """Writes the picture, where one is due and there is a mask network; on all hosts.
 
     Args:
       stage: of the state.
       state: the networks.
       step: counted through all stages.
     """
-    if "mask" not in state.params:
+    if "mask" not in state.params or not self._is_due(stage, int(state.step)):
       return
     mesh = devices.data_mesh()
     batch = devices.global_batch(self._batch, mesh)
@@ -43,6 +45,12 @@ class Pictures:
     for video, mask in zip(videos, masks, strict=True):
       rows += [overlay.frames_of(video), overlay.blend(video, mask)]
     self._write_images(step, {f"{stage.name}/masks": np.asarray(overlay.strip(rows))[None]})
+
+  def _is_due(self, stage: Stage, step: int) -> bool:
+    config, run = self._run.config, self._run
+    epochs = step * config.batch_size / run.source.num_train
+    number = round(epochs / config.eval.every_epochs)
+    return step == run.total_steps(stage) or number & (number - 1) == 0
 
   @functools.cached_property
   def _batch(self) -> dict[str, np.ndarray]:
