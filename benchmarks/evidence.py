@@ -138,10 +138,10 @@ def training_flops(run: Workdir, num_classes: int) -> float:
   import jax
   import jax.numpy as jnp
 
-  from u2s_jax import settings, state
+  from u2s_jax import saved_config, settings, state
   from u2s_jax.training import steps
 
-  config = settings.config_of_run(run)
+  config = saved_config.read(run)
   network, stages = settings.build_network(config, num_classes), settings.schedule(config)
   data, tx = config.data, state.sgd(0.9, 0.0)
   shape = (1, data.num_frames, data.crop_size, data.crop_size, settings.input_channels(config))

@@ -6,7 +6,7 @@ import pytest
 
 from configs import default
 from tests.memory_run import config_of
-from u2s_jax import settings
+from u2s_jax import saved_config, settings
 from u2s_jax.errors import UserError
 from u2s_jax.workdir import Workdir
 
@@ -94,7 +94,7 @@ def test_fields_of_optical_flow(tmp_path, fields, message):
 
 
 def test_another_config_is_refused_with_the_field(tmp_path):
-  settings.write_config(Workdir(tmp_path), config_of())
+  saved_config.write(Workdir(tmp_path), config_of())
   with pytest.raises(UserError, match=r"config.json: this run began with joint.learning_rate = "):
     check(config_of(**{"joint.learning_rate": 0.5}), tmp_path)
   check(config_of(log_every_steps=1), tmp_path)  # changes nothing in training
@@ -122,7 +122,7 @@ def test_a_batch_that_the_devices_do_not_divide_grows_with_the_learning_rates(
 def test_a_run_goes_on_with_the_batch_that_it_began_with(tmp_path, monkeypatch):
   config = config_of(batch_size=20)
   began = fit(config, tmp_path, 8, monkeypatch)
-  settings.write_config(Workdir(tmp_path), began)
+  saved_config.write(Workdir(tmp_path), began)
   for count in (8, 4, 24):
     again = fit(config, tmp_path, count, monkeypatch)
     assert again.batch_size == 24
@@ -138,42 +138,42 @@ def test_a_run_goes_on_with_the_batch_that_it_began_with(tmp_path, monkeypatch):
 
 
 def test_a_field_that_an_older_run_did_not_know_counts_as_its_default(tmp_path):
-  settings.write_config(Workdir(tmp_path), config_of())
+  saved_config.write(Workdir(tmp_path), config_of())
   path = tmp_path / "config.json"
   fields = json.loads(path.read_text())
   del fields["accumulate_steps"], fields["model"]["remat"]
   path.write_text(json.dumps(fields))
   check(config_of(), tmp_path)
-  assert settings.config_of_run(Workdir(tmp_path)).accumulate_steps == 1
+  assert saved_config.read(Workdir(tmp_path)).accumulate_steps == 1
   with pytest.raises(UserError, match="this run began with model.remat = False, not True"):
     check(config_of(**{"model.remat": True}), tmp_path)
 
 
 def test_a_run_that_began_before_a_check_goes_on(tmp_path):
   older = config_of(**{"eval.views": "10crop", "universal.decay_epochs": (7.0, 12.0)})
-  settings.write_config(Workdir(tmp_path), older)
+  saved_config.write(Workdir(tmp_path), older)
   check(older, tmp_path)
   check(
     config_of(**{"eval.views": "5crop", "universal.decay_epochs": (7.0, 12.0)}),
     tmp_path,
     settings.FREE_IN_EVALUATION,
   )
-  settings.write_config(Workdir(tmp_path), config_of())
+  saved_config.write(Workdir(tmp_path), config_of())
   with pytest.raises(UserError, match="eval.views: '10crop' mirrors views"):
     check(config_of(**{"eval.views": "10crop"}), tmp_path, settings.FREE_IN_EVALUATION)
 
 
 def test_the_config_of_a_run_comes_back_as_it_was(tmp_path):
-  settings.write_config(Workdir(tmp_path), config_of())
-  assert settings.config_of_run(Workdir(tmp_path)).to_dict() == config_of().to_dict()
-  assert settings.config_of_run(Workdir(tmp_path / "none")) is None
+  saved_config.write(Workdir(tmp_path), config_of())
+  assert saved_config.read(Workdir(tmp_path)).to_dict() == config_of().to_dict()
+  assert saved_config.read(Workdir(tmp_path / "none")) is None
 
 
 def test_pretrained_weights_are_those_that_stage_1_started_from(tmp_path):
   weights, first, second = (tmp_path / name for name in ("weights.npz", "first", "second"))
-  settings.write_config(Workdir(first), config_of(init_from=str(weights)))
+  saved_config.write(Workdir(first), config_of(init_from=str(weights)))
   start = {"init_from": f"{first}/checkpoints/universal", "universal.epochs": 0.0}
-  settings.write_config(Workdir(second), config_of(**start))
+  saved_config.write(Workdir(second), config_of(**start))
   assert settings.pretrained_weights(config_of(init_from=str(weights))) == str(weights)
   for run in (first, second):  # and through a run that took stage 1 as it was
     config = config_of(init_from=str(run), **{"universal.epochs": 0.0})
@@ -187,7 +187,7 @@ def test_without_pretrained_weights_the_csn_copies_the_un(tmp_path):
   config = config_of()
   assert config.model.specific_init == "pretrained" and settings.pretrained_weights(config) == ""
   assert settings.schedule(config)[1].init == "universal"
-  settings.write_config(Workdir(tmp_path), config)
+  saved_config.write(Workdir(tmp_path), config)
   config = config_of(init_from=str(tmp_path), **{"universal.epochs": 0.0})
   assert settings.schedule(config)[1].init == "universal"
 
@@ -222,5 +222,5 @@ def test_a_strangers_config_is_checked_like_ones_own(field, value, message, tmp_
   run = Workdir(tmp_path)
   run.write_config(fields)
   with pytest.raises(UserError, match=message) as error:
-    settings.check_values(settings.config_of_run(run))
+    settings.check_values(saved_config.read(run))
   assert "\n" not in str(error.value)

@@ -4,8 +4,6 @@ import json
 import math
 import operator
 import pathlib
-from numbers import Real
-from types import NoneType
 from typing import Any
 
 import jax
@@ -13,12 +11,13 @@ import jax.numpy as jnp
 import ml_collections
 
 from configs import default
-from u2s_jax import csm, devices, peers, stages
+from u2s_jax import csm, devices, peers, saved_config, stages
 from u2s_jax.console import log
 from u2s_jax.errors import UserError
 from u2s_jax.models import backbones
 from u2s_jax.models.network import Network
 from u2s_jax.models.u2s import U2S
+from u2s_jax.saved_config import flatten, jsonable, tuples
 from u2s_jax.stages import STAGES, Stage
 from u2s_jax.views import VIEWS
 from u2s_jax.workdir import Workdir
@@ -29,7 +28,6 @@ SPLITS = ("train", "validation", "test")
 PIXEL_FIELDS = ("pixel_mean", "pixel_std")
 COMPUTE_FIELDS = ("dtype", "convolution", "remat")  # of `model`: how, not what
 MASK_FIELDS = ("selection", "guide")  # of `csm`
-KINDS = {str: "text", bool: "true or false", NoneType: "value"}
 # Of numbers that memory grows with: more is a slip, or meant to harm who opens a stranger's run.
 LARGEST = {
   "batch_size": 2**16,
@@ -86,7 +84,7 @@ def pretrained_weights(config: ml_collections.ConfigDict) -> str:
     A path, empty where stage 1 started from random weights.
   """
   while config.init_from and config.universal.epochs == 0:
-    began = config_of_run(Workdir.holding(pathlib.Path(config.init_from)))
+    began = saved_config.read(Workdir.holding(pathlib.Path(config.init_from)))
     if began is None:
       break
     config = began
@@ -108,7 +106,7 @@ def build_network(config: ml_collections.ConfigDict, num_classes: int) -> Networ
   how["dtype"] = jnp.dtype(how["dtype"])
   if "name" not in fields["backbone"]:
     raise UserError(f"model.backbone.name: not set; it is one of {', '.join(backbones.BACKBONES)}")
-  backbone = backbones.build(**_tuples(fields.pop("backbone")), **how)
+  backbone = backbones.build(**tuples(fields.pop("backbone")), **how)
   return Network(
     U2S(num_classes, backbone, dtype=how["dtype"], **fields),
     **{field: tuple(config.model[field]) for field in PIXEL_FIELDS},
@@ -118,7 +116,7 @@ def build_network(config: ml_collections.ConfigDict, num_classes: int) -> Networ
 
 def describe_model(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """Returns what decides on the networks' parameters, by dotted name below `model`."""
-  return _flatten(_model_fields(config))
+  return flatten(_model_fields(config))
 
 
 def describe_defaults() -> dict[str, Any]:
@@ -153,7 +151,7 @@ def fit_devices(config: ml_collections.ConfigDict, workdir: Workdir) -> ml_colle
     workdir: the run's folder.
   """
   config = config.copy_and_resolve_references()
-  count, began = jax.device_count(), config_of_run(workdir)
+  count, began = jax.device_count(), saved_config.read(workdir)
   if config.eval.batch_size > 0:
     config.eval.batch_size = devices.fit_batch_size(config.eval.batch_size, count)
   parts = config.accumulate_steps
@@ -209,7 +207,7 @@ def check(
     raise UserError(
       f"dead_process_seconds: {config.dead_process_seconds:g} is not at least {peers.LEAST:g}"
     )
-  began = config_of_run(workdir)
+  began = saved_config.read(workdir)
   trains = "eval" not in free
   unit = jax.device_count() * config.accumulate_steps
   if trains and began is not None and began.batch_size % unit:
@@ -337,7 +335,7 @@ def _check_start(config):
 
 def _check_same_run(config, began, path, free):
   """Raises UserError for a field that is not as in the config that the run began with."""
-  before, now = _flatten(_jsonable(began)), _flatten(_jsonable(config))
+  before, now = flatten(jsonable(began)), flatten(jsonable(config))
   for field in sorted(before.keys() | now.keys()):
     is_free = any(field == name or field.startswith(f"{name}.") for name in free)
     if not is_free and before.get(field) != now.get(field):
@@ -345,97 +343,3 @@ def _check_same_run(config, began, path, free):
         f"{path}: this run began with {field} = {before.get(field)}, not {now.get(field)}; set it"
         " back or take another --workdir"
       )
-
-
-def write_config(workdir: Workdir, config: ml_collections.ConfigDict) -> None:
-  """Writes the config that a run begins with."""
-  workdir.write_config(_jsonable(config))
-
-
-def config_of_run(workdir: Workdir) -> ml_collections.ConfigDict | None:
-  """Returns the config that the run in `workdir` began with, None where there is none."""
-  fields = workdir.read_config()
-  if fields is None:
-    return None
-  try:
-    _check_types(fields, _jsonable(default.get_config()))
-  except UserError as error:
-    raise UserError(f"{workdir.config}: {error}") from error
-  return ml_collections.ConfigDict(_tuples(_complete(fields)))
-
-
-def _check_types(fields: Any, defaults: Any, field: str = "") -> None:
-  """Raises UserError where a field read from a file is of another type than its default.
-
-  Args:
-    fields: all or one of them, in JSON's types.
-    defaults: of the same; None where there is none, as of a backbone's own fields.
-    field: dotted name.
-  """
-  if isinstance(defaults, dict):
-    if not isinstance(fields, dict):
-      raise UserError(f"{field or 'it'}: {fields!r} is no section of fields")
-    for name, value in fields.items():
-      if field in (*STAGES, "model") and name not in defaults:  # arguments of `Stage` and `U2S`
-        raise UserError(f"{field}.{name}: no such field")
-      _check_types(value, defaults.get(name), f"{field}.{name}".removeprefix("."))
-    return
-  if isinstance(fields, dict):
-    if defaults is not None:
-      raise UserError(f"{field}: {fields!r} is a section of fields and should be one value")
-    _check_types(fields, {}, field)
-  elif isinstance(fields, list):
-    if not isinstance(defaults, (list, NoneType)):
-      raise UserError(f"{field}: {fields!r} is a list and should be one value")
-    first = defaults[0] if defaults else None
-    for value in fields:
-      _check_types(value, first, field)
-  elif isinstance(defaults, list):
-    raise UserError(f"{field}: {fields!r} is no list")
-  elif isinstance(defaults, Real) and not isinstance(defaults, bool):
-    whole = isinstance(defaults, int)
-    if isinstance(fields, bool) or not isinstance(fields, int if whole else Real):
-      raise UserError(f"{field}: {fields!r} is no {'whole ' if whole else ''}number")
-  elif fields is None or not isinstance(fields, type(defaults) if defaults is not None else object):
-    raise UserError(f"{field}: {fields!r} is no {KINDS[type(defaults)]}")
-  if isinstance(fields, Real) and not math.isfinite(fields):
-    raise UserError(f"{field}: {fields} is no finite number")
-
-
-def _jsonable(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """Returns a config as JSON gives it back: tuples are lists."""
-  return json.loads(config.to_json_best_effort())
-
-
-def _complete(fields: dict[str, Any]) -> dict[str, Any]:
-  """Returns a run's fields with those that it did not know yet, at their defaults.
-
-  A new field's default changes nothing, or old runs would mean something else. Fields of a backbone
-  are its constructor's, not the default backbone's.
-  """
-
-  def fill(known, defaults, prefix=""):
-    complete = dict(known)
-    for key, value in defaults.items():
-      if isinstance(value, dict) and prefix + key != "model.backbone":
-        complete[key] = fill(known.get(key, {}), value, f"{prefix}{key}.")
-      else:
-        complete.setdefault(key, value)
-    return complete
-
-  return fill(fields, _jsonable(default.get_config()))
-
-
-def _tuples(value: Any) -> Any:
-  """Returns lists, which JSON makes of tuples, as tuples."""
-  if isinstance(value, dict):
-    return {key: _tuples(item) for key, item in value.items()}
-  return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Returns nested dicts as one, keys joined by dots."""
-  flat = {}
-  for key, value in tree.items():
-    flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-  return flat

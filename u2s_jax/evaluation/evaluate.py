@@ -7,7 +7,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from u2s_jax import devices, settings, workdir
+from u2s_jax import devices, saved_config, settings, workdir
 from u2s_jax.console import log
 from u2s_jax.errors import UserError
 from u2s_jax.evaluation import analysis, inference, results, scores
@@ -116,7 +116,7 @@ def evaluate_latest(
 
 def _folder(run: Run, stage_name: str, step: int) -> Workdir:
   """Returns where the evaluation of a checkpoint goes: the run's folder for the run's own way."""
-  config, began = run.config, settings.config_of_run(run.workdir) or run.config
+  config, began = run.config, saved_config.read(run.workdir) or run.config
   split, views = config.eval.split, config.eval.views
   other = [config.csm[key] for key in settings.MASK_FIELDS if config.csm[key] != began.csm[key]]
   name = "_".join([views, stage_name, str(step), *other])

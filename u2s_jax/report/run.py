@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util import tensor_util
 
 from u2s_jax import csm as csm_lib
-from u2s_jax import metrics, regularizer, settings, workdir
+from u2s_jax import metrics, regularizer, saved_config, workdir
 from u2s_jax.errors import printable
 from u2s_jax.evaluation import results, scores
 from u2s_jax.evaluation.scores import Scores
@@ -112,7 +112,7 @@ def read(folder: pathlib.Path) -> RunFiles:
   analysis = run.analysis(split)
   return RunFiles(
     name=folder.resolve().name,
-    config=settings.config_of_run(run).to_dict(),
+    config=saved_config.read(run).to_dict(),
     summary=json.loads(run.summary.read_text()),
     one_pass=scores.read(run.one_pass_scores(split)),
     final=scores.read(run.scores(split)),

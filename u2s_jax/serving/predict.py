@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from u2s_jax import checkpoint, devices, overlay, settings
+from u2s_jax import checkpoint, devices, overlay, saved_config, settings
 from u2s_jax.csm import CategorySimilarity
 from u2s_jax.errors import UserError, printable
 from u2s_jax.evaluation import inference
@@ -61,7 +61,7 @@ def load(workdir: Workdir) -> Trained:
   Raises:
     UserError: there is no run, or none that has trained.
   """
-  config = settings.config_of_run(workdir)
+  config = saved_config.read(workdir)
   if config:
     try:
       settings.check_values(config)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from u2s_jax import csm as csm_lib
-from u2s_jax import devices, metrics, settings
+from u2s_jax import devices, metrics, saved_config, settings
 from u2s_jax.console import log
 from u2s_jax.csm import CategorySimilarity
 from u2s_jax.errors import UserError
@@ -51,7 +51,7 @@ def begin_stage(
     state = state.replace(csm=similarity)
   if previous is None and jax.process_index() == 0:
     # Not before: whoever corrects a wrong `init_from` may do so in the same folder.
-    settings.write_config(run.workdir, run.config)
+    saved_config.write(run.workdir, run.config)
   first = record(run, stage, Plateau())
   run.checkpoints.save(stage.name, 0, state, first)
   return state, first
