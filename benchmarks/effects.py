@@ -8,11 +8,21 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from benchmarks import study as study_lib
-from benchmarks.study import MERGED, ONE_PASS, SIMILAR, Records, Study, accuracy, unpacked
+from benchmarks.study import (
+  MERGED,
+  ONE_PASS,
+  SIMILAR,
+  Records,
+  Study,
+  accuracy,
+  read_study,
+  unpacked,
+)
 from u2s_jax.errors import UserError
 from u2s_jax.files import whole_file
 
 RESAMPLES = 2000
+CLAIMED_ON = ("rendered", "cars", "fights")  # studies of the paper's claims
 # Top-1 in percent on Something-Something V2, the paper's Table I.
 PAPER_FUSIONS = {
   "universal": 57.67,
@@ -207,6 +217,37 @@ def page(study: Study, records: Records, compared: list[dict[str, Any]]) -> str:
   return "\n".join(lines) + "\n"
 
 
+def claims(studies: list[Study]) -> str:
+  """Returns the paper's claims as Markdown, those of the first study, with what each study says.
+
+  Args:
+    studies: the first names the claims, each comparison with the paper's effect, and the controls.
+  """
+  found = [{row["name"]: row for row in compare(study, Records(study))} for study in studies]
+  lines = [
+    "# The paper's claims",
+    "",
+    "By `python -m benchmarks.evidence benchmarks/studies/<column>.toml`. Effects in points, top-1,"
+    " with 95 % intervals; the paper's are of Something-Something V2. *Reproduced*: the interval is"
+    " on the paper's side of 0; *not reproduced*: it holds 0 without the paper's effect, or lies on"
+    " the other side; *undecided*: it holds both. Where the paper has no such row: positive,"
+    " negative or undecided.",
+    "",
+    f"| | paper | {' | '.join(study.name for study in studies)} |",
+    f"|---|---|{'---|' * len(studies)}",
+  ]
+  for comparison in studies[0].comparisons:
+    name, paper = comparison["name"], comparison.get("paper")
+    cells = []
+    for rows in found:
+      row = rows.get(name)
+      text = row and f"{row['mean']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f})"
+      cells.append(f"{text}: {row['verdict']}, {row['seeds']} runs" if row else "not run")
+    if set(cells) != {"not run"} or paper is not None:
+      lines.append(f"| {name} | {'' if paper is None else f'{paper:+.2f}'} | {' | '.join(cells)} |")
+  return "\n".join(lines) + "\n"
+
+
 def draw(compared: list[dict[str, Any]], path: pathlib.Path) -> None:
   """Draws what `compare` returned with their intervals, and the paper's where it has them.
 
@@ -252,4 +293,8 @@ def write_page(study: Study, records: Records) -> None:
   with whole_file(study_lib.DOCS / f"{study.name}.md") as file:
     file.write(text)
   draw(compared, study_lib.DOCS / f"{study.name}.svg")
+  if study.name in CLAIMED_ON:
+    studies = [read_study(study_lib.STUDIES / f"{name}.toml") for name in CLAIMED_ON]
+    with whole_file(study_lib.DOCS / "claims.md") as file:
+      file.write(claims(studies))
   print(text)

@@ -17,6 +17,7 @@ from u2s_jax.files import whole_file
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs" / "evidence"
+STUDIES = ROOT / "benchmarks" / "studies"
 ONE_PASS, MERGED = "one-pass", "merged"
 SIMILAR = ("one_pass", "universal", "specific")  # kinds of features, Fig. 4
 
@@ -56,9 +57,21 @@ class Study:
 
 
 def read_study(path: pathlib.Path) -> Study:
-  """Reads a study file."""
-  content = tomllib.loads(path.read_text())
+  """Reads a study file.
+
+  Its `comparisons_of` names another one beside it, whose comparisons are made here too, where both
+  sides are variants here.
+  """
+  content = {"comparisons": []} | tomllib.loads(path.read_text())
   content["seeds"] = tuple(content["seeds"])
+  if other := content.pop("comparisons_of", None):
+    shared = read_study(path.with_name(f"{other}.toml")).comparisons
+    sides = ("of", "over")
+    content["comparisons"] = [
+      comparison
+      for comparison in shared
+      if all(comparison[side].split("/")[0] in content["variants"] for side in sides)
+    ] + content["comparisons"]
   return Study(name=path.stem, **content)
 
 

@@ -1,6 +1,7 @@
 """Intervals, verdicts and records of a study; no run is trained."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -166,3 +167,25 @@ def test_the_studies_at_hand_can_be_read():
     known = read_study(path)
     sides = [c[key] for c in known.comparisons for key in ("of", "over")]
     assert {side.split("/")[0] for side in sides} <= known.variants.keys()
+
+
+def test_a_study_takes_another_one_s_comparisons_as_far_as_it_has_the_variants(tmp_path):
+  comparison = '[[comparisons]]\nname = "{0}"\nof = "{1}/merged"\nover = "{2}/merged"\n'
+  first = (
+    'config = "c.py"\nseeds = [0]\n[overrides]\n[variants]\nu2s = {}\nown = {}\ncontrol = {}\n'
+  )
+  first += comparison.format("a", "u2s", "control") + comparison.format("b", "u2s", "own")
+  (tmp_path / "first.toml").write_text(first)
+  second = 'config = "c.py"\ncomparisons_of = "first"\nseeds = [0]\n[overrides]\n[variants]\n'
+  second += "u2s = {}\ncontrol = {}\n" + comparison.format("c", "control", "u2s")
+  (tmp_path / "second.toml").write_text(second)
+  names = [c["name"] for c in read_study(tmp_path / "second.toml").comparisons]
+  assert names == ["a", "c"]
+
+
+def test_the_claims_of_a_study_beside_another_one_without_runs(records):
+  lines = effects.claims([study(), study(name="y")]).splitlines()
+  gain, lost = (line.split(" | ") for line in lines[-2:])
+  assert gain[:2] == ["| gain", "+2.00"] and gain[3] == "not run |"
+  assert re.fullmatch(r"\+20.8 \(.* to .*\): (reproduced|undecided), 2 runs", gain[2])
+  assert lost[1:] == ["", "+0.0 (+0.0 to +0.0): undecided, 2 runs", "not run |"]
