@@ -6,6 +6,7 @@ listing into a prepared data set.
 
 import collections
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 
 from u2s_jax.errors import UserError
@@ -60,7 +61,7 @@ def check(listing: Listing, source: str) -> None:
 
   Raises:
     UserError: a split is missing or empty, a class has no training clip, an id occurs twice or is
-      too long; one line.
+      too long, a file is in two splits; one line.
   """
   if len(set(listing.names)) < len(listing.names):
     name = collections.Counter(listing.names).most_common(1)[0][0]
@@ -89,9 +90,40 @@ def check(listing: Listing, source: str) -> None:
       seen[clip.id] = split
       if not -1 <= clip.label < len(listing.names) or (clip.label < 0 and split != "test"):
         raise UserError(f"{source}: {clip.path} in {split} has no class")
+  _check_files(listing, source)
   unseen = set(range(len(listing.names))) - {clip.label for clip in listing.splits["train"]}
   if unseen:
     raise UserError(
       f"{source}: no training clip is of the class {listing.names[min(unseen)]!r}: add clips of "
       "it, or take the class out"
     )
+
+
+def _check_files(listing: Listing, source: str) -> None:
+  """Raises UserError where a file is in two splits, maybe under two spellings or by a link."""
+  folders, seen = {}, {}
+  for split, clips in listing.splits.items():
+    for clip in clips:
+      if clip.load is not None:
+        continue
+      folder, name = os.path.split(clip.path)
+      if folder not in folders:
+        folders[folder] = os.path.realpath(folder), _links(folder)
+      real, links = folders[folder]
+      path = os.path.realpath(clip.path) if name in links else os.path.join(real, name)
+      other_split, other = seen.setdefault(path, (split, clip.path))
+      if other_split != split:
+        same = "it" if other == clip.path else other
+        raise UserError(
+          f"{source}: {clip.path} is in {split}, and {same} in {other_split}, one file: a network"
+          " would be tested on what it learned"
+        )
+
+
+def _links(folder: str) -> set[str]:
+  """Returns the names of a folder's links; one look at a folder, as there are many files."""
+  try:
+    with os.scandir(folder or ".") as entries:
+      return {entry.name for entry in entries if entry.is_symlink()}
+  except OSError:
+    return set()  # said where the file is read

@@ -103,11 +103,11 @@ def test_images(tmp_path):
 
 
 def test_links_are_followed(tmp_path):
-  _touch(tmp_path, "elsewhere/x/1.mp4", "elsewhere/2.mp4")
+  _touch(tmp_path, "elsewhere/x/1.mp4", "elsewhere/2.mp4", "3.mp4", "4.mp4")
   (tmp_path / "source/b").mkdir(parents=True)
   (tmp_path / "source/a").symlink_to(tmp_path / "elsewhere")
-  (tmp_path / "source/b/3.mp4").symlink_to(tmp_path / "elsewhere/2.mp4")
-  (tmp_path / "source/b/4.mp4").symlink_to(tmp_path / "elsewhere/2.mp4")
+  (tmp_path / "source/b/3.mp4").symlink_to(tmp_path / "3.mp4")
+  (tmp_path / "source/b/4.mp4").symlink_to(tmp_path / "4.mp4")
   found = folders.videos(tmp_path / "source")
   assert _ids(found, "train") == ["a/2.mp4", "b/3.mp4"]
   assert _ids(found, "validation") == ["a/x/1.mp4", "b/4.mp4"]

@@ -48,3 +48,19 @@ def test_what_it_may_not_be():
       _fails(["x", "y"], long, "longer than 256 bytes")
   broken = {"train": train, "validation": [Clip("b", 0, "/a\nb.mp4")]}
   _fails(["x", "y"], broken, "line break", "/a\\nb.mp4")
+
+
+@pytest.mark.parametrize(
+  "spelling", ["a/0.mp4", "./a/0.mp4", "b/../a/0.mp4", "to_a/0.mp4", "b/link"]
+)
+def test_one_file_in_two_splits(tmp_path, spelling):
+  for name in ("a", "b"):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "0.mp4").touch()
+  (tmp_path / "to_a").symlink_to("a")
+  (tmp_path / "b" / "link").symlink_to("../a/0.mp4")
+  train = [Clip("0", 0, f"{tmp_path}/a/0.mp4")]
+  other = {"train": train, "validation": [Clip("1", 0, f"{tmp_path}/b/0.mp4")]}
+  check(Listing(["x"], other), "the source")
+  same = {"train": train, "validation": [Clip("1", 0, f"{tmp_path}/{spelling}")]}
+  _fails(["x"], same, f"{tmp_path}/{spelling} is in validation", "in train, one file")
