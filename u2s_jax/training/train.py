@@ -29,6 +29,10 @@ def is_finished(workdir: Workdir) -> bool:
   finished = bool(devices.broadcast_from_host0(workdir.summary.exists()))
   if finished:
     log(f"{workdir.root}: this run is finished, see {workdir.summary}; nothing to do")
+    split = VALIDATION_SPLIT
+    for path in (workdir.scores(split), workdir.one_pass_scores(split), workdir.per_class):
+      if not path.exists():
+        log(f"{path}: gone; --mode=eval with the same --config makes it anew")
   return finished
 
 
