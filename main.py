@@ -102,31 +102,24 @@ def train_or_evaluate(workdir: Workdir) -> None:
   with peers.joined(DISTRIBUTED.value, workdir.root, config.dead_process_seconds) as several:
     if several:
       interruption.share_with_jax()
+    free = settings.FREE_FIELDS if MODE.value == "train" else settings.FREE_IN_EVALUATION
+    workdir.root.mkdir(parents=True, exist_ok=True)
+    config = fitted(config, workdir, free)
     if MODE.value == "eval":
-      evaluate_run(config, workdir)
-    else:
-      workdir.root.mkdir(parents=True, exist_ok=True)
+      name = flags.FLAGS["config"].config_filename
+      evaluate.evaluate_latest(config, workdir, opened(config, workdir), name)
+    elif not train.is_finished(workdir):  # a finished one may lie where nobody can write
       with locked(workdir):
         train_run(config, workdir)
 
 
 def train_run(config: ml_collections.ConfigDict, workdir: Workdir) -> None:
   """Trains what is not yet trained."""
-  config = fitted(config, workdir, settings.FREE_FIELDS)
-  if train.is_finished(workdir):
-    return
   batches, name = opened(config, workdir), flags.FLAGS["config"].config_filename
   writers = [metric_writers.SummaryWriter(str(workdir.root))] if jax.process_index() == 0 else []
   with contextlib.closing(metric_writers.AsyncMultiWriter(writers)) as writer:
     board = Board(writer.write_scalars, writer.write_images)
     train.train(config, workdir, batches, board, name)
-
-
-def evaluate_run(config: ml_collections.ConfigDict, workdir: Workdir) -> None:
-  """Evaluates what is trained."""
-  config = fitted(config, workdir, settings.FREE_IN_EVALUATION)
-  name = flags.FLAGS["config"].config_filename
-  evaluate.evaluate_latest(config, workdir, opened(config, workdir), name)
 
 
 def fitted(

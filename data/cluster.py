@@ -50,20 +50,32 @@ def written(
     raise UserError(f"--cluster {address}: {' '.join(str(error).split())[:200]}") from error
   for left in job.out.glob(f"{PARTIAL}*"):  # of a command that was killed
     shutil.rmtree(left, ignore_errors=True)
-  with client, tempfile.TemporaryDirectory(dir=job.out.absolute(), prefix=PARTIAL) as scratch:
+  # The folder goes after the client: until then tasks may begin.
+  scratch = tempfile.TemporaryDirectory(
+    dir=job.out.absolute(), prefix=PARTIAL, ignore_cleanup_errors=True
+  )
+  gone = distributed.comm.CommClosedError, distributed.KilledWorker, ImportError
+  with scratch as folder, client:
     tasks = {}
     for key, clips in todo.items():
       absolute = [dataclasses.replace(clip, path=os.path.abspath(clip.path)) for clip in clips]
-      tasks[client.submit(make, job, scratch, key, absolute, pure=False)] = key
+      tasks[client.submit(make, job, folder, key, absolute, pure=False)] = key
     try:
-      for task, shard in distributed.as_completed(tasks, with_results=True):
-        key = tasks[task]
-        yield key, _told(todo[key], shard, told)
-    except distributed.KilledWorker as error:
+      for task, made in distributed.as_completed(tasks, with_results=True):
+        if task.status != "finished":
+          raise UserError(f"--cluster {address}: the scheduler is gone; the same command goes on")
+        path, shard = made
+        # Here: of two workers that made it, where the scheduler took one for dead, one is counted.
+        os.replace(path, job.out / pathlib.Path(path).name)
+        files.sync(job.out)
+        yield tasks[task], _told(todo[tasks[task]], shard, told)
+    except gone as error:
       raise UserError(f"--cluster {address}: {' '.join(str(error).split())[:300]}") from error
 
 
-def make(job: Job, scratch: str, key: shards.Key, clips: Sequence[Clip]) -> shards.Shard:
+def make(
+  job: Job, scratch: str, key: shards.Key, clips: Sequence[Clip]
+) -> tuple[str, shards.Shard]:
   """Makes one shard: a worker's task.
 
   Args:
@@ -72,6 +84,9 @@ def make(job: Job, scratch: str, key: shards.Key, clips: Sequence[Clip]) -> shar
     key: of the shard.
     clips: its, with absolute paths.
 
+  Returns:
+    Its file, to be moved to the data set, and the shard.
+
   Raises:
     UserError: this worker does not see the folder.
   """
@@ -79,15 +94,10 @@ def make(job: Job, scratch: str, key: shards.Key, clips: Sequence[Clip]) -> shar
     raise UserError(
       f"{scratch} is not there on {socket.gethostname()}: --out has to be where all workers see it"
     )
-  # Two tasks may make the same shard, where the scheduler took a worker for dead.
-  with tempfile.TemporaryDirectory(dir=scratch) as folder:
-    with contextlib.closing(making.decoded(job, clips, num_workers=1)) as answers:
-      folder = pathlib.Path(folder)
-      shard = making.write(job, folder, key, clips, answers, told=lambda clip, reason: None)
-    path = store.shard_path(folder, *key, job.num_shards[key[0]])
-    os.replace(path, folder.parents[1] / path.name)
-    files.sync(folder.parents[1])
-  return shard
+  folder = pathlib.Path(tempfile.mkdtemp(dir=scratch))
+  with contextlib.closing(making.decoded(job, clips, num_workers=1)) as answers:
+    shard = making.write(job, folder, key, clips, answers, told=lambda clip, reason: None)
+  return str(store.shard_path(folder, *key, job.num_shards[key[0]])), shard
 
 
 def _told(clips: Sequence[Clip], shard: shards.Shard, told: Told) -> shards.Shard:

@@ -303,6 +303,7 @@ def _run(split: store.Split, numbers: tf.data.Dataset, make: Callable, feed: Fee
   try:
     yield from dataset.with_options(options).as_numpy_iterator()
   except tf.errors.OpError as error:
-    if line := store.damage(split.shards):
+    may_be = store.DAMAGE.search(str(error)) or "No such file" in str(error)
+    if may_be and (line := store.damage(split.shards)):
       raise UserError(line) from error
     raise

@@ -14,6 +14,7 @@ import os
 import pathlib
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -22,7 +23,7 @@ import tqdm
 from data import cluster as cluster_lib
 from data import decode, flow, making, shards, store
 from data.decode import Storage
-from data.making import Plan, Told
+from data.making import Job, Plan, Told
 from data.sources import folders, hmdb51, something_something, tfds_images, ucf101
 from data.sources import listing as listing_lib
 from data.sources.listing import Clip, Listing
@@ -98,11 +99,11 @@ def prepare(
   settings = json.loads(json.dumps(settings))
   shards.check_folder(out, settings)
   plan = shards.plan(listing, storage.modality)
-  job = making.Job(out, tuple(listing.names), listing.images, storage, shards.counts(plan))
+  job = Job(out, tuple(listing.names), listing.images, storage, shards.counts(plan))
   if cluster:
-    written = functools.partial(cluster_lib.written, job, address=cluster)
+    written = functools.partial(cluster_lib.written, address=cluster)
   else:
-    written = functools.partial(making.written, job, num_workers=num_workers)
+    written = functools.partial(making.written, num_workers=num_workers)
   if not _complete(out, plan):  # A complete one may lie where nobody can write.
     out.mkdir(parents=True, exist_ok=True)
     taken = f"{out} is being prepared by another process: wait for it"
@@ -110,9 +111,9 @@ def prepare(
       shards.check_folder(out, settings)  # Another process may just have begun it, or ended.
       if not store.is_finished(out):
         shards.begin(out, settings)
-        _decode_all(listing, out, settings, plan, written, max_unreadable)
+        _decode_all(listing, job, settings, plan, written, max_unreadable)
       elif not _complete(out, plan):
-        _make_missing(listing, out, plan, written)
+        _make_missing(listing, job, plan, written)
   return store.open_dataset(out)
 
 
@@ -123,7 +124,7 @@ def _complete(out: pathlib.Path, plan: Plan) -> bool:
 
 def _decode_all(
   listing: Listing,
-  out: pathlib.Path,
+  job: Job,
   settings: Mapping[str, Any],
   plan: Plan,
   written: Written,
@@ -132,34 +133,39 @@ def _decode_all(
   """Writes the shards that are not there yet, then what makes them a data set."""
   total = sum(len(clips) for clips in listing.splits.values())
   _check_present(listing, total, max_unreadable)
-  progress = shards.Progress(out, shards.counts(plan))
+  progress = shards.Progress(job.out, job.num_shards)
   todo = {key: clips for key, clips in plan.items() if key not in progress.done}
   with _bar(listing, todo) as told:
-    for key, shard in written(todo, told=told):
+    for key, shard in written(job, todo, told=told):
       progress.add(key, shard)
   done = {key: progress.done[key] for key in plan}
-  shards.finish(listing, out, settings, done, max_unreadable)
+  shards.finish(listing, job.out, settings, done, max_unreadable)
   progress.end()
 
 
-def _make_missing(listing: Listing, out: pathlib.Path, plan: Plan, written: Written) -> None:
+def _make_missing(listing: Listing, job: Job, plan: Plan, written: Written) -> None:
   """Writes those shards of a finished data set anew whose files are gone.
 
   Raises:
-    UserError: a shard would hold fewer clips, or more.
+    UserError: a shard would hold other clips.
   """
-  splits = store.open_dataset(out).info.splits
-  todo = {key: plan[key] for key in shards.missing(out, plan)}
-  with _bar(listing, todo) as told:
-    for (split, shard), made in written(todo, told=told):
-      before = splits[split].shard_lengths[shard]
-      if made.count != before:
-        path = store.shard_path(out, split, shard, shards.counts(plan)[split])
-        path.unlink()
+  todo = {key: plan[key] for key in shards.missing(job.out, plan)}
+  with (
+    _bar(listing, todo) as told,
+    tempfile.TemporaryDirectory(dir=job.out, prefix=".again-") as folder,
+  ):
+    aside = dataclasses.replace(job, out=pathlib.Path(folder))
+    for key, made in written(aside, todo, told=told):
+      path, there = (store.shard_path(of.out, *key, of.num_shards[key[0]]) for of in (job, aside))
+      now = {clip.path for clip in made.skipped}
+      if other := now ^ shards.skipped_of(job.out, todo[key]):
+        clip = min(other)
         raise UserError(
-          f"{path}: {made.count} clips can be read now, {before} could when the data set was"
-          " prepared: bring the files back, or prepare it anew in another folder"
+          f"{path}: {clip} {'cannot' if clip in now else 'can'} be read now, other than when the"
+          " data set was prepared: restore it, or prepare anew in another folder"
         )
+      os.replace(there, path)
+      files.sync(job.out)
 
 
 @contextlib.contextmanager

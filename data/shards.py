@@ -193,6 +193,15 @@ def file_state(path: str) -> list[int] | None:
   return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
+def skipped_of(out: pathlib.Path, clips: Sequence[Clip]) -> set[str]:
+  """Returns the paths of those of the clips that a finished data set left out."""
+  if not (out / SKIPPED).exists():
+    return set()
+  with open(out / SKIPPED, newline="", encoding="utf-8") as file:
+    cells = {row["path"] for row in csv.DictReader(file)}
+  return {clip.path for clip in clips if spreadsheet_cell(clip.path) in cells}
+
+
 def percent(share: float) -> str:
   """Returns a share as text."""
   return f"{100 * share:.3g} %"

@@ -11,6 +11,7 @@ first x, then y, as `flow.quantize` codes them; `num_frames` counts pairs.
 
 import os
 import pathlib
+import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -24,6 +25,9 @@ from u2s_jax import files
 from u2s_jax.errors import UserError
 
 NAME = "clips"
+BLOCK = 16  # records that are read at once to see whether they are whole
+# What ArrayRecord says of a damaged file, in a RuntimeError.
+DAMAGE = re.compile("(Corrupted|Invalid) Riegeli|ArrayRecord file should be")
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
@@ -183,21 +187,29 @@ class Split:
 
 
 def damage(shards: Mapping[pathlib.Path, int]) -> str | None:
-  """Returns a line on the first shard that cannot be read to its end, None where all can be.
+  """Returns a line on the first shard that is missing or damaged, None where none is.
 
   Args:
     shards: their files, and how many records each has.
+
+  Raises:
+    Exception: a shard cannot be read for another reason.
   """
   anew = "the command that prepared the data set makes it anew"
   for path, count in shards.items():
     if not path.exists():
       return f"{path}: missing; {anew}"
+    reader = array_record_module.ArrayRecordReader(os.fspath(path))
+    found = reader.num_records()
+    reason = None if found == count else f"{found} of {count} records"
     try:
-      found = len(array_record_module.ArrayRecordReader(os.fspath(path)).read_all())
-      reason = f"{found} of {count} records"
-    except Exception as error:  # whatever ArrayRecord raises
-      found, reason = 0, " ".join(str(error).split())[:200]
-    if found != count:
+      for first in range(0, found, BLOCK):
+        reader.read(list(range(first, min(first + BLOCK, found))))
+    except RuntimeError as error:
+      if not DAMAGE.search(str(error)):
+        raise
+      reason = " ".join(str(error).split())[:200]
+    if reason:
       return f"{path}: damaged ({reason}); delete it, and {anew}"
   return None
 

@@ -91,11 +91,11 @@ def test_a_field_that_a_checkpoint_did_not_know_counts_as_its_default(tmp_path):
 
 
 def flip_a_bit(path):
-  """Flips one in the middle of the largest file of numbers."""
-  file = max((path / "state").rglob("d/*"), key=lambda file: file.stat().st_size)
-  content = bytearray(file.read_bytes())
-  content[len(content) // 2] ^= 4
-  file.write_bytes(content)
+  """Flips one in the middle of every file of numbers: which of them Orbax reads differs."""
+  for file in (path / "state").rglob("d/*"):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
 
 
 def empty_numbers(path):

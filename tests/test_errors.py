@@ -72,3 +72,7 @@ def test_a_disk_s_error_is_a_line_whoever_met_it(error, line):
 def test_other_errors_of_libraries_are_bugs():
   assert one_line(ValueError("INVALID_ARGUMENT: no such /runs/a")) is None
   assert one_line(RuntimeError("no space in this list")) is None
+  bug = KeyError("x")
+  bug.__context__ = OSError(28, "No space left on device", "/runs/a")
+  assert one_line(bug) is None  # it was raised while the other one was handled
+  assert one_line(OSError(5, "Input/output error")) is None  # a terminal's, say

@@ -22,6 +22,15 @@ def test_a_file_is_whole_or_stays_as_it_was(tmp_path):
   assert path.read_bytes() == "ä\r\n".encode()
 
 
+@pytest.mark.parametrize(
+  "error", [TimeoutError("timed out"), FileNotFoundError(errno.ENOENT, "none", "other.txt")]
+)
+def test_an_error_of_something_else_stays_what_it_is(tmp_path, error):
+  with pytest.raises(OSError) as caught, files.whole_file(tmp_path / "a.csv"):
+    raise error
+  assert caught.value is error and not list(tmp_path.iterdir())
+
+
 def test_a_full_disk_is_named_and_left_as_it_was(tmp_path, full_disk):
   disk = full_disk(64)
   with files.whole_file(disk / "before") as file:

@@ -487,10 +487,15 @@ def start_two(workdir, *arguments):
 
 
 def test_two_processes_train_and_checkpoint_together(data, finished, tmp_path, monkeypatch):
+  folder = tmp_path / "checkpoints/universal"
+
+  def newest():
+    return max((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), default=0)
+
   for dead in (0, 1):  # one is killed, and the other ends in a line
+    before, until = newest(), time.monotonic() + 240
     processes = start_two(tmp_path, *data, "--config.checkpoint_every_steps=1")
-    until = time.monotonic() + 240
-    while not (tmp_path / "checkpoints/universal" / str(1 + dead)).is_dir():
+    while newest() <= before:
       assert all(p.poll() is None for p in processes) and time.monotonic() < until
       time.sleep(0.01)
     processes[dead].kill()

@@ -154,7 +154,7 @@ class Checkpoints:
     try:
       yield
     except OSError as error:
-      if error.filename:
+      if error.filename or error.errno is None:
         raise
       raise OSError(error.errno, error.strerror, str(self._folder)) from error
 

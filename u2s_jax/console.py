@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from u2s_jax.errors import disk_error, printable
 from u2s_jax.stages import Stage
 
+CLOSED = "Event loop is closed"
 CLEAR = "\r\x1b[K"  # to the line's beginning, and clears it
 PROFILE_AFTER, PROFILE_STEPS = 10, 5  # of the first stage that a process trains
 STEPS_AHEAD = 2  # steps the host may queue: each keeps a batch in the device's memory
@@ -42,23 +43,26 @@ def leave_disk_errors_to_the_end() -> None:
   On a full disk Orbax, TensorStore and asyncio print hundreds of lines, each from another thread.
   """
 
-  def by_disk(error: BaseException | None) -> bool:
-    # TensorStore's word to an event loop that the error ended.
-    closed = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
-    return closed or disk_error(error) is not None
-
   def wanted(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
-    return not by_disk(error or RuntimeError(record.getMessage()))
+    return disk_error(error or RuntimeError(f"{record.msg} {record.args}")) is None
 
   for name in ("absl", "asyncio"):
     logging.getLogger(name).addFilter(wanted)
   warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-  # C++ calls the first and the second; the third is of threads.
-  printed = sys.excepthook, sys.unraisablehook, threading.excepthook
-  sys.excepthook = lambda *args: None if by_disk(args[1]) else printed[0](*args)
-  sys.unraisablehook = lambda args: None if by_disk(args.exc_value) else printed[1](args)
-  threading.excepthook = lambda args: None if by_disk(args.exc_value) else printed[2](args)
+  unraisable, of_thread = sys.unraisablehook, threading.excepthook
+
+  def print_unraisable(args: Any) -> None:
+    # What TensorStore says to an event loop that an error ended.
+    closed = isinstance(args.exc_value, RuntimeError) and str(args.exc_value) == CLOSED
+    if not closed and disk_error(args.exc_value) is None:
+      unraisable(args)
+
+  def print_of_thread(args: Any) -> None:  # Orbax raises it again where its save is waited for
+    if disk_error(args.exc_value) is None:
+      of_thread(args)
+
+  sys.unraisablehook, threading.excepthook = print_unraisable, print_of_thread
 
 
 def log(message: str) -> None:

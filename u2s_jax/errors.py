@@ -69,8 +69,10 @@ def disk_error(error: BaseException | None) -> str | None:
       if os.strerror(number) in text:
         named = getattr(error, "filename", None) or _PATH.search(text)
         path = named[0] if isinstance(named, re.Match) else named
+        if path is None and number == errno.EIO:
+          return None  # of a terminal that is gone, say
         # Orbax's name for a checkpoint that is not yet whole.
         place = str(path).split(".orbax-checkpoint-tmp")[0] if path else "a disk"
         return f"{place}: {os.strerror(number)}"
-    error = error.__cause__ or error.__context__
+    error = error.__cause__
   return None

@@ -32,9 +32,12 @@ def whole_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
     sync(partial)  # or a loss of power may leave the name without the content
     os.replace(partial, path)
     sync(path.parent)
-  except OSError as error:
+  except BaseException as error:
     with contextlib.suppress(OSError):
       partial.unlink(missing_ok=True)  # a full disk needs the room
+    ours = isinstance(error, OSError) and error.filename in (None, str(partial))
+    if not ours or error.errno is None:
+      raise
     raise OSError(error.errno, error.strerror, str(path)) from error
 
 

@@ -147,8 +147,11 @@ def _watch(reader):
     timeout = max(0.0, deadline - time.monotonic()) if waits else None
     if not select.select([reader], [], [], timeout)[0]:
       if not _state.ending:
-        os.write(2, b"interrupted in the midst of a computation\n")
-        os._exit(INTERRUPTED)
+        try:
+          # Not 2: `peers` may keep that for C++.
+          os.write(sys.stderr.fileno(), b"interrupted in the midst of a computation\n")
+        finally:
+          os._exit(INTERRUPTED)
       continue
     number = os.read(reader, 1)[0]
     if number == 0:

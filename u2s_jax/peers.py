@@ -7,12 +7,15 @@ well, and what C++ says goes to a file.
 
 import contextlib
 import ctypes
+import faulthandler
 import glob
 import importlib.util
 import itertools
+import math
 import os
 import pathlib
 import signal
+import socket
 import sys
 import threading
 import time
@@ -26,7 +29,7 @@ from u2s_jax.errors import INTERRUPTED, UserError, one_line
 
 EVERY = 2.0  # seconds between signs of life
 LEAST = 10.0  # seconds of patience: a process may be busy with something else
-ENDED, FAILED = "ended", "failed"  # the last sign
+ENDED, FAILED, LEFT = "ended", "failed", "interrupted"  # the last sign
 LOG = "processes.log"
 
 
@@ -34,8 +37,8 @@ LOG = "processes.log"
 def joined(asked: bool, folder: pathlib.Path, patience: float) -> Iterator[bool]:
   """Joins the other processes of the run, where there are any; yields whether there are.
 
-  Within the block this process ends, with status `INTERRUPTED`, where another one dies or fails.
-  What C++ libraries print goes to `<folder>/processes.log`.
+  Within the block this process ends where another one dies, with status `INTERRUPTED`, or fails,
+  with 1. What C++ libraries print goes to `<folder>/processes.log`.
 
   Args:
     asked: whether the command line says that there are; Slurm steps of several tasks and TPU hosts
@@ -46,8 +49,10 @@ def joined(asked: bool, folder: pathlib.Path, patience: float) -> Iterator[bool]
       dead.
 
   Raises:
-    UserError: a variable that is no number.
+    UserError: a patience or a variable that cannot be.
   """
+  if not LEAST <= patience < math.inf:
+    raise UserError(f"dead_process_seconds: {patience:g} is not at least {LEAST:g}")
   slurm = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
   # JAX finds out by itself whether a TPU is one host's or a pod's.
   tpu = importlib.util.find_spec("libtpu") and glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*")
@@ -57,28 +62,30 @@ def joined(asked: bool, folder: pathlib.Path, patience: float) -> Iterator[bool]
   count, index = (_number_from(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
   folder.mkdir(parents=True, exist_ok=True)
   with contextlib.closing(_Trap(folder / LOG)) as trap:
-    jax.distributed.initialize(
-      num_processes=count,
-      process_id=index,
-      heartbeat_timeout_seconds=max(100, round(2 * patience)),  # later than ours; 100: default
-    )
+    try:
+      jax.distributed.initialize(
+        num_processes=count,
+        process_id=index,
+        heartbeat_timeout_seconds=max(100, round(2 * patience)),  # later than ours; 100: default
+      )
+    except ValueError as error:
+      raise UserError(f"the other processes cannot be joined: {error}") from error
     if jax.process_count() == 1:
       trap.close()
       yield False
       return
-    watch = _Watch(trap, patience)
+    watch, sign = _Watch(trap, patience), LEFT
     try:
       yield True
+      sign = ENDED
     except Exception as error:
+      sign = FAILED
       # Where another one is dead, what fails here is a collective: that says nothing to a user.
       if one_line(error) is None:
-        time.sleep(patience + 2 * EVERY)  # the watch ends the process where another one is dead
-      watch.close(FAILED)
+        time.sleep(patience + 3 * EVERY)  # the watch ends the process where another one is dead
       raise
-    except BaseException:
-      watch.close(ENDED)
-      raise
-    watch.close(ENDED)
+    finally:
+      watch.close(sign)
 
 
 def _number_from(variable: str) -> int | None:
@@ -99,19 +106,20 @@ class _Trap:
   """
 
   def __init__(self, log: pathlib.Path):
-    self._log = log
+    self._log, self._closed = open(log, "ab"), False
     sys.stderr.flush()
     self._terminal = os.dup(2)  # stays the place of Python's own lines
-    self._stderr, sys.stderr = sys.stderr, open(self._terminal, "w", closefd=False)
-    with open(log, "ab") as file:
-      os.dup2(file.fileno(), 2)
+    self._stderr, sys.stderr = (
+      sys.stderr,
+      open(self._terminal, "w", 1, sys.stderr.encoding, "backslashreplace", closefd=False),
+    )
+    os.dup2(self._log.fileno(), 2)
     self._libc = ctypes.CDLL(None)
     self._libc.signal.restype = ctypes.c_void_p
     self._libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
     # C, for Python's own handlers run later, and abort() does not wait; kept, or it is freed.
     self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._aborted)
     self._before = self._libc.signal(signal.SIGABRT, ctypes.cast(self._handler, ctypes.c_void_p))
-    self._closed = False
 
   def close(self) -> None:
     """Gives everything back."""
@@ -123,15 +131,26 @@ class _Trap:
     sys.stderr = self._stderr
     os.dup2(self._terminal, 2)
     os.close(self._terminal)
+    self._log.close()
 
-  def end(self, line: str) -> NoReturn:
+  def end(self, line: str, status: int = INTERRUPTED) -> NoReturn:
     """Prints a line and ends the process, from whichever thread."""
-    os.write(self._terminal, f"{line}: ended; start all processes again to go on\n".encode())
-    os._exit(INTERRUPTED)
+    if status == INTERRUPTED:
+      line += ": ended; start all processes again to go on"
+    try:
+      os.write(self._terminal, f"{line}\n".encode())
+    finally:
+      os._exit(status)
 
   def _aborted(self, number: int) -> None:
-    # The coordination service is gone, or never came, and JAX ends whoever wants it.
-    self.end(f"process 0 does not answer (or a library gave up, see {self._log})")
+    """Ends the process where a library called abort(): mostly JAX, as process 0 is gone."""
+    try:
+      faulthandler.dump_traceback(self._log)
+      host, port = distributed.global_state.coordinator_address.rsplit(":", 1)
+      socket.create_connection((host, int(port)), timeout=EVERY).close()
+    except (OSError, AttributeError, ValueError):
+      self.end("process 0 does not answer")
+    self.end(f"aborted by a library, see {self._log.name}", 128 + signal.SIGABRT)
 
 
 class _Watch:
@@ -156,12 +175,14 @@ class _Watch:
     self._thread.join()
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       self._give(sign)
+    if self._index == 0 and sign == FAILED:
+      time.sleep(2 * EVERY)  # the sign is gone with this process: the others have to see it
 
   def _give(self, sign: str) -> None:
     self._client.key_value_set(_key(self._index), sign, allow_overwrite=True)
 
   def _run(self) -> None:
-    seen = {}  # by process: its last sign, and when that was new
+    seen, last = {}, time.monotonic()  # by process: its last sign, and when that was new
     for beat in itertools.count():
       try:
         self._give(str(beat))
@@ -169,15 +190,18 @@ class _Watch:
       except jax.errors.JaxRuntimeError:
         self._trap.end("process 0 does not answer")
       now = time.monotonic()
+      if now - last > self._patience / 2:  # this process stood still: it knows nothing of others
+        seen.clear()
+      last = now
       for process in range(self._count):
-        sign = signs.get(_key(process))
+        sign, who = signs.get(_key(process)), f"process {process} of {self._count}"
         if sign == FAILED:
-          self._trap.end(f"process {process} of {self._count} failed, see its last line")
+          self._trap.end(f"{who} failed, see its last line", status=1)
         if process not in seen or seen[process][0] != sign:
           seen[process] = sign, now
         elif sign != ENDED and now - seen[process][1] > self._patience:
-          gone = f"process {process} of {self._count} gave no sign of life"
-          self._trap.end(f"{gone} for {self._patience:g} s")
+          what = "was interrupted" if sign == LEFT else "gave no sign of life"
+          self._trap.end(f"{who} {what} (more than {self._patience:g} s)")
       if self._stop.wait(EVERY):
         return
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from configs import default
-from u2s_jax import csm, devices, peers, saved_config, stages
+from u2s_jax import csm, devices, saved_config, stages
 from u2s_jax.console import log
 from u2s_jax.errors import UserError
 from u2s_jax.models import backbones
@@ -203,10 +203,6 @@ def check(
     value = operator.attrgetter(field)(config)
     if value < 1:
       raise UserError(f"{field}: {value} is not at least 1")
-  if config.dead_process_seconds < peers.LEAST:
-    raise UserError(
-      f"dead_process_seconds: {config.dead_process_seconds:g} is not at least {peers.LEAST:g}"
-    )
   began = saved_config.read(workdir)
   trains = "eval" not in free
   unit = jax.device_count() * config.accumulate_steps

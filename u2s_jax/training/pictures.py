@@ -48,9 +48,8 @@ class Pictures:
 
   def _is_due(self, stage: Stage, step: int) -> bool:
     config, run = self._run.config, self._run
-    epochs = step * config.batch_size / run.source.num_train
-    number = round(epochs / config.eval.every_epochs)
-    return step == run.total_steps(stage) or number & (number - 1) == 0
+    number = step * config.batch_size // (run.source.num_train * config.eval.every_epochs)
+    return step == run.total_steps(stage) or int(number).bit_count() == 1
 
   @functools.cached_property
   def _batch(self) -> dict[str, np.ndarray]:

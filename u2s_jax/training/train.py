@@ -144,7 +144,8 @@ def run_stage(
     if save:
       if not state_lib.all_finite(state):
         raise stage.diverged(step, "a parameter or statistic is not finite")
-      if not run.workdir.config.exists():  # Orbax would begin a new folder
+      # Orbax would begin a new folder. Of host 0: others' views of a shared one may be old.
+      if jax.process_index() == 0 and not run.workdir.config.exists():
         raise UserError(f"{run.workdir.config}: gone while the run was training; it ends here")
       beside = rate_lib.record(run, stage, plateau, validated=not due)
       run.checkpoints.save(stage.name, step, state, beside)
