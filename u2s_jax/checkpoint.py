@@ -57,6 +57,7 @@ class Checkpoints:
     self._model, self._defaults = model, defaults
     self._stages = stages
     self._managers: dict[str, ocp.CheckpointManager] = {}
+    self._identity = _identity(self._folder)
 
   def latest(self) -> tuple[str, int] | None:
     """Returns stage and step of the newest complete checkpoint, None where there is none."""
@@ -153,8 +154,10 @@ class Checkpoints:
     """Names the folder in errors of writing, some of which name nothing."""
     try:
       yield
-    except OSError as error:
-      if error.filename or error.errno is None:
+    except Exception as error:
+      if _identity(self._folder) != self._identity:  # whatever Orbax makes of it
+        raise UserError(f"{self._folder}: removed while a checkpoint was written") from error
+      if not isinstance(error, OSError) or error.filename or error.errno is None:
         raise
       raise OSError(error.errno, error.strerror, str(self._folder)) from error
 
@@ -162,7 +165,13 @@ class Checkpoints:
     if stage not in self._managers:
       options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, create=True)
       self._managers[stage] = ocp.CheckpointManager(self._folder / stage, options=options)
+      self._identity = self._identity or _identity(self._folder)
     return self._managers[stage]
+
+
+def _identity(folder: pathlib.Path) -> int | None:
+  """Returns a number that another folder of the same name would not have; None: there is none."""
+  return folder.stat().st_ino if folder.exists() else None
 
 
 @contextlib.contextmanager
