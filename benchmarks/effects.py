@@ -231,7 +231,8 @@ def claims(studies: list[Study]) -> str:
     " with 95 % intervals; the paper's are of Something-Something V2. *Reproduced*: the interval is"
     " on the paper's side of 0; *not reproduced*: it holds 0 without the paper's effect, or lies on"
     " the other side; *undecided*: it holds both. Where the paper has no such row: positive,"
-    " negative or undecided.",
+    " negative or undecided. All variants train at one learning rate, but in the rows that say"
+    " otherwise; [evidence.md](../evidence.md) says what that means.",
     "",
     f"| | paper | {' | '.join(study.name for study in studies)} |",
     f"|---|---|{'---|' * len(studies)}",
@@ -242,7 +243,7 @@ def claims(studies: list[Study]) -> str:
     for rows in found:
       row = rows.get(name)
       text = row and f"{row['mean']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f})"
-      cells.append(f"{text}: {row['verdict']}, {row['seeds']} runs" if row else "not run")
+      cells.append(f"{text}: {row['verdict']}, {row['seeds']} seeds" if row else "not run")
     if set(cells) != {"not run"} or paper is not None:
       lines.append(f"| {name} | {'' if paper is None else f'{paper:+.2f}'} | {' | '.join(cells)} |")
   return "\n".join(lines) + "\n"

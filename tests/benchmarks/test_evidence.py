@@ -187,5 +187,5 @@ def test_the_claims_of_a_study_beside_another_one_without_runs(records):
   lines = effects.claims([study(), study(name="y")]).splitlines()
   gain, lost = (line.split(" | ") for line in lines[-2:])
   assert gain[:2] == ["| gain", "+2.00"] and gain[3] == "not run |"
-  assert re.fullmatch(r"\+20.8 \(.* to .*\): (reproduced|undecided), 2 runs", gain[2])
-  assert lost[1:] == ["", "+0.0 (+0.0 to +0.0): undecided, 2 runs", "not run |"]
+  assert re.fullmatch(r"\+20.8 \(.* to .*\): (reproduced|undecided), 2 seeds", gain[2])
+  assert lost[1:] == ["", "+0.0 (+0.0 to +0.0): undecided, 2 seeds", "not run |"]
