@@ -72,7 +72,6 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"unknown argument {argv[1]!r}")
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it writes
-  leave_disk_errors_to_the_end()
   memory.keep_freed()
   if "://" in WORKDIR.value:
     raise UserError(f"--workdir {WORKDIR.value}: no address but a folder; mount the bucket")
@@ -219,4 +218,5 @@ def run(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+  leave_disk_errors_to_the_end()
   app.run(run, flags_parser=parse_flags)
