@@ -3,6 +3,8 @@
 import errno
 import fcntl
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -43,17 +45,23 @@ def test_a_full_disk_is_named_and_left_as_it_was(tmp_path, full_disk):
 
 
 def test_a_lock_is_one_process_s_and_ends_with_it(tmp_path):
-  path, ready = tmp_path / ".lock", os.pipe()
+  path = tmp_path / ".lock"
   with files.locked(path, "taken"), pytest.raises(UserError, match=r"^taken$"):
     with files.locked(path, "taken"):
       pass
-  child = os.fork()
-  if not child:  # it never leaves the block
-    with files.locked(path, "taken"):
-      os.write(ready[1], b"1")
-      os.kill(os.getpid(), 9)
-  os.read(ready[0], 1)
-  os.waitpid(child, 0)
+  holds = f"""
+import pathlib, time
+from u2s_jax import files
+with files.locked(pathlib.Path({str(path)!r}), "taken"):
+  print("held", flush=True)
+  time.sleep(60)
+"""
+  process = subprocess.Popen([sys.executable, "-c", holds], stdout=subprocess.PIPE, text=True)
+  with process:
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match=r"^taken$"), files.locked(path, "taken"):
+      pass
+    process.kill()
   with files.locked(path, "taken"):
     pass
 
