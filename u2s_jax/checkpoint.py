@@ -6,6 +6,7 @@ model that wrote it and the learning rate's history.
 
 import contextlib
 import itertools
+import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -57,7 +58,7 @@ class Checkpoints:
     self._model, self._defaults = model, defaults
     self._stages = stages
     self._managers: dict[str, ocp.CheckpointManager] = {}
-    self._identity = _identity(self._folder)
+    self._open: int | None = None  # the folder, held open: another one cannot be taken for it
 
   def latest(self) -> tuple[str, int] | None:
     """Returns stage and step of the newest complete checkpoint, None where there is none."""
@@ -144,10 +145,23 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits, then gives back threads."""
-    with self._named():
-      for manager in self._managers.values():
-        manager.close()
-    self._managers = {}
+    try:
+      with self._named():
+        for manager in self._managers.values():
+          manager.close()
+    finally:
+      self._managers = {}
+      if self._open is not None:
+        os.close(self._open)
+        self._open = None
+
+  def _was_removed(self) -> bool:
+    if self._open is None:
+      return False
+    try:
+      return os.stat(self._folder).st_ino != os.fstat(self._open).st_ino
+    except FileNotFoundError:
+      return True
 
   @contextlib.contextmanager
   def _named(self) -> Iterator[None]:
@@ -155,7 +169,7 @@ class Checkpoints:
     try:
       yield
     except Exception as error:
-      if _identity(self._folder) != self._identity:  # whatever Orbax makes of it
+      if self._was_removed():  # whatever Orbax makes of it
         raise UserError(f"{self._folder}: removed while a checkpoint was written") from error
       if not isinstance(error, OSError) or error.filename or error.errno is None:
         raise
@@ -165,13 +179,9 @@ class Checkpoints:
     if stage not in self._managers:
       options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, create=True)
       self._managers[stage] = ocp.CheckpointManager(self._folder / stage, options=options)
-      self._identity = self._identity or _identity(self._folder)
+      if self._open is None:
+        self._open = os.open(self._folder, os.O_RDONLY)
     return self._managers[stage]
-
-
-def _identity(folder: pathlib.Path) -> int | None:
-  """Returns a number that another folder of the same name would not have; None: there is none."""
-  return folder.stat().st_ino if folder.exists() else None
 
 
 @contextlib.contextmanager
