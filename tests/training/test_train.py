@@ -193,18 +193,17 @@ def test_a_full_disk_loses_nothing_that_was_whole(finished, full_disk):
     jax.tree.map(np.testing.assert_array_equal, ours.predictions, theirs.predictions)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_folder_that_is_removed_ends_the_run(tmp_path):
-  workdir = tmp_path / "run"
+def test_a_folder_that_is_removed_ends_the_run(tmp_path, monkeypatch):
+  workdir, save = tmp_path / "run", checkpoint.Checkpoints.save
 
-  class Removes(MemoryBoard):
-    def write_scalars(self, step, scalars):
-      shutil.rmtree(workdir, ignore_errors=True)
+  def save_then_remove(self, *args):
+    save(self, *args)
+    self.wait()
+    shutil.rmtree(workdir)
 
-  with pytest.raises(UserError) as caught:
-    train(config_of(), workdir, board=Removes())
-  assert re.search(r"config.json: gone while|checkpoints: removed while", str(caught.value))
+  monkeypatch.setattr(checkpoint.Checkpoints, "save", save_then_remove)
+  with pytest.raises(UserError, match=r"run/config.json: gone while the run was training"):
+    train(config_of(), workdir)
   assert not (workdir / "summary.json").exists()
 
 
