@@ -217,13 +217,14 @@ def page(study: Study, records: Records, compared: list[dict[str, Any]]) -> str:
   return "\n".join(lines) + "\n"
 
 
-def claims(studies: list[Study]) -> str:
-  """Returns the paper's claims as Markdown, those of the first study, with what each study says.
+def claims(study: Study, found: dict[str, list[dict[str, Any]]]) -> str:
+  """Returns the paper's claims as Markdown, with what each study says of them.
 
   Args:
-    studies: the first names the claims, each comparison with the paper's effect, and the controls.
+    study: names the claims, each comparison with the paper's effect, and the controls.
+    found: of `compare`, by the name of the study.
   """
-  found = [{row["name"]: row for row in compare(study, Records(study))} for study in studies]
+  by_name = [{row["name"]: row for row in rows} for rows in found.values()]
   lines = [
     "# The paper's claims",
     "",
@@ -234,13 +235,13 @@ def claims(studies: list[Study]) -> str:
     " negative or undecided. All variants train at one learning rate, but in the rows that say"
     " otherwise; [evidence.md](../evidence.md) says what that means.",
     "",
-    f"| | paper | {' | '.join(study.name for study in studies)} |",
-    f"|---|---|{'---|' * len(studies)}",
+    f"| | paper | {' | '.join(found)} |",
+    f"|---|---|{'---|' * len(found)}",
   ]
-  for comparison in studies[0].comparisons:
+  for comparison in study.comparisons:
     name, paper = comparison["name"], comparison.get("paper")
     cells = []
-    for rows in found:
+    for rows in by_name:
       row = rows.get(name)
       text = row and f"{row['mean']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f})"
       cells.append(f"{text}: {row['verdict']}, {row['seeds']} seeds" if row else "not run")
@@ -295,7 +296,11 @@ def write_page(study: Study, records: Records) -> None:
     file.write(text)
   draw(compared, study_lib.DOCS / f"{study.name}.svg")
   if study.name in CLAIMED_ON:
-    studies = [read_study(study_lib.STUDIES / f"{name}.toml") for name in CLAIMED_ON]
+    found = {study.name: compared}
+    studies = {name: read_study(study_lib.STUDIES / f"{name}.toml") for name in CLAIMED_ON}
+    for other in studies.values():
+      if other.name not in found:
+        found[other.name] = compare(other, Records(other))
     with whole_file(study_lib.DOCS / "claims.md") as file:
-      file.write(claims(studies))
+      file.write(claims(studies[CLAIMED_ON[0]], {name: found[name] for name in CLAIMED_ON}))
   print(text)

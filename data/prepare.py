@@ -104,7 +104,8 @@ def prepare(
     written = functools.partial(cluster_lib.written, address=cluster)
   else:
     written = functools.partial(making.written, num_workers=num_workers)
-  if not _complete(out, plan):  # A complete one may lie where nobody can write.
+  # A complete one may lie where nobody can write.
+  if not store.is_finished(out) or shards.missing(out, plan):
     out.mkdir(parents=True, exist_ok=True)
     taken = f"{out} is being prepared by another process: wait for it"
     with files.locked(out / shards.LOCK, taken):
@@ -112,14 +113,9 @@ def prepare(
       if not store.is_finished(out):
         shards.begin(out, settings)
         _decode_all(listing, job, settings, plan, written, max_unreadable)
-      elif not _complete(out, plan):
-        _make_missing(listing, job, plan, written)
+      elif missing := shards.missing(out, plan):
+        _make_missing(listing, job, {key: plan[key] for key in missing}, written)
   return store.open_dataset(out)
-
-
-def _complete(out: pathlib.Path, plan: Plan) -> bool:
-  """Tells whether a data set is finished, and all of its shards are there."""
-  return store.is_finished(out) and not shards.missing(out, plan)
 
 
 def _decode_all(
@@ -143,13 +139,12 @@ def _decode_all(
   progress.end()
 
 
-def _make_missing(listing: Listing, job: Job, plan: Plan, written: Written) -> None:
-  """Writes those shards of a finished data set anew whose files are gone.
+def _make_missing(listing: Listing, job: Job, todo: Plan, written: Written) -> None:
+  """Writes shards of a finished data set anew, whose files are gone.
 
   Raises:
     UserError: a shard would hold other clips.
   """
-  todo = {key: plan[key] for key in shards.missing(job.out, plan)}
   with (
     _bar(listing, todo) as told,
     tempfile.TemporaryDirectory(dir=job.out, prefix=".again-") as folder,

@@ -9,6 +9,7 @@ import importlib.metadata
 import io
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 
@@ -61,6 +62,18 @@ def write_video():
     return path
 
   return write
+
+
+@pytest.fixture
+def free_port():
+  """Returns a function that returns a port of the loopback address that nobody listens on."""
+
+  def find():
+    with socket.socket() as free:
+      free.bind(("127.0.0.1", 0))
+      return free.getsockname()[1]
+
+  return find
 
 
 @pytest.fixture

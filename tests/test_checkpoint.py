@@ -5,6 +5,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from u2s_jax.checkpoint import Checkpoints, DamagedError, abstract_state, read_networks
@@ -166,3 +167,24 @@ def test_every_bit_counts_in_the_checksum(dtype):
     changed = words.copy()
     changed[2] ^= np.asarray(1 << bit, words.dtype)
     assert int(checksum({"a": jnp.asarray(changed.view(leaf.dtype))})) != expected
+
+
+@pytest.mark.parametrize("made_anew", [False, True])
+def test_a_folder_that_is_removed_while_a_checkpoint_is_written_is_named(
+  made_anew, tmp_path, monkeypatch
+):
+  checkpoints = Checkpoints(tmp_path / "c", STAGES, MODEL, {})
+  checkpoints.save("joint", 1, state_of(1), {})
+  checkpoints.wait()
+
+  def save(*args, **keywords):
+    shutil.rmtree(tmp_path / "c")
+    if made_anew:
+      (tmp_path / "c").mkdir()
+    raise ValueError("no ArrayMetadata")  # as Orbax says it
+
+  with monkeypatch.context() as context:
+    context.setattr(ocp.CheckpointManager, "save", save)
+    with pytest.raises(UserError, match="c: removed while a checkpoint was written"):
+      checkpoints.save("joint", 2, state_of(2), {})
+  checkpoints.close()

@@ -10,7 +10,6 @@ import pathlib
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -466,11 +465,8 @@ def test_killed_in_every_stage_ends_with_the_same_bits(finished, data, tmp_path)
     np.testing.assert_array_equal(got[path], values, err_msg=str(path))
 
 
-def start_two(workdir, *arguments):
+def start_two(port, workdir, *arguments):
   """Starts both processes of a run."""
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
   return [
     subprocess.Popen(
       command(workdir, *arguments, "--distributed", "--config.dead_process_seconds=10"),
@@ -486,7 +482,9 @@ def start_two(workdir, *arguments):
   ]
 
 
-def test_two_processes_train_and_checkpoint_together(data, finished, tmp_path, monkeypatch):
+def test_two_processes_train_and_checkpoint_together(
+  data, finished, tmp_path, free_port, monkeypatch
+):
   folder = tmp_path / "checkpoints/universal"
 
   def newest():
@@ -494,7 +492,7 @@ def test_two_processes_train_and_checkpoint_together(data, finished, tmp_path, m
 
   for dead in (0, 1):  # one is killed, and the other ends in a line
     before, until = newest(), time.monotonic() + 240
-    processes = start_two(tmp_path, *data, "--config.checkpoint_every_steps=1")
+    processes = start_two(free_port(), tmp_path, *data, "--config.checkpoint_every_steps=1")
     while newest() <= before:
       assert all(p.poll() is None for p in processes) and time.monotonic() < until
       time.sleep(0.01)
@@ -503,7 +501,7 @@ def test_two_processes_train_and_checkpoint_together(data, finished, tmp_path, m
     assert processes[1 - dead].returncode == INTERRUPTED, error
     assert re.fullmatch(rf"process {dead} (does not|of 2 gave no) .*: ended; start all .*\n", error)
     processes[dead].communicate()
-  processes = start_two(tmp_path, *data)
+  processes = start_two(free_port(), tmp_path, *data)
   outputs = [process.communicate(timeout=300) for process in processes]
   assert [process.returncode for process in processes] == [0, 0], outputs
   assert "Top-1 (%)" in outputs[0][0] and "Top-1 (%)" not in outputs[1][0]

@@ -2,7 +2,6 @@
 
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -33,16 +32,13 @@ WAITS = "time.sleep(60)"
 
 
 @pytest.fixture
-def pair(tmp_path):
+def pair(tmp_path, free_port):
   """Starts two processes that do what they are told once they have joined; returns them."""
   processes = []
 
   def start(*what):
-    with socket.socket() as free:
-      free.bind(("127.0.0.1", 0))
-      port = free.getsockname()[1]
+    address = f"127.0.0.1:{free_port()}"
     for i, does in enumerate(what):
-      address = f"127.0.0.1:{port}"
       process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(tmp_path), does],
         cwd=ROOT,

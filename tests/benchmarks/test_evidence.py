@@ -184,7 +184,7 @@ def test_a_study_takes_another_one_s_comparisons_as_far_as_it_has_the_variants(t
 
 
 def test_the_claims_of_a_study_beside_another_one_without_runs(records):
-  lines = effects.claims([study(), study(name="y")]).splitlines()
+  lines = effects.claims(study(), {"x": effects.compare(study(), records), "y": []}).splitlines()
   gain, lost = (line.split(" | ") for line in lines[-2:])
   assert gain[:2] == ["| gain", "+2.00"] and gain[3] == "not run |"
   assert re.fullmatch(r"\+20.8 \(.* to .*\): (reproduced|undecided), 2 seeds", gain[2])

@@ -8,7 +8,6 @@ import pathlib
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -380,11 +379,8 @@ def test_a_damaged_shard_is_named_and_made_anew(source, capsys):
 
 
 @contextlib.contextmanager
-def _dask(folder, count):
+def _dask(folder, port, count):
   """A scheduler and workers, in processes of their own; yields its address and the workers."""
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
   address, processes = f"tcp://127.0.0.1:{port}", []
 
   def start(module, ready, *arguments):
@@ -408,13 +404,13 @@ def _dask(folder, count):
       process.wait()
 
 
-def test_a_worker_of_a_cluster_that_dies_changes_no_record(source, tmp_path, capsys):
+def test_a_worker_of_a_cluster_that_dies_changes_no_record(source, tmp_path, free_port, capsys):
   pytest.importorskip("distributed", reason="--cluster needs the package distributed")
   for name in ("Bend it", "Träge"):
     (source / name / "24.webm").write_bytes(b"no video")
   alone, out = tmp_path / "alone", tmp_path / "out"
   prepare.main(_arguments(source, alone, "--max_unreadable=0.1"))
-  with _dask(tmp_path, 3) as (address, dask_workers):
+  with _dask(tmp_path, free_port(), 3) as (address, dask_workers):
 
     def kill_one():
       until = time.monotonic() + 60
