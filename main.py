@@ -12,6 +12,7 @@ import functools
 import itertools
 import pathlib
 import sys
+import tempfile
 import traceback
 from collections.abc import Sequence
 
@@ -27,7 +28,7 @@ from data import clips, memory, pipeline, source
 from data.decode import Storage
 from data.sources import folders
 from data.tiny_something import prepare as rendered
-from u2s_jax import devices, interruption, peers, settings
+from u2s_jax import devices, files, interruption, peers, settings
 from u2s_jax.console import Board, leave_disk_errors_to_the_end, log
 from u2s_jax.errors import UserError, one_line
 from u2s_jax.evaluation import evaluate
@@ -61,6 +62,7 @@ OVERLAY = flags.DEFINE_string(
 DISTRIBUTED = flags.DEFINE_bool(
   "distributed", False, "Join the other processes; found out by itself on Slurm and TPU pods."
 )
+EVENTS_EVERY = 20.0  # seconds after which TensorBoard's files in a bucket are brought up to date
 PREPARE_HOURS = 1  # hours the other hosts wait while host 0 renders
 
 flags.mark_flag_as_required("workdir")
@@ -73,9 +75,7 @@ def main(argv: list[str]) -> None:
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it writes
   memory.keep_freed()
-  if "://" in WORKDIR.value:
-    raise UserError(f"--workdir {WORKDIR.value}: no address but a folder; mount the bucket")
-  workdir = Workdir(pathlib.Path(WORKDIR.value))
+  workdir = Workdir(files.named(WORKDIR.value))
   if MODE.value != "train" and not workdir.root.is_dir():
     raise FileNotFoundError(f"--workdir {workdir.root}: no such folder; train first")
   if MODE.value in ("train", "eval"):
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> None:
   else:
     from u2s_jax.report import page  # with what draws, which takes seconds to import
 
-    print(f"written: {page.write(workdir.root, [pathlib.Path(other) for other in COMPARE.value])}")
+    print(f"written: {page.write(workdir.root, [files.named(other) for other in COMPARE.value])}")
 
 
 def train_or_evaluate(workdir: Workdir) -> None:
@@ -98,11 +98,14 @@ def train_or_evaluate(workdir: Workdir) -> None:
     raise UserError(f"--config: --mode={MODE.value} needs an experiment, see configs/")
   for kind in ("GPU", "TPU"):
     tf.config.set_visible_devices([], kind)  # TensorFlow would take the devices' memory
-  with peers.joined(DISTRIBUTED.value, workdir.root, config.dead_process_seconds) as several:
+  logs = workdir.root
+  if files.in_bucket(logs):
+    logs = pathlib.Path(tempfile.mkdtemp(prefix="u2s_jax_"))
+  with peers.joined(DISTRIBUTED.value, logs, config.dead_process_seconds) as several:
     if several:
       interruption.share_with_jax()
     free = settings.FREE_FIELDS if MODE.value == "train" else settings.FREE_IN_EVALUATION
-    workdir.root.mkdir(parents=True, exist_ok=True)
+    files.make_folder(workdir.root)
     config = fitted(config, workdir, free)
     if MODE.value == "eval":
       name = flags.FLAGS["config"].config_filename
@@ -115,8 +118,12 @@ def train_or_evaluate(workdir: Workdir) -> None:
 def train_run(config: ml_collections.ConfigDict, workdir: Workdir) -> None:
   """Trains what is not yet trained."""
   batches, name = opened(config, workdir), flags.FLAGS["config"].config_filename
-  writers = [metric_writers.SummaryWriter(str(workdir.root))] if jax.process_index() == 0 else []
-  with contextlib.closing(metric_writers.AsyncMultiWriter(writers)) as writer:
+  with contextlib.ExitStack() as stack:
+    writers = []
+    if jax.process_index() == 0:
+      events = stack.enter_context(files.copied(workdir.root, EVENTS_EVERY))
+      writers = [metric_writers.SummaryWriter(str(events))]
+    writer = stack.enter_context(contextlib.closing(metric_writers.AsyncMultiWriter(writers)))
     board = Board(writer.write_scalars, writer.write_images)
     train.train(config, workdir, batches, board, name)
 
@@ -141,6 +148,8 @@ def opened(config: ml_collections.ConfigDict, workdir: Workdir) -> Source:
 
 def prepared_data(config: ml_collections.ConfigDict, workdir: Workdir) -> pathlib.Path:
   """Returns the data set's folder; where the config says so, host 0 renders it first."""
+  if files.in_bucket(workdir.root) and not config.data.dir:
+    raise UserError("data.dir: with a --workdir in a bucket name a folder on a disk for the data")
   folder = pathlib.Path(config.data.dir or workdir.prepared)
   if "render" in config.data and jax.process_index() == 0:
     log(f"data set {folder}: rendering and preparing what is not yet there")
@@ -159,13 +168,13 @@ def predict_files(workdir: Workdir) -> bool:
   """Prints what the run says of `--video`, and returns whether all files could be read."""
   if not VIDEO.value:
     raise UserError("--video: --mode=predict needs a video or image, a folder, or a pattern")
-  files = folders.find_files(VIDEO.value)
+  videos = folders.find_files(VIDEO.value)
   trained = predict.load(workdir)
   clip, _ = clips.of_config(trained.config.data)
   storage = Storage(modality=clip.modality, **trained.stored)
   return predict.answer(
     trained,
-    files,
+    videos,
     functools.partial(pipeline.read_clip, clip=clip, storage=storage),
     as_json=JSON.value,
     overlay_path=pathlib.Path(OVERLAY.value) if OVERLAY.value else None,

@@ -7,7 +7,6 @@ model that wrote it and the learning rate's history.
 import contextlib
 import itertools
 import os
-import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +16,8 @@ import orbax.checkpoint as ocp
 
 from u2s_jax import devices
 from u2s_jax import state as state_lib
-from u2s_jax.errors import UserError
+from u2s_jax.errors import UserError, bucket_error
+from u2s_jax.files import Path, in_bucket
 from u2s_jax.state import TrainState
 
 KEEP = 2  # newest checkpoints of a stage
@@ -32,7 +32,7 @@ class DamagedError(UserError):
     reason: why, or the error that said so.
   """
 
-  def __init__(self, path: pathlib.Path, reason: Exception | str):
+  def __init__(self, path: Path, reason: Exception | str):
     lines = str(reason).strip().splitlines() or [type(reason).__name__]
     super().__init__(f"checkpoint {path} is damaged ({' '.join(lines[0].split())[:200]})")
 
@@ -49,12 +49,12 @@ class Checkpoints:
 
   def __init__(
     self,
-    folder: pathlib.Path,
+    folder: Path,
     stages: tuple[str, ...],
     model: dict[str, Any],
     defaults: dict[str, Any],
   ):
-    self._folder = folder.absolute()
+    self._folder = folder if in_bucket(folder) else folder.absolute()
     self._model, self._defaults = model, defaults
     self._stages = stages
     self._managers: dict[str, ocp.CheckpointManager] = {}
@@ -124,7 +124,7 @@ class Checkpoints:
     """Tells, by host 0's word, whether a checkpoint was set aside."""
     return bool(devices.broadcast_from_host0(any(self._folder.glob(f"*/{ASIDE}*"))))
 
-  def set_aside(self, stage: str, step: int) -> pathlib.Path:
+  def set_aside(self, stage: str, step: int) -> Path:
     """Renames a checkpoint, so that the one before is the newest; returns its new name."""
     path = self._folder / stage / str(step)
     aside = next(
@@ -179,27 +179,27 @@ class Checkpoints:
     if stage not in self._managers:
       options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, create=True)
       self._managers[stage] = ocp.CheckpointManager(self._folder / stage, options=options)
-      if self._open is None:
+      if self._open is None and not in_bucket(self._folder):
         self._open = os.open(self._folder, os.O_RDONLY)
     return self._managers[stage]
 
 
 @contextlib.contextmanager
-def _damage(path: pathlib.Path) -> Iterator[None]:
-  """Makes a `DamagedError` of what Orbax raises, but where memory or permission is missing."""
+def _damage(path: Path) -> Iterator[None]:
+  """Makes a `DamagedError` of what Orbax raises, but where memory, rights or the bucket fail."""
   try:
     yield
   except (UserError, MemoryError, PermissionError):
     raise
   except Exception as error:  # Orbax and TensorStore have no type of their own for it
-    if "RESOURCE_EXHAUSTED" in str(error):
+    if "RESOURCE_EXHAUSTED" in str(error) or bucket_error(error) is not None:
       raise
     raise DamagedError(path, error) from error
 
 
 def read_subnetworks(
-  folder: pathlib.Path, stages: tuple[str, ...], names: tuple[str, ...]
-) -> tuple[pathlib.Path, dict[str, Any], dict[str, Any]] | None:
+  folder: Path, stages: tuple[str, ...], names: tuple[str, ...]
+) -> tuple[Path, dict[str, Any], dict[str, Any]] | None:
   """Reads parts of the newest complete checkpoint of another run, and writes nothing.
 
   Args:
@@ -220,8 +220,8 @@ def read_subnetworks(
 
 
 def read_networks(
-  folder: pathlib.Path, stages: tuple[str, ...]
-) -> tuple[pathlib.Path, dict[str, Any], dict[str, Any]] | None:
+  folder: Path, stages: tuple[str, ...]
+) -> tuple[Path, dict[str, Any], dict[str, Any]] | None:
   """Reads as `read_subnetworks` all of them, and the `csm`: what a prediction needs."""
   return _read_newest(
     folder, stages, lambda tree: {key: tree[key] for key in ("params", "batch_stats", "csm")}
@@ -229,10 +229,10 @@ def read_networks(
 
 
 def _read_newest(
-  folder: pathlib.Path,
+  folder: Path,
   stages: tuple[str, ...],
   wanted: Callable[[dict[str, Any]], dict[str, Any]],
-) -> tuple[pathlib.Path, dict[str, Any], dict[str, Any]] | None:
+) -> tuple[Path, dict[str, Any], dict[str, Any]] | None:
   """Reads what `wanted` takes of the tree of the newest complete checkpoint's state."""
   newest = -1, 0
   for i, stage in enumerate(stages):
@@ -241,7 +241,8 @@ def _read_newest(
   index, step = devices.broadcast_from_host0(newest)
   if index < 0:
     return None
-  path = (folder / stages[index] / str(step)).absolute()
+  path = folder / stages[index] / str(step)
+  path = path if in_bucket(path) else path.absolute()
   with _damage(path):
     record = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path / "record")
     handler = ocp.PyTreeCheckpointHandler()

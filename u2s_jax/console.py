@@ -1,9 +1,9 @@
 """What a run says while it trains: lines on the terminal, the meter, the board, the profile."""
 
+import contextlib
 import datetime
 import logging
 import math
-import pathlib
 import shutil
 import sys
 import threading
@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from u2s_jax.errors import disk_error, printable
+from u2s_jax.files import Path, filled
 from u2s_jax.stages import Stage
 
 CLOSED = "Event loop is closed"
@@ -192,12 +193,13 @@ class Profiler:
   """Writes one profile of a few training steps, which ui.perfetto.dev opens.
 
   Args:
-    folder: for the profile.
+    folder: for the profile, of `files.named`.
     enabled: whether there is to be one.
   """
 
-  def __init__(self, folder: pathlib.Path, enabled: bool):
+  def __init__(self, folder: Path, enabled: bool):
     self._folder, self._wanted = folder, enabled
+    self._written = contextlib.ExitStack()
     self._last: int | None = None  # step whose end ends the profile
 
   def after(self, step: int, first: int, total: int, scalars: Mapping[str, Array]) -> None:
@@ -212,9 +214,11 @@ class Profiler:
     if self._last is not None and step in (self._last, total):
       jax.block_until_ready(scalars)
       jax.profiler.stop_trace()
+      self._written.close()
       self._last = None
       log(f"profile of {PROFILE_STEPS} steps: {self._folder}; see ui.perfetto.dev")
     elif self._wanted and step == min(first + PROFILE_AFTER, total - 1):
       jax.block_until_ready(scalars)
-      jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+      folder = self._written.enter_context(filled(self._folder))
+      jax.profiler.start_trace(folder, create_perfetto_trace=True)
       self._wanted, self._last = False, step + PROFILE_STEPS

@@ -4,7 +4,6 @@ One mesh axis, `data`: batches are split over it, everything else is replicated.
 """
 
 import functools
-import pathlib
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import multihost
 
 from u2s_jax.errors import UserError
+from u2s_jax.files import Path
 
 # Without 'individual convolution', which XLA adds by itself: of the demo's and ResNet-50's
 # convolutions its newer kernels (YNNPACK) are as fast as the older ones (Eigen), or take up to
@@ -129,7 +129,7 @@ def compiler_options() -> dict[str, str] | None:
   return _CPU_OPTIONS
 
 
-def use_compilation_cache(folder: pathlib.Path) -> None:
+def use_compilation_cache(folder: Path) -> None:
   """Compiles nothing twice: programs are kept in `folder`, unless JAX was told of another one.
 
   `JAX_COMPILATION_CACHE_DIR` names one for all runs.

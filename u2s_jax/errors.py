@@ -10,6 +10,9 @@ INTERRUPTED = 75  # exit status of a command that was asked to end: EX_TEMPFAIL 
 
 # What a disk says when it is full, read-only or gone.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG)
+# What reaches a bucket: their errors have no type in common.
+BUCKET_PACKAGES = ("gcsfs", "aiohttp", "google", "requests")
+_TENSORSTORE = 'Error reading "gs://'
 _PATH = re.compile(r"(?<![^\s\"'])/[^\s\"';,]+")
 
 
@@ -42,15 +45,27 @@ def spreadsheet_cell(value: Any) -> Any:
   return value
 
 
+def bucket_error(error: BaseException | None) -> str | None:
+  """Returns what an object store said where one is behind an error, None where none is."""
+  while error is not None:
+    package = type(error).__module__.partition(".")[0]
+    text = " ".join(str(error).split())
+    if package in BUCKET_PACKAGES or text.startswith("Forbidden: ") or _TENSORSTORE in text:
+      return f"the bucket cannot be read or written: {text or type(error).__name__}"
+    error = error.__cause__
+  return None
+
+
 def one_line(error: Exception) -> str | None:
   """Returns what a command prints of an error that a user can cause; None for a bug.
 
-  That is a `UserError`, an OSError that names a file, or a disk's error, whichever library met it.
+  That is a `UserError`, an OSError that names a file, or a disk's or a bucket's error, whichever
+  library met it.
   """
   if isinstance(error, UserError):
     return printable(str(error))
-  if disk := disk_error(error):
-    return printable(f"{disk}; once that is mended the same command goes on")
+  if outside := disk_error(error) or bucket_error(error):
+    return printable(f"{outside}; once that is mended the same command goes on")
   if isinstance(error, OSError) and error.filename:
     return printable(" ".join(f"{error.filename}: {error.strerror}".split()))
   if type(error) is FileNotFoundError:  # of ours: its message names the file

@@ -1,14 +1,137 @@
-"""Files on a disk: whole or not at all, there after a loss of power, and locks on folders."""
+"""Files on a disk or in a bucket: whole or not at all, there after a loss of power; locks.
+
+A disk's paths are `pathlib.Path`, those in a bucket `epath.Path`, which reads and writes alike.
+"""
 
 import contextlib
 import errno
 import fcntl
+import importlib.util
+import logging
 import os
 import pathlib
+import tempfile
+import threading
 from collections.abc import Iterator
 from typing import IO
 
-from u2s_jax.errors import UserError
+from etils import epath
+
+from u2s_jax.errors import UserError, bucket_error
+
+Path = pathlib.Path | epath.Path
+BUCKET = "gs://"
+
+
+def named(text: str) -> Path:
+  """Returns the path that a user named: on a disk, or in a bucket of Google Cloud Storage.
+
+  Raises:
+    UserError: another kind of address, a bucket that is not there, or no package to reach it.
+  """
+  if "://" not in text:
+    return pathlib.Path(text)
+  if not text.startswith(BUCKET):
+    raise UserError(
+      f"{text}: Orbax writes whole checkpoints on disks and to {BUCKET}; name one of these, or a"
+      " folder that the other store is mounted at"
+    )
+  if importlib.util.find_spec("gcsfs") is None:
+    raise UserError(f"{text}: needs the package `gcsfs`: install it")
+  import fsspec
+
+  # TensorStore and other hosts write to the bucket too.
+  fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+  logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # errors are told where they are met
+  path = epath.Path(text)
+  if not epath.Path(f"{BUCKET}{path.parts[2]}").exists():
+    raise UserError(f"{text}: no such bucket, or it may not be read")
+  return path
+
+
+def in_bucket(path: Path) -> bool:
+  """Tells whether a path of `named` lies in a bucket, which has no folders, locks or renames."""
+  return not isinstance(path, pathlib.Path)
+
+
+def make_folder(path: Path) -> None:
+  """Makes a folder and those above it; in a bucket there is nothing to make."""
+  if not in_bucket(path):
+    path.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def on_disk(path: Path) -> Iterator[pathlib.Path]:
+  """Yields a file, or a folder with its files, on a disk; what is in a bucket is fetched."""
+  if not in_bucket(path):
+    yield path
+    return
+  with tempfile.TemporaryDirectory() as folder:
+    local = pathlib.Path(folder, path.name)
+    if path.is_dir():
+      local.mkdir()
+    for file in path.iterdir() if path.is_dir() else [path]:
+      if not file.is_dir():
+        (local / file.name if local.is_dir() else local).write_bytes(file.read_bytes())
+    yield local
+
+
+@contextlib.contextmanager
+def filled(path: Path) -> Iterator[pathlib.Path]:
+  """Yields a folder on a disk, made where missing; at the block's end its files are at `path`."""
+  if not in_bucket(path):
+    make_folder(path)
+    yield path
+    return
+  with tempfile.TemporaryDirectory() as folder:
+    yield pathlib.Path(folder)
+    upload(pathlib.Path(folder), path)
+
+
+@contextlib.contextmanager
+def copied(path: Path, every: float) -> Iterator[pathlib.Path]:
+  """Yields a folder on a disk for files that grow; `path` has them.
+
+  Args:
+    path: a folder; in a bucket the files are copied there when they have changed.
+    every: seconds between copies, besides one at the block's end.
+  """
+  if not in_bucket(path):
+    yield path
+    return
+  with tempfile.TemporaryDirectory() as name:
+    folder, sizes, stop = pathlib.Path(name), {}, threading.Event()
+
+    def copy_changed():
+      for file in folder.iterdir():
+        content = file.read_bytes()
+        if sizes.get(file) != len(content):
+          (path / file.name).write_bytes(content)
+          sizes[file] = len(content)
+
+    def keep():
+      while not stop.wait(every):
+        try:
+          copy_changed()
+        except Exception as error:
+          if bucket_error(error) is None:  # of an outage: the next copy may get there
+            raise
+
+    keeper = threading.Thread(target=keep, daemon=True)
+    keeper.start()
+    try:
+      yield folder
+    finally:
+      stop.set()
+      keeper.join()
+      copy_changed()
+
+
+def upload(folder: pathlib.Path, path: epath.Path) -> None:
+  """Copies the files of a folder, and those below it, to a place in a bucket."""
+  for file in sorted(folder.rglob("*")):
+    if file.is_file():
+      (path / file.relative_to(folder)).write_bytes(file.read_bytes())
 
 
 def partial_of(path: pathlib.Path) -> pathlib.Path:
@@ -17,7 +140,7 @@ def partial_of(path: pathlib.Path) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def whole_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def whole_path(path: Path) -> Iterator[pathlib.Path]:
   """Yields a path to write to; at the block's end the file appears under its name, or never.
 
   Args:
@@ -26,6 +149,11 @@ def whole_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
   Raises:
     OSError: the disk is full, say; it names the file, which the system does not.
   """
+  if in_bucket(path):
+    with tempfile.TemporaryDirectory() as folder:
+      yield (local := pathlib.Path(folder, path.name))
+      path.write_bytes(local.read_bytes())  # an object is whole, or not there
+    return
   partial = partial_of(path)
   try:
     yield partial
@@ -42,7 +170,7 @@ def whole_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def whole_file(path: pathlib.Path, mode: str = "w") -> Iterator[IO]:
+def whole_file(path: Path, mode: str = "w") -> Iterator[IO]:
   """Opens a file that appears under its name whole, at the block's end, or not at all.
 
   Args:
@@ -52,7 +180,7 @@ def whole_file(path: pathlib.Path, mode: str = "w") -> Iterator[IO]:
   Raises:
     OSError: as `whole_path`.
   """
-  path.parent.mkdir(parents=True, exist_ok=True)
+  make_folder(path.parent)
   text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
   with whole_path(path) as partial, open(partial, mode, **text) as file:
     yield file

@@ -10,7 +10,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from u2s_jax import metrics
+from u2s_jax import files, metrics
 from u2s_jax.errors import UserError, one_line
 from u2s_jax.evaluation import results
 from u2s_jax.evaluation import scores as scores_lib
@@ -24,12 +24,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument("--scores", type=pathlib.Path, nargs="+", required=True, metavar="NPZ")
+  parser.add_argument("--scores", type=str, nargs="+", required=True, metavar="NPZ")
   parser.add_argument("--weights", type=float, nargs="+", help="one for each file; all alike")
   parser.add_argument("--out", type=pathlib.Path, metavar="NPZ", help="file for the fused scores")
   given = parser.parse_args(arguments)
   try:
-    streams, fused = fuse_files(given.scores, given.weights, given.out)
+    paths = [files.named(path) for path in given.scores]
+    streams, fused = fuse_files(paths, given.weights, given.out)
   except (OSError, UserError) as error:
     line = one_line(error)
     if line is None:
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def fuse_files(
-  paths: Sequence[pathlib.Path], weights: Sequence[float] | None, out: pathlib.Path | None
+  paths: Sequence[files.Path], weights: Sequence[float] | None, out: pathlib.Path | None
 ) -> tuple[dict[str, Scores], Scores]:
   """Reads scores of several runs and fuses them.
 

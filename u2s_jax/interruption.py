@@ -119,11 +119,17 @@ def reached(step: int) -> bool:
 
 def leave(message: str, status: int = INTERRUPTED) -> NoReturn:
   """Prints a line and ends the process."""
-  print(message, file=sys.stderr, flush=True)
   if jax.distributed.is_initialized():  # others may still compute: not to be waited for
-    sys.stdout.flush()
-    os._exit(status)
+    end_now(message, status)
+  print(message, file=sys.stderr, flush=True)
   sys.exit(status)
+
+
+def end_now(message: str, status: int = INTERRUPTED) -> NoReturn:
+  """Prints a line and ends the process from whichever thread, in the midst of what it does."""
+  print(message, file=sys.stderr, flush=True)
+  sys.stdout.flush()
+  os._exit(status)
 
 
 def _handle(number, frame):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -10,7 +11,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from u2s_jax import devices, files, settings
+from u2s_jax import devices, files, interruption, lease, settings
 from u2s_jax import state as state_lib
 from u2s_jax.checkpoint import Checkpoints, DamagedError, abstract_state
 from u2s_jax.console import log
@@ -201,7 +202,11 @@ def locked(workdir: Workdir) -> Iterator[None]:
     if jax.process_index() == 0:
       try:
         refusal = f"--workdir {workdir.root}: another run trains there; wait for it or end it"
-        stack.enter_context(files.locked(workdir.lock, refusal))
+        if files.in_bucket(workdir.root):
+          lost = functools.partial(interruption.end_now, status=1)
+          stack.enter_context(lease.held(workdir.lease, refusal, lost))
+        else:
+          stack.enter_context(files.locked(workdir.lock, refusal))
       except (OSError, UserError) as refused:
         error = refused
     if devices.on_any_process(error is not None):

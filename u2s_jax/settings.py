@@ -3,7 +3,6 @@
 import json
 import math
 import operator
-import pathlib
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from configs import default
-from u2s_jax import csm, devices, saved_config, stages
+from u2s_jax import csm, devices, files, saved_config, stages
 from u2s_jax.console import log
 from u2s_jax.errors import UserError
 from u2s_jax.models import backbones
@@ -84,7 +83,7 @@ def pretrained_weights(config: ml_collections.ConfigDict) -> str:
     A path, empty where stage 1 started from random weights.
   """
   while config.init_from and config.universal.epochs == 0:
-    began = saved_config.read(Workdir.holding(pathlib.Path(config.init_from)))
+    began = saved_config.read(Workdir.holding(files.named(config.init_from)))
     if began is None:
       break
     config = began
@@ -322,7 +321,7 @@ def _check_mirrors(config):
 def _check_start(config):
   """Raises UserError for a run's beginning that lacks weights; only that reads them."""
   if config.init_from:
-    if not pathlib.Path(config.init_from).exists():
+    if not files.named(config.init_from).exists():
       raise UserError(f"init_from: {config.init_from}: no such file or folder")
     return
   if config.universal.epochs == 0:

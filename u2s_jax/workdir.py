@@ -2,8 +2,8 @@
 
 import csv
 import dataclasses
+import io
 import json
-import pathlib
 import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from u2s_jax.errors import UserError, spreadsheet_cell
-from u2s_jax.files import whole_file
+from u2s_jax.files import Path, whole_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,80 +19,85 @@ class Workdir:
   """Where the files of a run lie, or those of one of its further evaluations.
 
   Attributes:
-    root: the folder.
+    root: the folder, of `files.named`.
   """
 
-  root: pathlib.Path
+  root: Path
 
   @classmethod
-  def holding(cls, path: pathlib.Path) -> "Workdir":
+  def holding(cls, path: Path) -> "Workdir":
     """Returns the run that a path names: its folder, or `checkpoints/<stage>` in it."""
     return cls(path.parent.parent if path.parent.name == "checkpoints" else path)
 
   @property
-  def checkpoints(self) -> pathlib.Path:
+  def checkpoints(self) -> Path:
     """Orbax checkpoints, `<stage>/<step>` below it."""
     return self.root / "checkpoints"
 
   @property
-  def config(self) -> pathlib.Path:
+  def config(self) -> Path:
     """The config that the run began with."""
     return self.root / "config.json"
 
   @property
-  def lock(self) -> pathlib.Path:
-    """Held while the run trains."""
+  def lock(self) -> Path:
+    """Held while the run trains, on a disk."""
     return self.root / ".lock"
 
   @property
-  def summary(self) -> pathlib.Path:
+  def lease(self) -> Path:
+    """Folder of what is held while the run trains, in a bucket."""
+    return self.root / ".lease"
+
+  @property
+  def summary(self) -> Path:
     """The accuracies; the last file of a run, so its end."""
     return self.root / "summary.json"
 
   @property
-  def per_class(self) -> pathlib.Path:
+  def per_class(self) -> Path:
     """The table of all classes."""
     return self.root / "per_class.csv"
 
   @property
-  def report(self) -> pathlib.Path:
+  def report(self) -> Path:
     """Folder of the figures and the page."""
     return self.root / "report"
 
   @property
-  def export(self) -> pathlib.Path:
+  def export(self) -> Path:
     """Folder of the networks for other programs."""
     return self.root / "export"
 
   @property
-  def compiled(self) -> pathlib.Path:
+  def compiled(self) -> Path:
     """Folder of compiled programs."""
     return self.root / "compiled"
 
   @property
-  def profile(self) -> pathlib.Path:
+  def profile(self) -> Path:
     """Folder of the profile of a few training steps."""
     return self.root / "profile"
 
   @property
-  def prepared(self) -> pathlib.Path:
+  def prepared(self) -> Path:
     """Folder of the prepared data set, where the config names none."""
     return self.root / "prepared"
 
   @property
-  def videos(self) -> pathlib.Path:
+  def videos(self) -> Path:
     """Folder of rendered videos, where the config names none."""
     return self.root / "tiny_something"
 
-  def scores(self, split: str) -> pathlib.Path:
+  def scores(self, split: str) -> Path:
     """Scores of a split by the whole networks."""
     return self.root / "scores" / f"{split}.npz"
 
-  def one_pass_scores(self, split: str) -> pathlib.Path:
+  def one_pass_scores(self, split: str) -> Path:
     """Scores of a split by the model after stage 1."""
     return self.root / "scores" / f"{split}_one_pass.npz"
 
-  def analysis(self, split: str) -> pathlib.Path:
+  def analysis(self, split: str) -> Path:
     """Features and masks of a split, for the report."""
     return self.root / "analysis" / f"{split}.npz"
 
@@ -120,13 +125,13 @@ class Workdir:
     write_json(self.config, fields)
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
   """Writes indented JSON."""
   with whole_file(path) as file:
     file.write(json.dumps(value, indent=2) + "\n")
 
 
-def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
   """Writes a table whose columns are the keys of its first row."""
   with whole_file(path) as file:
     writer = csv.DictWriter(file, rows[0])
@@ -134,13 +139,13 @@ def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
     writer.writerows({key: spreadsheet_cell(value) for key, value in row.items()} for row in rows)
 
 
-def write_npz(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
   """Writes compressed arrays by name."""
   with whole_file(path, "wb") as file:
     np.savez_compressed(file, **arrays)
 
 
-def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+def read_npz(path: Path) -> dict[str, np.ndarray]:
   """Reads arrays by name.
 
   Raises:
@@ -148,7 +153,7 @@ def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     OSError: it cannot be read.
   """
   try:
-    with np.load(path) as file:
+    with np.load(io.BytesIO(path.read_bytes())) as file:
       return dict(file)
   except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
     raise UserError(

@@ -1,7 +1,6 @@
 """Scores of a split: the record, its file, and merging predictions or runs, in NumPy."""
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,6 +8,7 @@ from jaxtyping import Float, Integer, Real, Shaped
 
 from u2s_jax import metrics, workdir
 from u2s_jax.errors import UserError
+from u2s_jax.files import Path
 from u2s_jax.stages import PREDICTIONS
 
 # Table I's rows, in its order. Results are named by the parts joined with '+'.
@@ -50,13 +50,13 @@ class Scores:
     return int(np.sum(self.labels < 0))
 
 
-def write(path: pathlib.Path, scores: Scores) -> None:
+def write(path: Path, scores: Scores) -> None:
   """Writes `ids`, `labels`, `class_names` and an array for each prediction; whole or not at all."""
   fields = ("ids", "labels", "class_names")
   workdir.write_npz(path, {name: getattr(scores, name) for name in fields} | scores.predictions)
 
 
-def read(path: pathlib.Path) -> Scores:
+def read(path: Path) -> Scores:
   """Reads what `write` wrote.
 
   Raises:

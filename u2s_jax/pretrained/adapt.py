@@ -1,7 +1,6 @@
 """Fits weights from elsewhere to our networks: other frames, channels, classes."""
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from flax import traverse_util
 from jaxtyping import Float
 
 from u2s_jax.errors import UserError
+from u2s_jax.files import Path
 from u2s_jax.pretrained.read import DEFAULTS, HEAD, STEM, Weights, read
 
 Variables = dict[str, Any]
@@ -68,7 +68,7 @@ def inflate(
 
 
 def load(
-  path: pathlib.Path,
+  path: Path,
   params: Variables,
   batch_stats: Variables,
   target: Target,
@@ -168,7 +168,7 @@ def _why_no_classifier(
 
 
 def _check_shapes(
-  origin: pathlib.Path, arrays: Mapping[str, np.ndarray], fresh: Mapping[str, np.ndarray]
+  origin: Path, arrays: Mapping[str, np.ndarray], fresh: Mapping[str, np.ndarray]
 ) -> None:
   """Raises UserError for an array too many, too few or of another shape."""
   # Parameters first: their shapes tell more than those of statistics.

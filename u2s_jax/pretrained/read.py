@@ -14,6 +14,7 @@ from flax import traverse_util
 
 from u2s_jax import checkpoint
 from u2s_jax.errors import UserError
+from u2s_jax.files import Path, on_disk
 from u2s_jax.pretrained import names
 from u2s_jax.stages import STAGES
 
@@ -39,7 +40,7 @@ class Weights:
     steps: of stage 1, done and in all, where they are a checkpoint of stage 1; else None.
   """
 
-  origin: pathlib.Path
+  origin: Path
   kind: str
   arrays: dict[str, np.ndarray]
   demands: Mapping[str, Any]
@@ -47,7 +48,7 @@ class Weights:
   steps: tuple[int, int] | None = None
 
 
-def read(path: pathlib.Path) -> Weights:
+def read(path: Path) -> Weights:
   """Reads weights; to be called on all hosts.
 
   Args:
@@ -60,10 +61,13 @@ def read(path: pathlib.Path) -> Weights:
     UserError: nothing that can be read.
     OSError: a file that cannot be read.
   """
-  return _from_run(path) if path.is_dir() else _from_file(path)
+  if path.is_dir():
+    return _from_run(path)
+  with on_disk(path) as local:
+    return dataclasses.replace(_from_file(local), origin=path)
 
 
-def _from_run(path: pathlib.Path) -> Weights:
+def _from_run(path: Path) -> Weights:
   """Reads the weights of another run."""
   folder, stages = path / "checkpoints", STAGES
   if path.parent.name == "checkpoints" and path.name in STAGES:

@@ -19,10 +19,12 @@ from PIL import Image
 from u2s_jax import overlay
 from u2s_jax.errors import UserError
 from u2s_jax.evaluation import results
+from u2s_jax.files import Path, filled
 from u2s_jax.report import figures
 from u2s_jax.report.run import RunFiles, differences, read
 from u2s_jax.workdir import Workdir
 
+PAGE = "index.html"
 WORST_PAIRS = 100  # rows of the table of confused pairs
 
 
@@ -73,7 +75,7 @@ class Section:
   clips: list[Clip] = dataclasses.field(default_factory=list)
 
 
-def write(workdir: pathlib.Path, compare: Sequence[pathlib.Path] = ()) -> pathlib.Path:
+def write(workdir: Path, compare: Sequence[Path] = ()) -> Path:
   """Writes the report of a finished run.
 
   Args:
@@ -94,8 +96,14 @@ def write(workdir: pathlib.Path, compare: Sequence[pathlib.Path] = ()) -> pathli
   runs = dict(
     zip(_unique([run.name, *(other.name for other in others)]), [run, *others], strict=True)
   )
-  folder = Workdir(workdir).report
-  folder.mkdir(exist_ok=True)
+  with filled(Workdir(workdir).report) as folder:
+    (folder / PAGE).write_text(_page(runs, folder), encoding="utf-8")
+  return Workdir(workdir).report / PAGE
+
+
+def _page(runs: dict[str, RunFiles], folder: pathlib.Path) -> str:
+  """Writes the figures of a run, the first, beside others into a folder; returns the page."""
+  run = next(iter(runs.values()))
 
   def chart(name: str, caption: str, figure: Figure) -> Chart:
     figures.save(figure, folder / name)
@@ -125,12 +133,9 @@ def write(workdir: pathlib.Path, compare: Sequence[pathlib.Path] = ()) -> pathli
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
   )
-  html = environment.get_template("template.html").render(
+  return environment.get_template("template.html").render(
     title=run.name, headline=headline, sections=sections, files=", ".join(runs)
   )
-  path = folder / "index.html"
-  path.write_text(html, encoding="utf-8")
-  return path
 
 
 def inline(svg: str) -> str:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
 import re
 from typing import Any
 
@@ -15,6 +14,7 @@ from u2s_jax import metrics, regularizer, saved_config, workdir
 from u2s_jax.errors import printable
 from u2s_jax.evaluation import results, scores
 from u2s_jax.evaluation.scores import Scores
+from u2s_jax.files import Path, on_disk
 from u2s_jax.run import VALIDATION_SPLIT
 from u2s_jax.workdir import Workdir
 
@@ -96,7 +96,7 @@ class RunFiles:
     return scores.fusions(self.final)
 
 
-def read(folder: pathlib.Path) -> RunFiles:
+def read(folder: Path) -> RunFiles:
   """Reads a finished run's files.
 
   Args:
@@ -121,7 +121,7 @@ def read(folder: pathlib.Path) -> RunFiles:
   )
 
 
-def read_history(folder: pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def read_history(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
   """Reads the scalars of TensorBoard's files; a step done twice, after a crash, counts once.
 
   Args:
@@ -130,8 +130,9 @@ def read_history(folder: pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray
   Returns:
     Steps and values by tag.
   """
-  events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
-  events.Reload()
+  with on_disk(folder) as local:
+    events = EventAccumulator(str(local), size_guidance={"tensors": 0})
+    events.Reload()
   history = {}
   for tag in events.Tags()["tensors"]:
     if events.SummaryMetadata(tag).plugin_data.plugin_name != "scalars":

@@ -1,7 +1,6 @@
 """A trained run as files that other programs read: a serialised program, and its parameters."""
 
 import json
-import pathlib
 import shutil
 
 import jax
@@ -11,6 +10,7 @@ from flax import traverse_util
 from jax import export as jax_export
 
 from u2s_jax import settings
+from u2s_jax.files import Path, filled
 from u2s_jax.serving import predict_exported
 from u2s_jax.serving.predict import Trained
 
@@ -18,7 +18,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 CLIP_FIELDS = ("num_frames", "crop_size", "short_edge", "modality", "flow_pairs")  # of `data`
 
 
-def export(trained: Trained, folder: pathlib.Path) -> None:
+def export(trained: Trained, folder: Path) -> None:
   """Writes a run's networks, whatever was there before.
 
   `model.jax`, for `jax.export.deserialize`: a function of clips (n, t, h, w, c) uint8, n free, to
@@ -31,7 +31,6 @@ def export(trained: Trained, folder: pathlib.Path) -> None:
     trained: from `predict.load`.
     folder: made where there is none.
   """
-  folder.mkdir(parents=True, exist_ok=True)
   data = trained.config.data
   clip = {field: data[field] for field in CLIP_FIELDS} | {"stored": trained.stored}
   channels = settings.input_channels(trained.config)
@@ -40,16 +39,17 @@ def export(trained: Trained, folder: pathlib.Path) -> None:
   program = jax_export.export(jax.jit(trained.outputs), platforms=PLATFORMS)(
     jax.ShapeDtypeStruct(shape, np.uint8)
   )
-  (folder / "model.jax").write_bytes(program.serialize())
   facts = {"class_names": trained.class_names, "clip": clip, "platforms": PLATFORMS}
-  (folder / "model.json").write_text(json.dumps(facts, indent=2) + "\n")
   weights = traverse_util.flatten_dict(trained.variables, sep="/")
-  safetensors.numpy.save_file(
-    {name: np.ascontiguousarray(value) for name, value in weights.items()},
-    folder / "model.safetensors",
-    metadata={
-      "class_names": json.dumps(trained.class_names),
-      "backbone": json.dumps(trained.config.model.backbone.to_dict()),
-    },
-  )
-  shutil.copyfile(predict_exported.__file__, folder / "predict_exported.py")
+  with filled(folder) as local:
+    (local / "model.jax").write_bytes(program.serialize())
+    (local / "model.json").write_text(json.dumps(facts, indent=2) + "\n")
+    safetensors.numpy.save_file(
+      {name: np.ascontiguousarray(value) for name, value in weights.items()},
+      local / "model.safetensors",
+      metadata={
+        "class_names": json.dumps(trained.class_names),
+        "backbone": json.dumps(trained.config.model.backbone.to_dict()),
+      },
+    )
+    shutil.copyfile(predict_exported.__file__, local / "predict_exported.py")

@@ -1,6 +1,5 @@
 """A stage's first state: random or loaded weights, the stage before, and the CSM."""
 
-import pathlib
 from typing import Any
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from u2s_jax import csm as csm_lib
-from u2s_jax import devices, metrics, saved_config, settings
+from u2s_jax import devices, files, metrics, saved_config, settings
 from u2s_jax.console import log
 from u2s_jax.csm import CategorySimilarity
 from u2s_jax.errors import UserError
@@ -75,7 +74,7 @@ def start_from(run: Run, stage: Stage, state: TrainState, network: str, path: st
     for key in ("params", "batch_stats")
   }
   params, batch_stats = adapt.load(
-    pathlib.Path(path),
+    files.named(path),
     **trees,
     target=adapt.Target(
       backbone=run.config.model.backbone.to_dict(),
