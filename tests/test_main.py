@@ -465,6 +465,40 @@ def test_killed_in_every_stage_ends_with_the_same_bits(finished, data, tmp_path)
     np.testing.assert_array_equal(got[path], values, err_msg=str(path))
 
 
+def test_a_run_in_a_bucket_ends_with_the_bits_of_one_on_a_disk(
+  finished, data, bucket_server, tmp_path
+):
+  address, folder = f"gs://bucket/{tmp_path.name}", bucket_server.bucket / tmp_path.name
+  arguments = (*data, "--config.checkpoint_every_steps=4", "--config.eval.pairs=0")
+  process = subprocess.Popen(
+    command(address, *arguments),
+    cwd=ROOT,
+    env=environment(),
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  until = time.monotonic() + 240
+  while not (folder / "checkpoints/specific/4/state/commit_success.txt").exists():
+    assert process.poll() is None and time.monotonic() < until
+    time.sleep(0.01)
+  bucket_server.stop()
+  time.sleep(5)  # it goes on where it does not need the bucket, and waits where it does
+  bucket_server.start()
+  _, error = process.communicate(timeout=240)
+  assert process.returncode == 0, error
+  expected, got = parameters(finished[0]), parameters(folder)
+  assert expected.keys() == got.keys() and len(got) > 100
+  for path, values in expected.items():
+    np.testing.assert_array_equal(got[path], values, err_msg=str(path))
+  assert (folder / "summary.json").exists() and list(folder.glob("events.*"))
+  assert not (folder / "report").exists()
+  result = start(address, "--mode=report")
+  assert result.returncode == 0, result.stderr
+  assert f"written: {address}/report/index.html" in result.stdout
+  assert (folder / "report/index.html").exists()
+
+
 def start_two(port, workdir, *arguments):
   """Starts both processes of a run."""
   return [
@@ -550,7 +584,7 @@ def test_bad_arguments_are_one_line(finished, data, tmp_path, monkeypatch):
     (command(tmp_path / "new", *data, "--config.batchsize=4"), ("batchsize", "batch_size")),
     (command(tmp_path / "new", "--no_such_flag"), ("no_such_flag",)),
     (command(tmp_path / "new", *data, "--config.data.num_frames=0"), ("data.num_frames: 0",)),
-    (command("gs://bucket/run", *data), ("gs://bucket/run", "mount the bucket")),
+    (command("s3://bucket/run", *data), ("s3://bucket/run", "mounted at")),
     (["", "", "--mode=eval", f"--workdir={workdir}"], ("--config", "see configs/")),
   ]
   for config, more, words in (
