@@ -26,7 +26,7 @@ def folder(bucket_server, tmp_path):
 @pytest.mark.parametrize(
   "address, message",
   [
-    ("s3://bucket/run", "whole checkpoints on disks and to gs://"),
+    ("s3://bucket/run", "^s3://bucket/run: .* on disks and in gs:// alone"),
     ("https://host/run", "name one of these"),
     ("gs://nobody/run", "gs://nobody/run: no such bucket"),
   ],

@@ -584,7 +584,7 @@ def test_bad_arguments_are_one_line(finished, data, tmp_path, monkeypatch):
     (command(tmp_path / "new", *data, "--config.batchsize=4"), ("batchsize", "batch_size")),
     (command(tmp_path / "new", "--no_such_flag"), ("no_such_flag",)),
     (command(tmp_path / "new", *data, "--config.data.num_frames=0"), ("data.num_frames: 0",)),
-    (command("s3://bucket/run", *data), ("s3://bucket/run", "mounted at")),
+    (command("s3://bucket/run", *data), ("s3://bucket/run", "name one of these")),
     (["", "", "--mode=eval", f"--workdir={workdir}"], ("--config", "see configs/")),
   ]
   for config, more, words in (

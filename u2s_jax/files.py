@@ -33,8 +33,7 @@ def named(text: str) -> Path:
     return pathlib.Path(text)
   if not text.startswith(BUCKET):
     raise UserError(
-      f"{text}: Orbax writes whole checkpoints on disks and to {BUCKET}; name one of these, or a"
-      " folder that the other store is mounted at"
+      f"{text}: checkpoints are whole or not there on disks and in {BUCKET} alone; name one of these"
     )
   if importlib.util.find_spec("gcsfs") is None:
     raise UserError(f"{text}: needs the package `gcsfs`: install it")
