@@ -33,7 +33,7 @@ def named(text: str) -> Path:
     return pathlib.Path(text)
   if not text.startswith(BUCKET):
     raise UserError(
-      f"{text}: checkpoints are whole or not there on disks and in {BUCKET} alone; name one of these"
+      f"{text}: checkpoints are whole on disks and in {BUCKET} alone; name one of these"
     )
   if importlib.util.find_spec("gcsfs") is None:
     raise UserError(f"{text}: needs the package `gcsfs`: install it")
