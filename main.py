@@ -8,34 +8,35 @@ import data  # noqa: F401 - first: it sets what TensorFlow reads at its import
 # isort: split
 
 import contextlib
-import functools
 import itertools
 import pathlib
 import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
+from typing import TextIO
 
 import jax
 import ml_collections
+import numpy as np
 import tensorflow as tf
 from absl import app, flags, logging
 from clu import metric_writers
 from ml_collections import config_flags
 
 import configs
-from data import clips, memory, pipeline, source
-from data.decode import Storage
+import u2s_jax
+from data import clips, memory, source
 from data.sources import folders
 from data.tiny_something import prepare as rendered
 from u2s_jax import devices, files, interruption, peers, settings
 from u2s_jax.console import Board, leave_disk_errors_to_the_end, log
-from u2s_jax.errors import UserError, one_line
+from u2s_jax.errors import UserError, disk_error, one_line, printable
 from u2s_jax.evaluation import evaluate
 from u2s_jax.run import Source, locked
-from u2s_jax.serving import export, predict
+from u2s_jax.serving import answers, export, predict
 from u2s_jax.training import train
-from u2s_jax.workdir import Workdir
+from u2s_jax.workdir import Workdir, write_npz
 
 CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Experiment, see configs/; change fields by --config.<field>=<value>."
@@ -55,7 +56,26 @@ COMPARE = flags.DEFINE_multi_string(
 VIDEO = flags.DEFINE_string(
   "video", None, "Of --mode=predict: a video or image, a folder of them, or a pattern in quotes."
 )
-JSON = flags.DEFINE_bool("json", False, "Of --mode=predict: JSON in place of text.")
+VIEWS_OF = flags.DEFINE_string(
+  "views", None, "Of --mode=predict: center, 3crop, 5crop or 10crop; else those of the evaluation."
+)
+DETAILS = flags.DEFINE_bool(
+  "details", False, "Of --mode=predict: every prediction and every fusion, not only their mean."
+)
+JSON = flags.DEFINE_bool("json", False, "Of --mode=predict: a line of JSON for each answer.")
+CSV = flags.DEFINE_bool("csv", False, "Of --mode=predict: CSV, which data.prepare reads.")
+VTT = flags.DEFINE_bool("vtt", False, "Of --window: WebVTT, subtitles.")
+WINDOW = flags.DEFINE_float(
+  "window", None, "Of --mode=predict: seconds; a long video becomes intervals, by windows."
+)
+STRIDE = flags.DEFINE_float("stride", 0.5, "Of --window: seconds between two windows' starts.")
+THRESHOLD = flags.DEFINE_float(
+  "threshold", 0.0, "Of --window: least score, 0 to 1; below it a window has no class."
+)
+SHORTEST = flags.DEFINE_float("shortest", 0.0, "Of --window: least seconds of an interval.")
+FEATURES = flags.DEFINE_string(
+  "features", None, "Of --mode=predict: .npz file for the features that the classifiers read."
+)
 OVERLAY = flags.DEFINE_string(
   "overlay", None, "Of --mode=predict: .mp4 file for the clip with its mask drawn over it."
 )
@@ -169,16 +189,72 @@ def predict_files(workdir: Workdir) -> bool:
   if not VIDEO.value:
     raise UserError("--video: --mode=predict needs a video or image, a folder, or a pattern")
   videos = folders.find_files(VIDEO.value)
-  trained = predict.load(workdir)
-  clip, _ = clips.of_config(trained.config.data)
-  storage = Storage(modality=clip.modality, **trained.stored)
-  return predict.answer(
-    trained,
-    videos,
-    functools.partial(pipeline.read_clip, clip=clip, storage=storage),
-    as_json=JSON.value,
-    overlay_path=pathlib.Path(OVERLAY.value) if OVERLAY.value else None,
-  )
+  overlay, features = (written(flag, videos) for flag in (OVERLAY, FEATURES))
+  forms = [flag.name for flag in (JSON, CSV, VTT) if flag.value]
+  if len(forms) > 1:
+    raise UserError(f"--{forms[0]} and --{forms[1]}: choose one")
+  if VTT.value and (WINDOW.value is None or len(videos) > 1):
+    raise UserError("--vtt: subtitles are of one video, with --window")
+  form = forms[0] if forms else "text"
+  devices.use_compilation_cache(workdir.compiled)
+  model = u2s_jax.load(WORKDIR.value, VIEWS_OF.value)
+  heads = answers.HEADS if WINDOW.value is None else answers.INTERVAL_HEADS
+  if form in heads:
+    print(heads[form], flush=True)
+  vectors, good = {}, True
+  for file in videos:
+    try:
+      if WINDOW.value is None:
+        said = model.predict(file)
+        print_line(answers.of_file(file, said, form, DETAILS.value))
+      else:
+        if form == "text":
+          print_line(file)
+        for interval in model.intervals(
+          file, WINDOW.value, STRIDE.value, threshold=THRESHOLD.value, shortest=SHORTEST.value
+        ):
+          print_line(answers.of_interval(file, interval, form))
+      if overlay:
+        answers.write_video(overlay, model.masked(file))
+      if features:
+        vectors[file] = model.features(file)
+    except (UserError, OSError) as error:
+      if disk_error(error) or str(error).startswith("--"):
+        raise
+      good = False
+      reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+      said = answers.of_file(file, reason, form, DETAILS.value)
+      print_line(said, file=sys.stdout if form == "json" else sys.stderr)
+  if features:
+    arrays = {"ids": np.array([*vectors], str), "names": np.array(model.feature_names())}
+    write_npz(features, arrays | {"vectors": np.stack([*vectors.values()])})
+  return good
+
+
+def print_line(text: str, file: TextIO | None = None) -> None:
+  """Prints what may hold a stranger's names."""
+  print(printable(text), file=file or sys.stdout, flush=True)
+
+
+def written(flag: flags.FlagHolder[str | None], videos: Sequence[str]) -> pathlib.Path | None:
+  """Returns the file that a flag of `--mode=predict` names, None where it names none.
+
+  Raises:
+    UserError: it cannot be written, or would overwrite something.
+  """
+  if not flag.value:
+    return None
+  path, suffix = pathlib.Path(flag.value), {"overlay": ".mp4", "features": ".npz"}[flag.name]
+  said = f"--{flag.name} {path}"
+  if flag.name == "overlay" and len(videos) > 1:
+    raise UserError(f"{said}: for one file only, and --video names {len(videos)}")
+  if path.suffix != suffix:
+    raise UserError(f"{said}: name an {suffix} file")
+  if not path.parent.is_dir():
+    raise UserError(f"{said}: no folder {path.parent}")
+  if path.exists():
+    raise UserError(f"{said}: it is there already; name another file")
+  return path
 
 
 def parse_flags(argv: list[str]) -> list[str]:

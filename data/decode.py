@@ -3,14 +3,16 @@
 Processes of `workers` run it, so it imports no TensorFlow, and OpenCV only where flow is asked for.
 """
 
+import collections
 import contextlib
 import dataclasses
 import io
+import math
 import numbers
 import os
 import stat
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -73,7 +75,7 @@ class Storage:
 
 def video_frames(
   file: str | io.BytesIO, short_edge: int, pixel_format: str
-) -> Iterator[UInt8[np.ndarray, "h w *c"]]:
+) -> Iterator[tuple[float, UInt8[np.ndarray, "h w *c"]]]:
   """Decodes every coded frame of a video once: none is doubled or dropped to even out its rate.
 
   Args:
@@ -82,7 +84,8 @@ def video_frames(
     pixel_format: 'rgb24' or 'gray'.
 
   Yields:
-    The frames in order, all of one size, turned as the file's display matrix asks for.
+    The frames in order, each with its time in seconds since the first: all of one size, turned as
+    the file's display matrix asks for.
 
   Raises:
     UserError: the file does not decode, is cut short, or has no frame; one line, the reason alone.
@@ -122,13 +125,14 @@ def video_frames(
         if frame.is_corrupt:
           raise UserError(f"frame {count} is corrupt")
         size = size or _even_size(frame.width, frame.height, short_edge)
-        end = (frame.time or 0.0) - start + (_seconds(frame.duration, frame.time_base) or 0.0)
+        seconds = (frame.time or 0.0) - start
+        end = seconds + (_seconds(frame.duration, frame.time_base) or 0.0)
         count += 1
         workers.progress()
         turns = round(frame.rotation / 90)
         # 'AREA' averages the pixels that fall together; bicubic would alias when shrinking.
         frame = reformatter.reformat(frame, *size, pixel_format, interpolation="AREA")
-        yield np.ascontiguousarray(np.rot90(frame.to_ndarray(), turns))
+        yield seconds, np.ascontiguousarray(np.rot90(frame.to_ndarray(), turns))
   except av.error.EOFError:
     pass  # FFmpeg's word for a file that ends before its first frame.
   except av.error.FFmpegError as error:
@@ -248,69 +252,128 @@ def _jpeg(image: Image.Image, quality: int) -> bytes:
   return file.getvalue()
 
 
-def rgb_clip(file: str | io.BytesIO, short_edge: int, jpeg_quality: int) -> list[bytes]:
-  """Returns all frames of a video as JPEG; raises as `video_frames`.
+class Stored(NamedTuple):
+  """What is stored of a moment of a video: of RGB one frame, of optical flow a pair.
 
-  Args:
-    file: see `video_frames`.
-    short_edge: see `video_frames`.
-    jpeg_quality: 1 to 100.
+  Attributes:
+    start: seconds of the frame, of flow those of the first one.
+    seconds: of the frame, of flow those of the second one.
+    jpegs: the frame, or the components x and y of the flow.
   """
-  frames = video_frames(file, short_edge, "rgb24")
-  return _limited(_jpeg(Image.fromarray(frame), jpeg_quality) for frame in frames)
+
+  start: float
+  seconds: float
+  jpegs: tuple[bytes, ...]
 
 
-def flow_clip(
-  file: str | io.BytesIO, short_edge: int, jpeg_quality: int, algorithm: str
-) -> list[bytes]:
-  """Computes the optical flow of a video: for each pair of frames two grey JPEGs, x and y.
+def moments(file: str | io.BytesIO, storage: Storage) -> Iterator[Stored]:
+  """Decodes a video as it is stored.
 
-  Grey, because a colour JPEG would halve the resolution of what it takes for chroma.
+  Flow is of each pair of frames, and grey: a colour JPEG would halve the resolution of what it
+  takes for chroma.
 
   Args:
     file: see `video_frames`.
-    short_edge: see `video_frames`.
-    jpeg_quality: 1 to 100.
-    algorithm: one of `flow.ALGORITHMS`.
+    storage: what becomes of the frames.
 
   Raises:
-    UserError: as `video_frames`, or the video has one frame only.
+    UserError: as `video_frames`, or of flow the video has one frame only.
   """
+  edge, quality = storage.short_edge, storage.jpeg_quality
+  if storage.modality == "rgb":
+    for seconds, frame in video_frames(file, edge, "rgb24"):
+      yield Stored(seconds, seconds, (_jpeg(Image.fromarray(frame), quality),))
+    return
   import cv2
 
   from data import flow
 
   cv2.setNumThreads(1)  # There is a process for every core already.
-  maker = flow.make(algorithm)
-
-  def components() -> Iterator[bytes]:
-    before = None
-    for frame in video_frames(file, short_edge, "gray"):
-      if before is not None:
-        codes = flow.quantize(flow.compute(maker, before, frame))
-        yield _jpeg(Image.fromarray(np.ascontiguousarray(codes[..., 0])), jpeg_quality)
-        yield _jpeg(Image.fromarray(np.ascontiguousarray(codes[..., 1])), jpeg_quality)
-      before = frame
-
-  jpegs = _limited(components())
-  if not jpegs:
+  maker, before, pairs = flow.make(storage.flow_algorithm), None, 0
+  for seconds, frame in video_frames(file, edge, "gray"):
+    if before is not None:
+      codes = flow.quantize(flow.compute(maker, before[1], frame))
+      planes = (np.ascontiguousarray(codes[..., k]) for k in (0, 1))
+      jpegs = tuple(_jpeg(Image.fromarray(plane), quality) for plane in planes)
+      yield Stored(before[0], seconds, jpegs)
+      pairs += 1
+    before = seconds, frame
+  if not pairs:
     raise UserError("it has one frame only, so no flow")
-  return jpegs
 
 
-def _limited(jpegs: Iterator[bytes]) -> list[bytes]:
-  """Returns all JPEG files; UserError where they are too many for one record."""
-  kept, size = [], 0
-  for jpeg in jpegs:
-    kept.append(jpeg)
-    size += len(jpeg)
-    if size > MAX_CLIP_BYTES:
+@dataclasses.dataclass
+class Part:
+  """A part of a video, as it is stored.
+
+  Attributes:
+    start: seconds since the video's first frame; frames from there on belong to it.
+    end: seconds; frames in front of it belong to it.
+    frames: JPEG files, of flow two for each pair.
+  """
+
+  start: float
+  end: float
+  frames: list[bytes] = dataclasses.field(default_factory=list)
+  size: int = 0
+
+  def add(self, moment: Stored) -> None:
+    """Adds what is of the part; UserError where it is too much for one record."""
+    if not (self.start <= moment.start and moment.seconds < self.end):
+      return
+    for jpeg in moment.jpegs:
+      self.frames.append(jpeg)
+      self.size += len(jpeg)
+    if self.size > MAX_CLIP_BYTES:
       raise UserError(
-        f"its first {len(kept)} JPEG frames exceed {MAX_CLIP_BYTES >> 20} MiB: cut it into clips"
+        f"its first {len(self.frames)} JPEG frames exceed {MAX_CLIP_BYTES >> 20} MiB: cut it into"
+        " clips"
       )
-    if len(kept) > MAX_FRAMES:
+    if len(self.frames) > MAX_FRAMES:
       raise UserError(f"it has more than {MAX_FRAMES} frames: cut it into clips")
-  return kept
+
+
+def parts(
+  file: str | io.BytesIO, storage: Storage, spans: Iterable[tuple[float, float]]
+) -> Iterator[Part]:
+  """Decodes a video once, for parts of it that may overlap.
+
+  Args:
+    file: see `video_frames`.
+    storage: what becomes of the frames.
+    spans: start and end of every part, seconds, sorted by both; may be endless.
+
+  Yields:
+    The parts in order, each as soon as it is complete; at the video's end those that have begun,
+    whose end is that of the last frame.
+
+  Raises:
+    UserError: as `moments`, or a part is too long.
+  """
+  spans = iter(spans)
+  following, begun, last = next(spans, None), collections.deque(), 0.0
+  for moment in moments(file, storage):
+    while following and following[0] <= moment.seconds:
+      begun.append(Part(*following))
+      following = next(spans, None)
+    while begun and begun[0].end <= moment.seconds:
+      yield begun.popleft()
+    if not begun and following is None:
+      return
+    for part in begun:
+      part.add(moment)
+    last = moment.seconds
+  for part in begun:
+    part.end = min(part.end, last)
+    yield part
+
+
+def whole(file: str | io.BytesIO, storage: Storage) -> list[bytes]:
+  """Returns all of a video as it is stored; raises as `parts`."""
+  part = Part(-math.inf, math.inf)
+  for moment in moments(file, storage):
+    part.add(moment)
+  return part.frames
 
 
 def frames_of(file: str | io.BytesIO, storage: Storage, *, is_image: bool) -> list[bytes]:
@@ -325,13 +388,10 @@ def frames_of(file: str | io.BytesIO, storage: Storage, *, is_image: bool) -> li
     UserError: it does not decode; one line, the reason alone.
     OSError: it cannot be read.
   """
-  sizes = storage.short_edge, storage.jpeg_quality
   try:
     if is_image:
-      return [image_frame(file, *sizes)]
-    if storage.modality == "flow":
-      return flow_clip(file, *sizes, storage.flow_algorithm)
-    return rgb_clip(file, *sizes)
+      return [image_frame(file, storage.short_edge, storage.jpeg_quality)]
+    return whole(file, storage)
   except UserError:
     raise
   except ValueError as error:  # what libraries make of content that they did not foresee

@@ -7,8 +7,9 @@ So a stream that starts at step s is, bit for bit, what an uninterrupted one yie
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -187,15 +188,16 @@ def eval_batches(split: store.Split, clip: ClipSpec, feed: Feed, views: str) -> 
   return _run(split, tf.data.Dataset.range(steps * feed.local), make, feed)
 
 
-def read_clip(
-  path: str, clip: ClipSpec, storage: Storage
-) -> UInt8[np.ndarray, "num_frames crop_size crop_size c"]:
-  """Reads the centre view of a video or image file: the very pixels as after `data.prepare`.
+def read_views(
+  path: str, clip: ClipSpec, storage: Storage, views: str
+) -> UInt8[np.ndarray, "v num_frames crop_size crop_size c"]:
+  """Reads the views of a video or image file: the very pixels as after `data.prepare`.
 
   Args:
     path: of the file.
     clip: what the clip has to be.
     storage: of the data set that the network was trained on.
+    views: one of `views.VIEWS`.
 
   Raises:
     UserError: the file does not decode; one line, the reason alone.
@@ -203,9 +205,58 @@ def read_clip(
   """
   is_image = folders.is_image(path) and not clip.is_flow
   frames = decode.frames_of(path, storage, is_image=is_image)
+  return _views_of(frames, clip, storage, views)
+
+
+class Window(NamedTuple):
+  """A part of a video, as the networks take it.
+
+  Attributes:
+    start: seconds since the video's first frame.
+    end: seconds; at the video's end its last frame's.
+    views: (v, t, h, w, c) uint8.
+  """
+
+  start: float
+  end: float
+  views: UInt8[np.ndarray, "v num_frames crop_size crop_size c"]
+
+
+def read_windows(
+  path: str, clip: ClipSpec, storage: Storage, views: str, *, length: float, stride: float
+) -> Iterator[Window]:
+  """Reads windows of a video, one after the other, in one pass: its length does not matter.
+
+  A window is, pixel for pixel, what `read_views` reads of a file that is cut there without loss.
+
+  Args:
+    path: of the file.
+    clip: what a window has to be.
+    storage: of the data set that the network was trained on.
+    views: one of `views.VIEWS`.
+    length: of a window, seconds > 0.
+    stride: between the starts of two windows, seconds > 0.
+
+  Yields:
+    The windows; the last ones have at least half their length. A shorter video is one window.
+
+  Raises:
+    UserError: the file does not decode; windows in front of that are yielded before.
+    OSError: it cannot be read.
+  """
+  spans = ((k * stride, k * stride + length) for k in itertools.count())
+  for part in decode.parts(path, storage, spans):
+    if part.frames and (part.start == 0 or part.end - part.start >= length / 2):
+      yield Window(part.start, part.end, _views_of(part.frames, clip, storage, views))
+
+
+def _views_of(
+  frames: list[bytes], clip: ClipSpec, storage: Storage, views: str
+) -> UInt8[np.ndarray, "v num_frames crop_size crop_size c"]:
+  """Returns the views of a clip whose frames are as stored."""
   chosen, pairs = clips.choose_frames(len(frames), clip, 0.5)
   chosen = tf.constant([frames[i] for i in chosen])
-  return _views(chosen, tf.constant(pairs), clip, storage.short_edge, "center")[0].numpy()
+  return _views(chosen, tf.constant(pairs), clip, storage.short_edge, views).numpy()
 
 
 def _example(

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from u2s_jax.errors import UserError, one_line, printable, spreadsheet_cell
-from u2s_jax.serving import predict
+from u2s_jax.serving import answers
 from u2s_jax.workdir import write_csv
 
 
@@ -39,8 +39,8 @@ def test_a_spreadsheet_computes_nothing(value, cell, tmp_path):
 
 @pytest.mark.parametrize("name", ["é.mp4", "a\udcff.mp4"])
 def test_json_is_utf8_whatever_a_file_is_called(name):
-  text = predict.as_text([{"file": name, "predictions": {}}])
-  assert json.loads(text.encode()) == [{"file": name, "predictions": {}}]
+  line = answers.of_file(name, "no video", "json", details=False)
+  assert json.loads(line.encode()) == {"file": name, "error": "no video"}
 
 
 TENSORSTORE = (

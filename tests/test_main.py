@@ -1,6 +1,7 @@
 """`main.py` as a user starts it: real video files, processes that are killed, bad input."""
 
 import contextlib
+import csv
 import fcntl
 import html
 import io
@@ -23,6 +24,7 @@ import pytest
 from absl import flags
 
 import main
+import u2s_jax
 from data import clips, pipeline, prepare
 from data.decode import Storage
 from u2s_jax.errors import INTERRUPTED
@@ -207,15 +209,17 @@ def test_files_are_scored_as_the_evaluation_did(finished, data, tmp_path, monkey
   for row in (0, 5):
     shutil.copy(source_of(data, scores["ids"][row]), tmp_path / f"{row}.webm")
   (tmp_path / "broken.mp4").write_bytes(b"no video")
-  arguments = (f"--video={tmp_path}", "--json")
+  arguments = (f"--video={tmp_path}", "--json", "--details")
   printed, status = call_mode("predict", workdir, *arguments, monkeypatch=monkeypatch)
   assert status == 1
-  answers = {pathlib.Path(a["file"]).name: a for a in json.loads(printed)}
+  answers = [json.loads(line) for line in printed.splitlines()]
+  answers = {pathlib.Path(answer["file"]).name: answer for answer in answers}
   assert answers.keys() == {"0.webm", "5.webm", "broken.mp4"}
   assert "decode" in answers["broken.mp4"]["error"]
   for row in (0, 5):
     found = answers[f"{row}.webm"]["predictions"]
     assert found.keys() == PREDICTIONS
+    assert answers[f"{row}.webm"]["best"] == found["universal+bridge+specific"]
     for names, best in found.items():
       expected = fused(scores, names, row)
       order = np.argsort(-expected, kind="stable")[:5]
@@ -230,7 +234,7 @@ def test_one_file_as_text_with_its_mask(finished, data, tmp_path, monkeypatch):
   arguments = (f"--video={video}", f"--overlay={overlay}")
   printed, status = call_mode("predict", workdir, *arguments, monkeypatch=monkeypatch)
   assert status == 0
-  assert printed.startswith(str(video)) and printed.count(" %  ") == 7 * 5
+  assert printed.startswith(str(video)) and printed.count(" %  ") == 5
   with av.open(str(overlay)) as container:
     frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
   assert len(frames) == 4 and min(frames[0].shape[:2]) >= 224
@@ -241,6 +245,84 @@ def test_one_file_as_text_with_its_mask(finished, data, tmp_path, monkeypatch):
   ):
     _, status = call_mode("predict", workdir, *arguments, monkeypatch=monkeypatch)
     assert status.startswith("error: ") and words in status
+
+
+@pytest.fixture(scope="module")
+def model(finished):
+  """The run in Python."""
+  return u2s_jax.load(str(finished[0]))
+
+
+@pytest.fixture
+def long_video(finished, data, tmp_path, write_video):
+  """A lossless video of eight clips, 4 s in all, and a function that cuts frames out of it."""
+  ids = np.load(finished[0] / "scores/validation.npz")["ids"][:8]
+  frames = []
+  for clip_id in ids:
+    with av.open(str(source_of(data, clip_id))) as container:
+      decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    frames += [frame[:36, :36] for frame in decoded[:6]]  # their widths differ
+
+  def cut(first, last):
+    path = tmp_path / f"{first}_{last}.mkv"
+    return str(write_video(path, frames[first:last], codec="ffv1", pixel_format="bgr0"))
+
+  return cut(0, 48), cut
+
+
+def test_a_window_has_the_scores_of_the_file_cut_there(model, long_video):
+  path, cut = long_video
+  windows = list(model.windows(path, window=0.5, stride=0.25))
+  # 12 frames a second: a window of 6 frames each 3; the last one has less than half a window left.
+  assert [window.start for window in windows] == [k / 4 for k in range(len(windows))]
+  assert len(windows) == 15
+  for k, window in enumerate(windows):
+    alone = model.predict(cut(3 * k, 3 * k + 6))
+    assert alone.scores.keys() == window.prediction.scores.keys() and alone.label
+    for name, scores in alone.scores.items():
+      np.testing.assert_array_equal(scores, window.prediction.scores[name])
+
+
+def test_predicted_intervals_are_rows_that_name_path_time_and_class(
+  finished, model, long_video, monkeypatch
+):
+  arguments = (f"--video={long_video[0]}", "--window=0.5", "--stride=0.25")
+  printed, status = call_mode("predict", finished[0], *arguments, "--csv", monkeypatch=monkeypatch)
+  rows = list(csv.DictReader(io.StringIO(printed)))
+  assert status == 0 and [*rows[0]] == ["path", "start", "end", "label", "score"]
+  expected = list(model.intervals(long_video[0], 0.5, 0.25))
+  assert [row["label"] for row in rows] == [interval.label for interval in expected]
+  assert float(rows[0]["start"]) == 0 and all(row["path"] == long_video[0] for row in rows)
+  printed, status = call_mode("predict", finished[0], *arguments, "--vtt", monkeypatch=monkeypatch)
+  assert status == 0 and printed.startswith("WEBVTT\n\n00:00:00.000 --> ")
+  for wrong, words in (
+    (("--csv", "--json"), "choose one"),
+    (("--window=0",), "no lengths"),
+    (("--views=9crop",), "eval.views"),
+    (("--features=/none/a.npz",), "no folder /none"),
+  ):
+    _, status = call_mode("predict", finished[0], *arguments, *wrong, monkeypatch=monkeypatch)
+    assert status.startswith("error: ") and words in status
+
+
+def test_features_are_what_the_analysis_has(finished, model, data, tmp_path, monkeypatch):
+  arrays = np.load(finished[0] / "analysis/validation.npz")
+  scores = np.load(finished[0] / "scores/validation.npz")
+  (row,) = np.flatnonzero(scores["labels"] == arrays["label"][0])  # one clip a class
+  video = str(source_of(data, scores["ids"][row]))
+  names = np.array(model.feature_names())
+  vector = model.features(video)
+  assert vector.shape == names.shape and {*names} == {"universal", "specific"}
+  for name in ("universal", "specific"):
+    np.testing.assert_allclose(
+      vector[names == name], arrays[f"pooled_{name}"][0], rtol=1e-4, atol=1e-5
+    )
+  file = tmp_path / "features.npz"
+  arguments = (f"--video={video}", f"--features={file}", "--views=3crop")
+  assert call_mode("predict", finished[0], *arguments, monkeypatch=monkeypatch)[1] == 0
+  written = np.load(file)
+  np.testing.assert_array_equal(written["vectors"], vector[None])
+  assert written["ids"].tolist() == [video]
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +343,7 @@ def test_an_exported_model_needs_nothing_of_ours(finished, data, exported, tmp_p
   stored = facts["clip"].pop("stored")
   clip, storage = clips.ClipSpec(**facts["clip"]), Storage(**stored)
   videos = [
-    pipeline.read_clip(str(source_of(data, clip_id)), clip, storage)
+    pipeline.read_views(str(source_of(data, clip_id)), clip, storage, "center")[0]
     for clip_id in scores["ids"][:3]
   ]
   np.save(folder / "clips.npy", np.stack(videos))

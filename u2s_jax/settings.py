@@ -300,6 +300,12 @@ def _check_csm(config):
       )
 
 
+def check_views(config: ml_collections.ConfigDict) -> None:
+  """Raises UserError where `eval.views` are none, or mirrored where classes may have a side."""
+  _check_evaluation(config)
+  _check_mirrors(config)
+
+
 def _check_evaluation(config):
   """Raises UserError for views or a split that there are not."""
   if config.eval.views not in VIEWS:

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from data import decode
+from data.decode import Storage
 from u2s_jax.errors import UserError
 
 # Quadrants: red, green, blue, white.
@@ -27,7 +28,7 @@ def _pixels(jpeg):
 
 
 def _video(path, short_edge=32):
-  return [_pixels(jpeg) for jpeg in decode.rgb_clip(str(path), short_edge, 100)]
+  return [_pixels(jpeg) for jpeg in decode.whole(str(path), Storage("rgb", short_edge, 100))]
 
 
 def _corners(image):
@@ -171,7 +172,7 @@ def test_sound_alone_and_with_a_cover_picture(tmp_path):
 
 def test_a_video_too_long_for_a_record(tmp_path, write_video, monkeypatch):
   path = write_video(tmp_path / "a.webm", 9)
-  size = sum(map(len, decode.rgb_clip(str(path), 32, 100)))
+  size = sum(map(len, decode.whole(str(path), Storage("rgb", 32, 100))))
   monkeypatch.setattr(decode, "MAX_CLIP_BYTES", size)
   assert len(_video(path)) == 9
   monkeypatch.setattr(decode, "MAX_CLIP_BYTES", size - 1)
@@ -330,7 +331,7 @@ def test_flow_is_grey_pairs(tmp_path, write_video):
     frames.append(np.repeat(blob[..., None], 3, axis=-1).astype(np.uint8))
   path = write_video(tmp_path / "a.webm", frames)
   for algorithm in ("dis", "tvl1"):
-    jpegs = decode.flow_clip(str(path), 64, 95, algorithm)
+    jpegs = decode.whole(str(path), Storage("flow", 64, 95, algorithm))
     assert len(jpegs) == 4  # x and y of 2 pairs
     codes = [_pixels(jpeg) for jpeg in jpegs]
     assert all(code.shape == (64, 96) for code in codes)
@@ -340,7 +341,7 @@ def test_flow_is_grey_pairs(tmp_path, write_video):
   _unreadable(
     write_video(tmp_path / "one.webm", 1),
     "one frame only",
-    decoder=lambda path: decode.flow_clip(str(path), 32, 95, "dis"),
+    decoder=lambda path: decode.whole(str(path), Storage("flow", 32, 95, "dis")),
   )
 
 

@@ -93,14 +93,30 @@ def make_analysis_step(network: Network) -> Step:
       results[f"zeros_{name}"], results[f"responses_{name}"] = _zero_responses(
         network, features, batch
       )
-      if name == "specific" and "mask" in outputs:
-        features = features * outputs["mask"]
-      results[f"pooled_{name}"] = jnp.mean(features, axis=(1, 2, 3), dtype=jnp.float32)
+    results |= {f"pooled_{name}": values for name, values in _pooled(outputs).items()}
     if "mask" in outputs:
       results["mask"] = outputs["mask"][..., 0].astype(jnp.float32)
       masks = class_masks(outputs["universal_features"], state.params["mask"]["kernel"])
       results["masks"] = masks.astype(jnp.float32)
     return results
+
+  return step
+
+
+def make_feature_step(network: Network) -> Callable[[TrainState, Array], dict[str, Array]]:
+  """Returns the features of clips that the classifiers read, a pure function.
+
+  Args:
+    network: the networks and their masks; guided by the universal network's prediction.
+
+  Returns:
+    (state, video (n, t, h, w, c) uint8) -> 'universal' (n, c) and, behind stage 1, 'specific', of
+    which the masked part is meant.
+  """
+
+  def step(state, video):
+    outputs, _ = network(state.params, state.batch_stats, state.csm, video)
+    return _pooled(outputs)
 
   return step
 
@@ -145,6 +161,18 @@ def make_predict_step(network: Network) -> Callable[[TrainState, Array], dict[st
     return answer
 
   return step
+
+
+def _pooled(outputs: dict[str, Array]) -> dict[str, Float[Array, "n c"]]:
+  """Returns each network's features as its classifier reads them."""
+  pooled = {}
+  for name in ("universal", "specific"):
+    features = outputs.get(f"{name}_features")
+    if features is not None:
+      if name == "specific" and "mask" in outputs:
+        features = features * outputs["mask"]
+      pooled[name] = jnp.mean(features, axis=(1, 2, 3), dtype=jnp.float32)
+  return pooled
 
 
 def _zero_responses(

@@ -1,35 +1,31 @@
-"""Predictions of a trained run for single files, with nothing but its workdir at hand."""
+"""What a trained run says of clips, with nothing but its workdir at hand."""
 
 import dataclasses
 import functools
-import json
-import pathlib
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from fractions import Fraction
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import av
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from u2s_jax import checkpoint, devices, overlay, saved_config, settings
+from u2s_jax import checkpoint, devices, saved_config, settings
 from u2s_jax.csm import CategorySimilarity
-from u2s_jax.errors import UserError, printable
+from u2s_jax.errors import UserError
 from u2s_jax.evaluation import inference
 from u2s_jax.evaluation.scores import FUSIONS, fuse
+from u2s_jax.models.network import Network
 from u2s_jax.stages import STAGES
 from u2s_jax.state import TrainState
+from u2s_jax.views import VIEWS, mirrored_labels
 from u2s_jax.workdir import Workdir
 
-TOP = 5
-FRAMES_PER_SECOND = 5  # of an overlay
-SHORT_EDGE = 224  # pixels that an overlay has at least
-
-ReadClip = Callable[[str], UInt8[np.ndarray, "t h w c"]]
+TOP = 5  # classes that are shown
+# Clips that a program takes at a time; fewer are padded. A CPU gains nothing by more.
+CLIPS = {"cpu": 1}
+CLIPS_ELSEWHERE = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,16 +36,26 @@ class Trained:
     config: that it began with.
     class_names: in the order of the labels.
     stored: how the data set was prepared that it was trained on.
-    variables: `params` and `batch_stats` by subnetwork, NumPy arrays.
-    outputs: (video (n, t, h, w, c) uint8) -> softmax scores (n, m) for each prediction and, with a
-      mask network, `mask` (n, t', h', w'); to be jitted.
+    network: the networks; the universal network's prediction selects the masks, also where
+      `csm.guide` was the label, which a file does not have.
+    state: their parameters and statistics, and the CSM.
   """
 
   config: ml_collections.ConfigDict
   class_names: tuple[str, ...]
   stored: dict[str, Any]
-  variables: dict[str, Any]
-  outputs: Callable[[UInt8[Array, "n t h w c"]], dict[str, Array]]
+  network: Network
+  state: TrainState
+
+  @property
+  def variables(self) -> dict[str, Any]:
+    """Returns `params` and `batch_stats` by subnetwork."""
+    return {"params": self.state.params, "batch_stats": self.state.batch_stats}
+
+  @property
+  def outputs(self) -> Callable[[UInt8[Array, "n t h w c"]], dict[str, Array]]:
+    """Returns (video) -> `inference.make_predict_step`'s, to be jitted."""
+    return functools.partial(inference.make_predict_step(self.network), self.state)
 
 
 def load(workdir: Workdir) -> Trained:
@@ -72,152 +78,97 @@ def load(workdir: Workdir) -> Trained:
     raise UserError(f"--workdir {workdir.root}: no run that has trained; train first")
   _, tree, record = newest
   class_names = tuple(record["model"]["class_names"])
-  # A file has no label that could guide.
   network = dataclasses.replace(
     settings.build_network(config, len(class_names)), guide="prediction"
   )
-  variables = {key: tree[key] for key in ("params", "batch_stats")}
   csm = CategorySimilarity(**tree["csm"])
-  state = TrainState(step=0, momentum=(), csm=csm, **variables)
-  state = jax.tree.map(jnp.asarray, state)
-  outputs = functools.partial(inference.make_predict_step(network), state)
-  return Trained(config, class_names, record["stored"], variables, outputs)
+  state = TrainState(
+    step=0, momentum=(), csm=csm, params=tree["params"], batch_stats=tree["batch_stats"]
+  )
+  return Trained(config, class_names, record["stored"], network, jax.tree.map(jnp.asarray, state))
 
 
-def predict(
-  trained: Trained,
-  files: Iterable[str],
-  read_clip: ReadClip,
-  overlay_path: pathlib.Path | None = None,
-) -> Iterable[dict[str, Any]]:
-  """Scores files, one after the other, on their centre view.
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+  """What a run says of one clip.
 
-  The universal network's prediction selects the masks, also where `csm.guide` was the label.
-
-  Args:
-    trained: from `load`.
-    files: videos or images.
-    read_clip: reads one as the networks take it, (t, h, w, c) uint8; UserError or OSError for one
-      that it cannot read.
-    overlay_path: .mp4 file for the last clip with its mask over it, see `overlay.blend`.
-
-  Yields:
-    For each file `file` and either `error`, the reason in one line, or `predictions`: for each
-    fusion of Table I, such as 'universal+specific', the five best `{"class", "score"}`, the best
-    first.
-
-  Raises:
-    UserError: an overlay is asked for, but the run has no mask.
-  """
-  outputs = jax.jit(trained.outputs, compiler_options=devices.compiler_options())
-  for file in files:
-    try:
-      clip = read_clip(file)
-    except (UserError, OSError) as error:
-      reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-      yield {"file": file, "error": reason}
-      continue
-    scores = {name: np.asarray(values)[0] for name, values in outputs(clip[None]).items()}
-    mask = scores.pop("mask", None)
-    if overlay_path:
-      if mask is None:
-        raise UserError("--overlay: this run has no mask network's masks")
-      write_video(overlay_path, overlay.blend(clip, mask))
-    yield {"file": file, "predictions": top_classes(scores, trained.class_names)}
-
-
-def top_classes(
-  scores: Mapping[str, Float[np.ndarray, " m"]], class_names: Sequence[str]
-) -> dict[str, list[dict[str, Any]]]:
-  """Returns the best five classes of every fusion of one clip's scores, the best first.
-
-  Args:
-    scores: by prediction.
+  Attributes:
+    scores: softmax scores (m,) of each prediction: 'universal' and, behind stage 1, 'bridge' and
+      'specific'; averaged over the views.
     class_names: in the order of the labels.
   """
-  best = {}
-  for names in FUSIONS:
-    if all(name in scores for name in names):
-      fused = fuse({name: scores[name][None] for name in names}, names)[0]
-      order = np.argsort(-fused, kind="stable")[:TOP]
-      best["+".join(names)] = [{"class": class_names[i], "score": float(fused[i])} for i in order]
-  return best
+
+  scores: dict[str, Float[np.ndarray, " m"]]
+  class_names: tuple[str, ...]
+
+  @property
+  def merged(self) -> Float[np.ndarray, " m"]:
+    """Returns the mean of all predictions: the paper's final score."""
+    return self.fused(tuple(self.scores))
+
+  @property
+  def label(self) -> str:
+    """Returns the class that scores best."""
+    return self.class_names[int(self.merged.argmax())]
+
+  @property
+  def score(self) -> float:
+    """Returns its score, in [0, 1]."""
+    return float(self.merged.max())
+
+  def fused(self, names: Sequence[str]) -> Float[np.ndarray, " m"]:
+    """Returns the mean of some predictions."""
+    return fuse({name: self.scores[name][None] for name in names}, names)[0]
+
+  def best(self, names: Sequence[str] = ()) -> list[tuple[str, float]]:
+    """Returns the five best classes with their scores, the best first.
+
+    Args:
+      names: of the predictions whose mean it is; empty: all.
+    """
+    scores = self.fused(names or tuple(self.scores))
+    order = np.argsort(-scores, kind="stable")[:TOP]
+    return [(self.class_names[i], float(scores[i])) for i in order]
+
+  def fusions(self) -> dict[str, list[tuple[str, float]]]:
+    """Returns `best` of every fusion of Table I, such as 'universal+specific'."""
+    return {
+      "+".join(names): self.best(names)
+      for names in FUSIONS
+      if all(name in self.scores for name in names)
+    }
 
 
-def as_text(answers: Sequence[dict[str, Any]]) -> str:
-  """Returns answers as JSON: readable, or where a file's name is no Unicode, escaped."""
-  readable = json.dumps(answers, indent=2, ensure_ascii=False)
-  try:
-    readable.encode()
-  except UnicodeEncodeError:
-    return json.dumps(answers, indent=2)
-  return readable
-
-
-def write_video(path: pathlib.Path, frames: UInt8[np.ndarray, "t h w 3"]) -> None:
-  """Writes an H.264 video of five frames a second; small frames are enlarged."""
-  factor = max(1, -(-SHORT_EDGE // min(frames.shape[1:3])))
-  frames = frames.repeat(factor, axis=1).repeat(factor, axis=2)
-  frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
-  with av.open(str(path), "w") as container:
-    stream = container.add_stream("libx264", rate=Fraction(FRAMES_PER_SECOND))
-    stream.height, stream.width = frames.shape[1:3]
-    stream.pix_fmt = "yuv420p"
-    stream.options = {"crf": "18"}
-    for frame in frames:
-      container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-    container.mux(stream.encode())
-
-
-def text(answer: dict[str, Any]) -> str:
-  """Returns one of `predict`'s answers as text for a terminal."""
-  if "error" in answer:
-    return f"{answer['file']}: {answer['error']}"
-  lines = [answer["file"]]
-  for fused, best in answer["predictions"].items():
-    lines.append(f"  {fused.replace('+', ' + ')}")
-    lines += [f"    {100 * guess['score']:5.1f} %  {guess['class']}" for guess in best]
-  return "\n".join(lines)
-
-
-def answer(
-  trained: Trained,
-  files: Sequence[str],
-  read_clip: ReadClip,
-  *,
-  as_json: bool,
-  overlay_path: pathlib.Path | None,
-) -> bool:
-  """Prints what `predict` yields, as text or one JSON list.
+class Scorer:
+  """Scores clips, by one program however many there are: a clip's scores are always the same bits.
 
   Args:
     trained: from `load`.
-    files: see `predict`.
-    read_clip: see `predict`.
-    as_json: whether to print JSON.
-    overlay_path: see `predict`.
-
-  Returns:
-    Whether all files could be read.
+    views: of a clip, one of `views.VIEWS`.
 
   Raises:
-    UserError: an overlay of several files, or one that would overwrite something.
+    UserError: no such views, or mirrored ones of a network that never saw a mirrored clip.
   """
-  if overlay_path and len(files) > 1:
-    raise UserError(f"--overlay {overlay_path}: for one file only, and --video names {len(files)}")
-  if overlay_path and overlay_path.suffix != ".mp4":
-    raise UserError(f"--overlay {overlay_path}: name an .mp4 file")
-  if overlay_path and not overlay_path.parent.is_dir():
-    raise UserError(f"--overlay {overlay_path}: no folder {overlay_path.parent}")
-  if overlay_path and overlay_path.exists():
-    raise UserError(f"--overlay {overlay_path}: it is there already; name another file")
-  answers = []
-  for result in predict(trained, files, read_clip, overlay_path):
-    answers.append(result)
-    if not as_json:
-      print(
-        printable(text(result)), file=sys.stderr if "error" in result else sys.stdout, flush=True
-      )
-  if as_json:
-    print(as_text(answers))
-  return not any("error" in result for result in answers)
+
+  def __init__(self, trained: Trained, views: str):
+    config = trained.config.copy_and_resolve_references()
+    config.eval.views = views
+    settings.check_views(config)
+    labels = mirrored_labels(len(trained.class_names), config.data.flip_label_map)
+    mirrors = tuple(labels if mirrored else None for mirrored in VIEWS[views])
+    step = inference.make_score_step(trained.network, mirrors)
+    self._class_names, self._state = trained.class_names, trained.state
+    self._program = jax.jit(
+      lambda state, video: step(state, {"video": video, "label": jnp.zeros(len(video), int)}),
+      compiler_options=devices.compiler_options(),
+    )
+    self.clips = CLIPS.get(jax.default_backend(), CLIPS_ELSEWHERE)
+
+  def __call__(self, clips: Sequence[UInt8[np.ndarray, "v t h w c"]]) -> list[Prediction]:
+    """Returns the predictions for at most `self.clips` clips."""
+    padded = np.stack([*clips, *[clips[-1]] * (self.clips - len(clips))])
+    scores = jax.device_get(self._program(self._state, padded))
+    return [
+      Prediction({name: values[i] for name, values in scores.items()}, self._class_names)
+      for i in range(len(clips))
+    ]

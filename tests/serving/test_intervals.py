@@ -1,0 +1,55 @@
+"""Windows become intervals, whose boundaries are worked out by hand."""
+
+import numpy as np
+import pytest
+
+from u2s_jax.serving import answers
+from u2s_jax.serving.intervals import Interval, ScoredWindow, merged
+from u2s_jax.serving.predict import Prediction
+
+NAMES = ("a", "b")
+
+
+def windows(*scores):
+  """Windows of 2 s, each half a second, by the score of 'a'."""
+  return [
+    ScoredWindow(k / 2, k / 2 + 2, Prediction({"universal": np.array([s, 1 - s])}, NAMES))
+    for k, s in enumerate(scores)
+  ]
+
+
+def of(*scores, threshold=0.0, shortest=0.0):
+  found = merged(windows(*scores), stride=0.5, threshold=threshold, shortest=shortest)
+  return [(i.start, i.end, i.label, round(i.score, 6)) for i in found]
+
+
+def test_a_boundary_lies_between_the_middles_of_two_windows():
+  # The middles are 1, 1.5, 2, 2.5: 'b' begins half-way between the second and the third.
+  assert of(0.75, 1.0, 0.25, 0.0) == [(0, 1.75, "a", 0.875), (1.75, 3.5, "b", 0.875)]
+
+
+def test_one_window_is_the_whole_video():
+  assert of(0.75) == [(0, 2, "a", 0.75)]
+  assert of() == []
+
+
+def test_windows_below_the_threshold_have_no_class():
+  assert of(0.9, 0.55, 0.9, threshold=0.6) == [(0, 1.25, "a", 0.9), (1.75, 3, "a", 0.9)]
+  assert of(0.5, threshold=0.6) == []
+
+
+def test_short_intervals_are_left_out():
+  assert of(0.9, 0.9, 0.1, 0.9, shortest=0.6) == [(0, 1.75, "a", 0.9), (2.25, 3.5, "a", 0.9)]
+
+
+@pytest.mark.parametrize(
+  ("form", "line"),
+  [
+    ("csv", '/v.mp4,1.500,3723.250,"a, <b>",0.8750'),
+    ("json", '{"file": "/v.mp4", "start": 1.5, "end": 3723.25, "label": "a, <b>", "score": 0.875}'),
+    ("vtt", "00:00:01.500 --> 01:02:03.250\na, &lt;b> (88 %)\n"),
+    ("text", "  00:00:01.500 --> 01:02:03.250   87.5 %  a, <b>"),
+  ],
+)
+def test_an_interval_in_every_form(form, line):
+  assert answers.of_interval("/v.mp4", Interval(1.5, 3723.25, "a, <b>", 0.875), form) == line

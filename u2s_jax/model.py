@@ -1,0 +1,185 @@
+"""A trained run in Python: `u2s_jax.load`. The one module of `u2s_jax` that reads videos."""
+
+import concurrent.futures
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from data import clips, decode, pipeline
+from u2s_jax import devices, files, overlay
+from u2s_jax.errors import UserError
+from u2s_jax.evaluation import inference
+from u2s_jax.serving import predict
+from u2s_jax.serving.intervals import Interval, ScoredWindow, merged
+from u2s_jax.serving.predict import Prediction, Scorer, Trained
+from u2s_jax.workdir import Workdir
+
+WINDOW, STRIDE = 2.0, 0.5  # seconds
+THRESHOLD = 0.0  # least score of an interval
+NETWORKS = ("universal", "specific")  # in the order of their features
+
+T = TypeVar("T")
+
+
+class Model:
+  """What a run has learned, for videos and images.
+
+  Args:
+    trained: of `serving.predict.load`.
+    views: that scores are averaged over, one of `views.VIEWS`; None: as in the run's evaluation.
+
+  Attributes:
+    trained: of `serving.predict.load`.
+
+  Raises:
+    UserError: no such views, or mirrored ones of a network that never saw a mirrored clip.
+  """
+
+  def __init__(self, trained: Trained, views: str | None = None):
+    self.trained = trained
+    self._views = trained.config.eval.views if views is None else views
+    self._clip, _ = clips.of_config(trained.config.data)
+    self._storage = decode.Storage(modality=self._clip.modality, **trained.stored)
+    self._score = Scorer(trained, self._views)
+    self._outputs = self._features = None
+
+  @property
+  def class_names(self) -> tuple[str, ...]:
+    """Names of the classes, in the order of the labels."""
+    return self.trained.class_names
+
+  def predict(self, file: str) -> Prediction:
+    """Scores a video or image: its `label`, `score`, five `best` classes, and all `scores`.
+
+    Args:
+      file: its path.
+
+    Raises:
+      UserError: it does not decode; one line, the reason alone.
+      OSError: it cannot be read.
+    """
+    return self._score([pipeline.read_views(file, self._clip, self._storage, self._views)])[0]
+
+  def windows(
+    self, file: str, window: float = WINDOW, stride: float = STRIDE
+  ) -> Iterator[ScoredWindow]:
+    """Scores windows of a video in one pass: its length does not matter.
+
+    A window's scores are, bit for bit, those of a file that is cut there without loss.
+
+    Args:
+      file: the video's path.
+      window: length, seconds > 0.
+      stride: between the starts of two windows, seconds > 0.
+
+    Yields:
+      The windows in order; the last ones have at least half their length.
+
+    Raises:
+      UserError: it does not decode, after the windows in front of that; or lengths that cannot be.
+      OSError: it cannot be read.
+    """
+    if not (0 < window < np.inf and 0 < stride < np.inf):
+      raise UserError(f"--window {window:g}, --stride {stride:g}: they are no lengths in seconds")
+    read = pipeline.read_windows(
+      file, self._clip, self._storage, self._views, length=window, stride=stride
+    )
+    for batch in _ahead(_batched(read, self._score.clips)):
+      for part, prediction in zip(batch, self._score([w.views for w in batch]), strict=True):
+        yield ScoredWindow(part.start, part.end, prediction)
+
+  def intervals(
+    self,
+    file: str,
+    window: float = WINDOW,
+    stride: float = STRIDE,
+    *,
+    threshold: float = THRESHOLD,
+    shortest: float = 0.0,
+  ) -> Iterator[Interval]:
+    """Returns the parts of a video with one class each, see `serving.intervals.merged`.
+
+    Args:
+      file: the video's path.
+      window: see `windows`.
+      stride: see `windows`.
+      threshold: least score of a window's best class, in [0, 1].
+      shortest: least length of an interval, seconds.
+    """
+    windows = self.windows(file, window, stride)
+    return merged(windows, stride=stride, threshold=threshold, shortest=shortest)
+
+  def features(self, file: str) -> Float[np.ndarray, " c"]:
+    """Returns what the classifiers read of a file's centre view, averaged over space and time.
+
+    The universal network's channels and, behind stage 1, the specific network's, masked.
+
+    Args:
+      file: path of a video or image.
+
+    Raises:
+      UserError: it does not decode; one line, the reason alone.
+      OSError: it cannot be read.
+    """
+    if self._features is None:
+      self._features = self._jitted(inference.make_feature_step(self.trained.network))
+    pooled = self._features(self.trained.state, self._centre(file)[None])
+    return np.concatenate([np.asarray(pooled[name])[0] for name in NETWORKS if name in pooled])
+
+  def feature_names(self) -> tuple[str, ...]:
+    """Returns the network of every component of `features`."""
+    video = np.zeros((1, *self._clip.shape), np.uint8)
+    step = inference.make_feature_step(self.trained.network)
+    shapes = jax.eval_shape(step, self.trained.state, video)
+    return tuple(name for name in NETWORKS if name in shapes for _ in range(shapes[name].shape[1]))
+
+  def masked(self, file: str) -> UInt8[np.ndarray, "t h w 3"]:
+    """Returns the frames of a file's centre view with their mask over them, see `overlay.blend`.
+
+    Args:
+      file: path of a video or image.
+
+    Raises:
+      UserError: it does not decode, or the run has no masks.
+      OSError: it cannot be read.
+    """
+    if self._outputs is None:
+      self._outputs = self._jitted(self.trained.outputs)
+    clip = self._centre(file)
+    mask = self._outputs(clip[None]).get("mask")
+    if mask is None:
+      raise UserError("--overlay: this run has no mask network's masks")
+    return overlay.blend(clip, np.asarray(mask)[0])
+
+  def _centre(self, file: str) -> UInt8[np.ndarray, "t h w c"]:
+    return pipeline.read_views(file, self._clip, self._storage, "center")[0]
+
+  def _jitted(self, function: Callable) -> Callable:
+    return jax.jit(function, compiler_options=devices.compiler_options())
+
+
+def load(workdir: str, views: str | None = None) -> Model:
+  """Reads a run's newest checkpoint, see `u2s_jax.load`."""
+  return Model(predict.load(Workdir(files.named(workdir))), views)
+
+
+def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+  """Yields items in lists of `size`, the last one shorter; Python 3.12 has it in `itertools`."""
+  items = iter(items)
+  while batch := list(itertools.islice(items, size)):
+    yield batch
+
+
+def _ahead(items: Iterable[T]) -> Iterator[T]:
+  """Yields items while the next one is made, in another thread."""
+  items = iter(items)
+  end = object()
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    following = pool.submit(next, items, end)
+    while (item := following.result()) is not end:
+      following = pool.submit(next, items, end)
+      yield item

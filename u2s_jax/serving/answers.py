@@ -1,0 +1,112 @@
+"""Predictions as lines for a terminal, JSON, CSV or subtitles, and as a video with its mask."""
+
+import csv
+import io
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+from jaxtyping import UInt8
+
+from u2s_jax.errors import spreadsheet_cell
+from u2s_jax.serving.intervals import Interval
+from u2s_jax.serving.predict import Prediction
+
+FRAMES_PER_SECOND = 5  # of an overlay
+SHORT_EDGE = 224  # pixels that an overlay has at least
+HEADS = {"csv": "path,label,score", "vtt": "WEBVTT\n"}
+INTERVAL_HEADS = HEADS | {"csv": "path,start,end,label,score"}
+
+
+def of_file(file: str, answer: Prediction | str, form: str, details: bool) -> str:
+  """Returns what is printed of a file.
+
+  Args:
+    file: its path.
+    answer: the prediction, or why there is none.
+    form: 'text', 'json' (a line) or 'csv' (a row of the best class, which `data.prepare` reads).
+    details: whether every fusion of Table I is to be shown, not only the merged score.
+  """
+  if isinstance(answer, str):
+    return _json({"file": file, "error": answer}) if form == "json" else f"{file}: {answer}"
+  if form == "csv":
+    return _row([os.path.abspath(file), answer.label, f"{answer.score:.4f}"])
+  if form == "json":
+    fields = {"file": file, "best": _guesses(answer.best())}
+    if details:
+      fields["predictions"] = {name: _guesses(best) for name, best in answer.fusions().items()}
+    return _json(fields)
+  lines = [file]
+  for name, best in answer.fusions().items() if details else [("", answer.best())]:
+    lines += [f"  {name.replace('+', ' + ')}"] if name else []
+    lines += [f"    {100 * score:5.1f} %  {label}" for label, score in best]
+  return "\n".join(lines)
+
+
+def of_interval(file: str, interval: Interval, form: str) -> str:
+  """Returns what is printed of an interval of a video.
+
+  Args:
+    file: the video's path.
+    interval: of it.
+    form: 'text', 'json' (a line), 'csv' (a row, which `data.prepare` reads) or 'vtt'.
+  """
+  start, end = interval.start, interval.end
+  if form == "csv":
+    times = (f"{start:.3f}", f"{end:.3f}")
+    return _row([os.path.abspath(file), *times, interval.label, f"{interval.score:.4f}"])
+  if form == "json":
+    score = {"label": interval.label, "score": interval.score}
+    return _json({"file": file, "start": start, "end": end, **score})
+  said = f"{clock(start)} --> {clock(end)}"
+  if form == "vtt":
+    shown = interval.label.replace("&", "&amp;").replace("<", "&lt;")
+    return f"{said}\n{shown} ({100 * interval.score:.0f} %)\n"
+  return f"  {said}  {100 * interval.score:5.1f} %  {interval.label}"
+
+
+def clock(seconds: float) -> str:
+  """Returns a time as hh:mm:ss.mmm."""
+  thousandths = round(1000 * seconds)
+  minutes, rest = divmod(thousandths, 60_000)
+  return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest // 1000:02d}.{rest % 1000:03d}"
+
+
+def _guesses(best: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
+  return [{"class": label, "score": score} for label, score in best]
+
+
+def _json(fields: dict[str, Any]) -> str:
+  """Returns a line of JSON: readable, or where a file's name is no Unicode, escaped."""
+  readable = json.dumps(fields, ensure_ascii=False)
+  try:
+    readable.encode()
+  except UnicodeEncodeError:
+    return json.dumps(fields)
+  return readable
+
+
+def _row(cells: Sequence[str]) -> str:
+  file = io.StringIO()
+  csv.writer(file, lineterminator="").writerow(map(spreadsheet_cell, cells))
+  return file.getvalue()
+
+
+def write_video(path: pathlib.Path, frames: UInt8[np.ndarray, "t h w 3"]) -> None:
+  """Writes an H.264 video of five frames a second; small frames are enlarged."""
+  factor = max(1, -(-SHORT_EDGE // min(frames.shape[1:3])))
+  frames = frames.repeat(factor, axis=1).repeat(factor, axis=2)
+  frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
+  with av.open(str(path), "w") as container:
+    stream = container.add_stream("libx264", rate=Fraction(FRAMES_PER_SECOND))
+    stream.height, stream.width = frames.shape[1:3]
+    stream.pix_fmt = "yuv420p"
+    stream.options = {"crf": "18"}
+    for frame in frames:
+      container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+    container.mux(stream.encode())

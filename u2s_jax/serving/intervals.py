@@ -1,0 +1,78 @@
+"""From windows of a long video to intervals of one class."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+from u2s_jax.serving.predict import Prediction
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+  """A part of a video with one class.
+
+  Attributes:
+    start: seconds since the video's first frame.
+    end: seconds.
+    label: name of the class.
+    score: mean of the class's scores, in [0, 1].
+  """
+
+  start: float
+  end: float
+  label: str
+  score: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoredWindow:
+  """What a run says of a window of a video.
+
+  Attributes:
+    start: seconds since the video's first frame.
+    end: seconds.
+    prediction: for it.
+  """
+
+  start: float
+  end: float
+  prediction: Prediction
+
+
+def merged(
+  windows: Iterable[ScoredWindow], *, stride: float, threshold: float, shortest: float
+) -> Iterator[Interval]:
+  """Merges neighbouring windows whose best class is the same.
+
+  A window speaks for its middle: half a stride to either side of it, the first one also for the
+  video's beginning and the last one for its end.
+
+  Args:
+    windows: in order.
+    stride: between their starts, seconds.
+    threshold: least score of a window's best class, in [0, 1]; windows below it have none.
+    shortest: least length of an interval, seconds.
+
+  Yields:
+    The intervals in order, each as soon as it has ended; between them may be gaps.
+  """
+  run: list[ScoredWindow] = []
+  begun = 0.0
+
+  def interval(end: float) -> Iterator[Interval]:
+    if run and end - begun >= shortest:
+      label = run[0].prediction.label
+      mean = sum(window.prediction.score for window in run) / len(run)
+      yield Interval(begun, end, label, mean)
+
+  last = None
+  for window in windows:
+    middle = 0.0 if last is None else window.start + (last.end - last.start - stride) / 2
+    label = window.prediction.label if window.prediction.score >= threshold else None
+    if label != (run[0].prediction.label if run else None):
+      yield from interval(middle)
+      run, begun = [], middle
+    if label is not None:
+      run.append(window)
+    last = window
+  if last is not None:
+    yield from interval(last.end)
