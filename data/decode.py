@@ -3,7 +3,6 @@
 Processes of `workers` run it, so it imports no TensorFlow, and OpenCV only where flow is asked for.
 """
 
-import collections
 import contextlib
 import dataclasses
 import io
@@ -11,7 +10,7 @@ import math
 import numbers
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import av
@@ -27,6 +26,7 @@ from u2s_jax.errors import UserError
 # A record must stay below 2 GB, and several of them are in memory at a time.
 MAX_CLIP_BYTES = 256 * 2**20
 MAX_FRAMES = 100_000  # of a clip
+SEEK_FROM = 10.0  # seconds in front of a part that are decoded rather than skipped
 MAX_PIXELS = 2**26  # of a frame; 8K has half of it
 MAX_EDGE = 65_500  # pixels, JPEG's
 JPEG_QUALITY = 95  # of frames, unless asked for another
@@ -74,7 +74,7 @@ class Storage:
 
 
 def video_frames(
-  file: str | io.BytesIO, short_edge: int, pixel_format: str
+  file: str | io.BytesIO, short_edge: int, pixel_format: str, first: float = 0.0
 ) -> Iterator[tuple[float, UInt8[np.ndarray, "h w *c"]]]:
   """Decodes every coded frame of a video once: none is doubled or dropped to even out its rate.
 
@@ -82,6 +82,8 @@ def video_frames(
     file: path or open file, of any format that FFmpeg reads, whatever its extension.
     short_edge: pixels; every frame is resized to it, the long edge keeps the aspect and is even.
     pixel_format: 'rgb24' or 'gray'.
+    first: seconds; frames in front of it are left out, and not decoded where the file can be
+      entered there.
 
   Yields:
     The frames in order, each with its time in seconds since the first: all of one size, turned as
@@ -121,14 +123,16 @@ def video_frames(
       # Without one of its own, a stream's duration is that of the longest, maybe the sound.
       is_own = stream.duration is not None or len(container.streams) == 1
       start = _seconds(stream.start_time, stream.time_base) or 0.0
-      for frame in container.decode(stream):
-        if frame.is_corrupt:
-          raise UserError(f"frame {count} is corrupt")
-        size = size or _even_size(frame.width, frame.height, short_edge)
+      for frame in _entered(container, stream, start, first):
         seconds = (frame.time or 0.0) - start
         end = seconds + (_seconds(frame.duration, frame.time_base) or 0.0)
         count += 1
         workers.progress()
+        if seconds < first:  # as after a jump, where it may be damaged
+          continue
+        if frame.is_corrupt:
+          raise UserError(f"frame {count - 1} is corrupt")
+        size = size or _even_size(frame.width, frame.height, short_edge)
         turns = round(frame.rotation / 90)
         # 'AREA' averages the pixels that fall together; bicubic would alias when shrinking.
         frame = reformatter.reformat(frame, *size, pixel_format, interpolation="AREA")
@@ -144,6 +148,23 @@ def video_frames(
   least = 0.85 if is_own and count >= 8 else 0.5
   if declared and (count > 1 or declared > 1) and end < least * declared:
     raise UserError(f"it ends after {end:.1f} of {declared:.1f} seconds")
+
+
+def _entered(
+  container: av.container.InputContainer, stream: av.VideoStream, start: float, first: float
+) -> Iterator[av.VideoFrame]:
+  """Decodes from the last key frame in front of a time; from the beginning where that fails."""
+  if first > SEEK_FROM:
+    with contextlib.suppress(av.error.FFmpegError):
+      container.seek(int((start + first) / stream.time_base), stream=stream)
+      frames = container.decode(stream)
+      entered = next(frames, None)
+      if entered is not None and entered.time is not None and entered.time - start <= first:
+        yield entered
+        yield from frames
+        return
+    container.seek(0, stream=stream)
+  yield from container.decode(stream)
 
 
 def opened(file: str | io.BytesIO) -> contextlib.AbstractContextManager[io.BufferedIOBase]:
@@ -266,7 +287,7 @@ class Stored(NamedTuple):
   jpegs: tuple[bytes, ...]
 
 
-def moments(file: str | io.BytesIO, storage: Storage) -> Iterator[Stored]:
+def moments(file: str | io.BytesIO, storage: Storage, start: float = 0.0) -> Iterator[Stored]:
   """Decodes a video as it is stored.
 
   Flow is of each pair of frames, and grey: a colour JPEG would halve the resolution of what it
@@ -275,13 +296,14 @@ def moments(file: str | io.BytesIO, storage: Storage) -> Iterator[Stored]:
   Args:
     file: see `video_frames`.
     storage: what becomes of the frames.
+    start: see `video_frames`.
 
   Raises:
     UserError: as `video_frames`, or of flow the video has one frame only.
   """
   edge, quality = storage.short_edge, storage.jpeg_quality
   if storage.modality == "rgb":
-    for seconds, frame in video_frames(file, edge, "rgb24"):
+    for seconds, frame in video_frames(file, edge, "rgb24", start):
       yield Stored(seconds, seconds, (_jpeg(Image.fromarray(frame), quality),))
     return
   import cv2
@@ -290,7 +312,7 @@ def moments(file: str | io.BytesIO, storage: Storage) -> Iterator[Stored]:
 
   cv2.setNumThreads(1)  # There is a process for every core already.
   maker, before, pairs = flow.make(storage.flow_algorithm), None, 0
-  for seconds, frame in video_frames(file, edge, "gray"):
+  for seconds, frame in video_frames(file, edge, "gray", start):
     if before is not None:
       codes = flow.quantize(flow.compute(maker, before[1], frame))
       planes = (np.ascontiguousarray(codes[..., k]) for k in (0, 1))
@@ -308,14 +330,20 @@ class Part:
 
   Attributes:
     start: seconds since the video's first frame; frames from there on belong to it.
-    end: seconds; frames in front of it belong to it.
+    end: seconds; frames in front of it belong to it. At the video's end that of the last frame.
     frames: JPEG files, of flow two for each pair.
+    size: bytes of the frames.
+    planned: the end that was asked for.
   """
 
   start: float
   end: float
   frames: list[bytes] = dataclasses.field(default_factory=list)
   size: int = 0
+  planned: float = dataclasses.field(init=False)
+
+  def __post_init__(self):
+    self.planned = self.end
 
   def add(self, moment: Stored) -> None:
     """Adds what is of the part; UserError where it is too much for one record."""
@@ -341,23 +369,24 @@ def parts(
   Args:
     file: see `video_frames`.
     storage: what becomes of the frames.
-    spans: start and end of every part, seconds, sorted by both; may be endless.
+    spans: start and end of every part, seconds, sorted by the start; may be endless.
 
   Yields:
-    The parts in order, each as soon as it is complete; at the video's end those that have begun,
-    whose end is that of the last frame.
+    The parts, each as soon as it is complete; at the video's end those that have begun, whose end
+    is that of the last frame. None of a span behind the video's end.
 
   Raises:
     UserError: as `moments`, or a part is too long.
   """
   spans = iter(spans)
-  following, begun, last = next(spans, None), collections.deque(), 0.0
-  for moment in moments(file, storage):
+  following, begun, last = next(spans, None), [], 0.0
+  for moment in moments(file, storage, following[0] if following else 0.0):
     while following and following[0] <= moment.seconds:
       begun.append(Part(*following))
       following = next(spans, None)
-    while begun and begun[0].end <= moment.seconds:
-      yield begun.popleft()
+    for part in [part for part in begun if part.end <= moment.seconds]:
+      begun.remove(part)
+      yield part
     if not begun and following is None:
       return
     for part in begun:
@@ -398,10 +427,42 @@ def frames_of(file: str | io.BytesIO, storage: Storage, *, is_image: bool) -> li
     raise UserError(f"it does not decode ({error})") from error
 
 
+def parts_of(
+  file: str | io.BytesIO, storage: Storage, spans: Sequence[tuple[float, float]]
+) -> list[Decoded | Skipped]:
+  """Decodes parts of a video, in one pass.
+
+  Args:
+    file: path or open file.
+    storage: what becomes of the frames.
+    spans: start and end of each, seconds, sorted by the start.
+
+  Returns:
+    Their frames, in the order of `spans`; `Skipped` for one that lies, in whole or for more than
+    15 %, behind the video's end, and for all that a video which does not decode leaves open.
+  """
+  found, reason = {}, None
+  try:
+    for part in parts(file, storage, spans):
+      found[part.start, part.planned] = part
+  except UserError as error:
+    reason = " ".join(str(error).split())
+  answers = []
+  for span in spans:
+    part = found.get(tuple(span))
+    if part is None or not part.frames:
+      answers.append(Skipped(reason or "the video has no frames there"))
+    elif part.end - part.start < 0.85 * (part.planned - part.start) - 0.1:
+      answers.append(Skipped(f"the video ends there after {part.end - part.start:.1f} seconds"))
+    else:
+      answers.append(Decoded(part.frames))
+  return answers
+
+
 def worker(
   storage: dict[str, Any], is_image: bool
-) -> Callable[[tuple[str, bytes | None]], Decoded | Skipped]:
-  """Returns what a process of `workers` does with a path and, if known, the file's content.
+) -> Callable[[tuple[str, bytes | None, Sequence | None]], Decoded | Skipped | list]:
+  """Returns what a process of `workers` does with a path, its content if known, and spans if any.
 
   Args:
     storage: fields of `Storage`.
@@ -410,11 +471,12 @@ def worker(
   stored = Storage(**storage)
 
   def decode(request):
-    path, content = request
+    path, content, spans = request
+    file = path if content is None else io.BytesIO(content)
     try:
-      return Decoded(
-        frames_of(path if content is None else io.BytesIO(content), stored, is_image=is_image)
-      )
+      if spans:
+        return parts_of(file, stored, [tuple(span) for span in spans])
+      return Decoded(frames_of(file, stored, is_image=is_image))
     except UserError as error:
       return Skipped(" ".join(str(error).split()))
     except MemoryError:

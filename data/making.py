@@ -1,5 +1,6 @@
 """Shards made of clips: every frame decoded, and written."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -14,6 +15,8 @@ from data.decode import Storage
 from data.sources.listing import Clip
 from data.workers import Decoded, Skipped
 
+# Parts of a video that a process keeps before it answers.
+MAX_PARTS, MAX_SECONDS = 64, 300.0
 Plan = Mapping[shards.Key, Sequence[Clip]]
 # Called with every clip that is done, and why it is left out, None where it is not.
 Told = Callable[[Clip, str | None], None]
@@ -64,15 +67,48 @@ def decoded(job: Job, clips: Iterable[Clip], num_workers: int) -> Iterator[Decod
     num_workers: processes that decode.
   """
 
-  def request(clip: Clip) -> tuple[str, bytes | None] | Skipped:
+  def request(run: Sequence[Clip]) -> Sequence[Any] | Skipped:
+    spans = [clip.span for clip in run] if run[0].span else None
     try:
-      return os.path.abspath(clip.path), None if clip.load is None else clip.load()
+      return os.path.abspath(run[0].file), run[0].load() if run[0].load else None, spans
     except OSError as error:
       return decode.unreadable(error)
 
   fields = {"storage": dataclasses.asdict(job.storage), "is_image": job.images}
-  requests = (functools.partial(request, clip) for clip in clips)
-  return workers.run("data.decode:worker", fields, requests, num_workers)
+  counts = collections.deque()
+
+  def requests() -> Iterator[Callable[[], Any]]:
+    for run in _runs(clips):
+      counts.append(len(run))
+      yield functools.partial(request, run)
+
+  with contextlib.closing(
+    workers.run("data.decode:worker", fields, requests(), num_workers)
+  ) as answers:
+    for answer in answers:
+      count = counts.popleft()
+      yield from answer if isinstance(answer, list) else itertools.repeat(answer, count)
+
+
+def _runs(clips: Iterable[Clip]) -> Iterator[list[Clip]]:
+  """Yields clips that one process decodes in one go: neighbouring parts of a video, or one clip."""
+  run: list[Clip] = []
+  for clip in clips:
+    joins = (
+      run
+      and clip.span
+      and run[-1].span
+      and clip.file == run[-1].file
+      and clip.span[0] >= run[-1].span[0]
+      and len(run) < MAX_PARTS
+      and sum(end - start for start, end in (c.span for c in [*run, clip])) <= MAX_SECONDS
+    )
+    if run and not joins:
+      yield run
+      run = []
+    run.append(clip)
+  if run:
+    yield run
 
 
 def write(
@@ -99,7 +135,7 @@ def write(
   def examples() -> Iterator[dict[str, Any]]:
     for clip, answer in zip(clips, itertools.islice(answers, len(clips)), strict=True):
       if isinstance(answer, Skipped):
-        state = None if answer.retry else shards.file_state(clip.path)
+        state = None if answer.retry else shards.file_state(clip.file)
         skipped.append(shards.SkippedClip(clip.path, answer.reason, state))
         told(clip, answer.reason)
         continue

@@ -42,8 +42,8 @@ DATASETS = {
   "hmdb51": lambda args: hmdb51.listing(args.source, args.split),
   "cars196": lambda args: tfds_images.listing(args.source, "cars196"),
   "stanford_dogs": lambda args: tfds_images.listing(args.source, "stanford_dogs"),
-  "videos": lambda args: folders.videos(args.source),
-  "images": lambda args: folders.images(args.source),
+  "videos": lambda args: folders.videos(args.source, args.group_pattern),
+  "images": lambda args: folders.images(args.source, args.group_pattern),
 }
 
 
@@ -189,13 +189,13 @@ def _check_present(listing: Listing, total: int, max_unreadable: float) -> None:
   clips = [clip for split in listing.splits.values() for clip in split if clip.load is None]
   # One listing a folder: 220,000 single look-ups take minutes on a network's file system.
   present = {}
-  for folder in {os.path.dirname(clip.path) for clip in clips}:
+  for folder in {os.path.dirname(clip.file) for clip in clips}:
     try:
       present[folder] = set(os.listdir(folder or "."))
     except OSError:
       present[folder] = set()
   missing = [
-    clip for clip in clips if os.path.basename(clip.path) not in present[os.path.dirname(clip.path)]
+    clip for clip in clips if os.path.basename(clip.file) not in present[os.path.dirname(clip.file)]
   ]
   if len(missing) > max_unreadable * total:
     raise UserError(
@@ -248,6 +248,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   add("--source", required=True, type=pathlib.Path, help="the data set's folder, or a CSV file")
   add("--out", required=True, type=pathlib.Path, help="folder for the prepared data set")
   add("--split", type=int, default=1, help="official split of ucf101 and hmdb51 (default: 1)")
+  add(
+    "--group_pattern",
+    default="",
+    help="of folders of videos or images: regular expression; clips in whose paths it finds the"
+    " same belong together, as those of a person, and are on one side of a split",
+  )
   add("--modality", choices=decode.MODALITIES, default="rgb")
   add("--flow_algorithm", choices=flow.ALGORITHMS, default="tvl1", help="'dis' is far faster")
   add("--short_edge", type=int, default=240, help="pixels of the stored frames (default: 240)")

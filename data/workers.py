@@ -63,8 +63,8 @@ def run(
     num_workers: processes, at least 1.
 
   Yields:
-    The answers: `Decoded`, `Skipped`, or JSON's types; a `Skipped` where a process ended twice over
-    a request.
+    The answers: `Decoded`, `Skipped`, a list of them, or JSON's types; a `Skipped` where a process
+    ended twice over a request.
   """
   workers = [_Worker(function, fields) for _ in range(num_workers)]
   idle = queue.SimpleQueue()
@@ -207,7 +207,21 @@ def _exactly(pipe, count, limit):
 
 
 # What a process answers, by the word it is sent under.
-KINDS = {"decoded": Decoded, "skipped": Skipped, "value": lambda value: value}
+KINDS = {
+  "decoded": Decoded,
+  "skipped": Skipped,
+  "several": lambda *answers: [KINDS[kind](*fields) for kind, fields in answers],
+  "value": lambda value: value,
+}
+
+
+def _message(result: Any) -> list[Any]:
+  """Returns an answer as it is sent: its kind and its fields."""
+  if isinstance(result, (Decoded, Skipped)):
+    return [type(result).__name__.lower(), list(result)]
+  if isinstance(result, list) and all(isinstance(part, (Decoded, Skipped)) for part in result):
+    return ["several", [_message(part) for part in result]]
+  return ["value", [result]]
 
 
 class _Patience:
@@ -260,11 +274,8 @@ def serve(function: str, fields: Mapping[str, Any]) -> None:
     _Patience.since = time.process_time()
     result = answer(request)
     _Patience.since = None
-    kind, content = "value", [result]
-    if isinstance(result, (Decoded, Skipped)):
-      kind, content = type(result).__name__.lower(), list(result)
     try:
-      send(answers, [kind, content])
+      send(answers, _message(result))
     except BrokenPipeError:  # who asked is gone
       os._exit(1)
 

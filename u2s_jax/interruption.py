@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 from jax.experimental import multihost_utils
@@ -64,9 +64,21 @@ def handled() -> Iterator[None]:
   wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
   watcher = threading.Thread(target=_watch, args=(reader,), daemon=True)
   watcher.start()
+  unraisable, main_thread = sys.unraisablehook, threading.get_ident()
+
+  def raise_again(args: Any) -> None:
+    if isinstance(args.exc_value, Interrupted):  # a callback of the garbage collector's took it
+      ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(main_thread), ctypes.py_object(Interrupted)
+      )
+    else:
+      unraisable(args)
+
+  sys.unraisablehook = raise_again
   try:
     yield
   finally:
+    sys.unraisablehook = unraisable
     for number, handler in handlers.items():
       signal.signal(number, handler)
     signal.set_wakeup_fd(wakeup)

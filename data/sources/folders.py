@@ -4,9 +4,11 @@
   <source>/{train,val,test}/<class>/.../<file>; `valid` and `validation` stand for `val` too
   <source>.csv: the header `path,label,split`, then a row for each clip. `label` is the class's
   name, empty where it is not known (`test` only); `split` is train, val or test. Paths are absolute
-  or start at the CSV file's folder. The columns may come in any order.
+  or start at the CSV file's folder. `start,end` make a clip of a part of a video: seconds, or
+  hh:mm:ss.mmm. `group` says what belongs together (a person, a camera), and is on one side of a
+  split; without it the parts of a video do. The columns may come in any order; others are ignored.
 
-Without splits, every 5th clip of each class goes to validation.
+Without splits, every 5th clip of each class goes to validation, of groups every 5th or so.
 """
 
 import collections
@@ -16,6 +18,8 @@ import glob
 import io
 import os
 import pathlib
+import re
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -26,6 +30,7 @@ VIDEO_EXTENSIONS = tuple(
   ".mp4 .webm .avi .mkv .mov .m4v .mpg .mpeg .wmv .flv .3gp .ts .gif .ogv".split()
 )
 IMAGE_EXTENSIONS = tuple(".jpg .jpeg .png .bmp .webp .gif .tif .tiff .ppm .pgm".split())
+TIME = re.compile(r"\d+(\.\d*)?|\.\d+")
 SPLIT_NAMES = {
   "train": "train",
   "val": "validation",
@@ -70,6 +75,8 @@ class _Entry:
     path: of its file.
     name: of its class, empty where it is not known.
     split: None where the source says nothing of splits.
+    span: start and end of a part, seconds; None for the whole.
+    group: of clips that are not to be in two splits; empty: it is alone.
   """
 
   where: str
@@ -77,13 +84,17 @@ class _Entry:
   path: str
   name: str
   split: str | None
+  span: tuple[float, float] | None = None
+  group: str = ""
 
 
-def videos(source: pathlib.Path) -> Listing:
+def videos(source: pathlib.Path, group_pattern: str = "") -> Listing:
   """Lists a user's videos.
 
   Args:
     source: folder or CSV file, see the module's docstring.
+    group_pattern: regular expression, looked for in the ids of a folder's clips: those where it
+      finds the same (its first group, if it has one) belong together. Empty: each is alone.
 
   Returns:
     The clips; `validation` is the test split where there is a test split only. Ids are paths inside
@@ -94,17 +105,25 @@ def videos(source: pathlib.Path) -> Listing:
     FileNotFoundError: `source` is missing; one line.
     UserError: `source` is not valid; one line, names the file or the folder.
   """
-  return _listing(source, "videos", VIDEO_EXTENSIONS)
+  return _listing(source, "videos", VIDEO_EXTENSIONS, group_pattern)
 
 
-def images(source: pathlib.Path) -> Listing:
+def images(source: pathlib.Path, group_pattern: str = "") -> Listing:
   """Lists a user's images; all else as `videos`."""
-  return dataclasses.replace(_listing(source, "images", IMAGE_EXTENSIONS), images=True)
+  listing = _listing(source, "images", IMAGE_EXTENSIONS, group_pattern)
+  return dataclasses.replace(listing, images=True)
 
 
-def _listing(source: pathlib.Path, kind: str, extensions: Sequence[str]) -> Listing:
+def _listing(
+  source: pathlib.Path, kind: str, extensions: Sequence[str], group_pattern: str
+) -> Listing:
+  if group_pattern and source.is_file():
+    raise UserError(f"--group_pattern: is for folders; give {source} a column `group`")
   if source.is_dir():
     entries, notes = _from_folder(source, kind, extensions)
+    entries = [
+      dataclasses.replace(entry, group=_group(entry.id, group_pattern)) for entry in entries
+    ]
   elif source.is_file() and source.suffix.lower() == ".csv":
     entries, notes = _from_csv(source), []
   elif source.exists():
@@ -113,8 +132,10 @@ def _listing(source: pathlib.Path, kind: str, extensions: Sequence[str]) -> List
     raise FileNotFoundError(f"{source}: there is no such folder or .csv file")
 
   if any(entry.split is None for entry in entries):
-    entries, note = _every_fifth(entries)
+    grouped = any(entry.group for entry in entries)
+    entries, note = (_by_groups if grouped else _every_fifth)(entries)
     notes.append(note)
+  _check_groups(entries)
   by_split = collections.Counter(entry.split for entry in entries)
   if by_split["test"] and not by_split["validation"]:
     entries = [
@@ -137,7 +158,8 @@ def _listing(source: pathlib.Path, kind: str, extensions: Sequence[str]) -> List
       raise UserError(
         f"{entry.where}: the class {entry.name!r} has no training clip: add some, or take it out"
       )
-    splits[entry.split].append(Clip(entry.id, index.get(entry.name, -1), entry.path))
+    label = index.get(entry.name, -1)
+    splits[entry.split].append(Clip(entry.id, label, entry.path, span=entry.span))
   splits = {split: clips for split, clips in splits.items() if clips}
   result = Listing(names=names, splits=splits, notes=notes)
   check(result, str(source))
@@ -161,6 +183,54 @@ def _every_fifth(entries: Sequence[_Entry]) -> tuple[list[_Entry], str]:
     "there are no splits: of each class every 5th clip, or the last of fewer than 5, went to "
     f"validation, {len(held_out)} of {len(entries)} in all"
   )
+
+
+def _by_groups(entries: Sequence[_Entry]) -> tuple[list[_Entry], str]:
+  """Splits clips of groups, about a fifth of each class to validation; returns what was done."""
+  from sklearn.model_selection import StratifiedGroupKFold
+
+  groups = [entry.group or f"\n{entry.id}" for entry in entries]
+  count = len(set(groups))
+  if count < 2:
+    raise UserError(
+      f"{entries[0].where}: all clips are of one group ({entries[0].group}), and a network would be"
+      " tested on what it learned: add others, or a column `split` or `group`"
+    )
+  names = [entry.name for entry in entries]
+  most = max(collections.Counter(names).values())
+  folds = StratifiedGroupKFold(max(2, min(5, count, most)), shuffle=True, random_state=0)
+  with warnings.catch_warnings(action="ignore", category=UserWarning):  # of small classes
+    train, held_out = next(folds.split(names, names, groups))
+  held_out = set(held_out)
+  split = [
+    dataclasses.replace(entry, split="validation" if i in held_out else "train")
+    for i, entry in enumerate(entries)
+  ]
+  return split, (
+    f"there are no splits: about a fifth of each class went to validation, {len(held_out)} of"
+    f" {len(entries)} clips, and of {count} groups none is in both"
+  )
+
+
+def _group(clip_id: str, pattern: str) -> str:
+  """Returns what a pattern finds in an id, empty for no pattern or where it finds nothing."""
+  try:
+    found = re.search(pattern, clip_id) if pattern else None
+  except re.error as error:
+    raise UserError(f"--group_pattern: {pattern!r} is no regular expression ({error})") from error
+  return "" if found is None else found[1 if found.re.groups else 0] or ""
+
+
+def _check_groups(entries: Sequence[_Entry]) -> None:
+  """Raises UserError where a group is in two splits."""
+  first = {}
+  for entry in entries:
+    other = first.setdefault(entry.group, entry) if entry.group else entry
+    if other.split != entry.split:
+      raise UserError(
+        f"{entry.where}: {entry.id} is in {entry.split}, and {other.id} of the same group"
+        f" ({entry.group}) in {other.split}: a network would be tested on what it learned"
+      )
 
 
 def _from_folder(
@@ -281,9 +351,13 @@ def _from_csv(path: pathlib.Path) -> list[_Entry]:
           "into double quotes"
         )
       fields = dict(zip(header, row, strict=True))
-      clip_id = fields["path"]
-      if not clip_id:
+      if not fields["path"]:
         raise UserError(f"{where}: there is no path")
+      span = _span(fields, where)
+      part = f"#{_seconds(span[0])}-{_seconds(span[1])}" if span else ""
+      clip_id, group = fields["path"] + part, fields.get("group", "")
+      if span and "group" not in header:
+        group = fields["path"]
       if clip_id in lines:
         raise UserError(f"{where}: {clip_id} is in line {lines[clip_id]} already: delete one")
       lines[clip_id] = reader.line_num
@@ -291,9 +365,38 @@ def _from_csv(path: pathlib.Path) -> list[_Entry]:
       if split is not None and split.lower() not in SPLIT_NAMES:
         raise UserError(f"{where}: the split {split!r} is none of train, val and test")
       split = split and SPLIT_NAMES[split.lower()]
-      entries.append(_Entry(where, clip_id, str(path.parent / clip_id), fields["label"], split))
+      file = str(path.parent / fields["path"])
+      entries.append(_Entry(where, clip_id, file + part, fields["label"], split, span, group))
   except csv.Error as error:
     raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from error
   if not entries:
     raise UserError(f"{path}: there are no rows below the header path,label,split")
-  return entries
+  # A video's parts one after the other, so that it is decoded once.
+  order = {}
+  for entry in entries:
+    order.setdefault(_file(entry), len(order))
+  return sorted(entries, key=lambda entry: (order[_file(entry)], entry.span or (0, 0)))
+
+
+def _file(entry: _Entry) -> str:
+  return entry.path if entry.span is None else entry.path.rpartition("#")[0]
+
+
+def _seconds(time: float) -> str:
+  return f"{time:.3f}".rstrip("0").rstrip(".")
+
+
+def _span(fields: dict[str, str], where: str) -> tuple[float, float] | None:
+  """Returns start and end of a row's part in seconds, None where it names none."""
+  texts = fields.get("start", ""), fields.get("end", "")
+  if not any(texts):
+    return None
+  times = []
+  for column, text in zip(("start", "end"), texts, strict=True):
+    parts = text.split(":")
+    if not (text and len(parts) <= 3 and all(TIME.fullmatch(part) for part in parts)):
+      raise UserError(f"{where}: {column} {text!r} is no time in seconds or hh:mm:ss.mmm")
+    times.append(sum(float(part) * 60**k for k, part in enumerate(reversed(parts))))
+  if times[0] >= times[1]:
+    raise UserError(f"{where}: the part ends at {texts[1]}, not behind its start at {texts[0]}")
+  return times[0], times[1]

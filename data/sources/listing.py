@@ -17,19 +17,27 @@ MAX_ID_BYTES = 256  # scores are gathered from all hosts with ids of this size
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-  """A video or an image.
+  """A video, a part of one, or an image.
 
   Attributes:
     id: unique in its data set, the same for RGB and flow, and for every machine.
     label: index of its class, -1 where it is not known.
-    path: of its file; where it is in no file of its own, words that say where it is.
+    path: of its file, of a part with `#<start>-<end>` behind it; where it is in no file of its own,
+      words that say where it is. Unique too.
     load: returns the file's content where it is in no file of its own.
+    span: start and end of a part, seconds since the video's first frame; None for the whole.
   """
 
   id: str
   label: int
   path: str
   load: Callable[[], bytes] | None = None
+  span: tuple[float, float] | None = None
+
+  @property
+  def file(self) -> str:
+    """Returns the path of its file."""
+    return self.path if self.span is None else self.path.rpartition("#")[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,22 +110,25 @@ def check(listing: Listing, source: str) -> None:
 def _check_files(listing: Listing, source: str) -> None:
   """Raises UserError where a file is in two splits, maybe under two spellings or by a link."""
   folders, seen = {}, {}
-  for split, clips in listing.splits.items():
-    for clip in clips:
-      if clip.load is not None:
-        continue
-      folder, name = os.path.split(clip.path)
-      if folder not in folders:
-        folders[folder] = os.path.realpath(folder), _links(folder)
-      real, links = folders[folder]
-      path = os.path.realpath(clip.path) if name in links else os.path.join(real, name)
-      other_split, other = seen.setdefault(path, (split, clip.path))
-      if other_split != split:
-        same = "it" if other == clip.path else other
-        raise UserError(
-          f"{source}: {clip.path} is in {split}, and {same} in {other_split}, one file: a network"
-          " would be tested on what it learned"
-        )
+  clips = [(split, clip) for split, clips in listing.splits.items() for clip in clips]
+  # Parts of a video are compared with whole ones alone: among them their groups decide.
+  for split, clip in sorted(clips, key=lambda item: item[1].span is not None):
+    if clip.load is not None:
+      continue
+    folder, name = os.path.split(clip.file)
+    if folder not in folders:
+      folders[folder] = os.path.realpath(folder), _links(folder)
+    real, links = folders[folder]
+    path = os.path.realpath(clip.file) if name in links else os.path.join(real, name)
+    other_split, other = seen.get(path, (split, clip.file))
+    if clip.span is None:
+      seen.setdefault(path, (split, clip.file))
+    if other_split != split:
+      same = "it" if other == clip.file else other
+      raise UserError(
+        f"{source}: {clip.file} is in {split}, and {same} in {other_split}, one file: a network"
+        " would be tested on what it learned"
+      )
 
 
 def _links(folder: str) -> set[str]:

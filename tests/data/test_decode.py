@@ -345,6 +345,73 @@ def test_flow_is_grey_pairs(tmp_path, write_video):
   )
 
 
+@pytest.fixture(scope="module")
+def moving(tmp_path_factory, write_video):
+  """A video of 30 s with a key frame only now and then, and its frames as stored."""
+  path = tmp_path_factory.mktemp("moving") / "a.webm"
+  noise = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+  write_video(path, [np.roll(noise, k, axis=1) for k in range(360)])
+  storage = Storage("rgb", 32, 100)
+  return str(path), storage, decode.whole(str(path), storage)
+
+
+def test_parts_are_the_frames_between_two_times(moving):
+  path, storage, frames = moving
+  # Twelve frames a second; sorted by the start, they overlap and one holds another.
+  spans = [
+    (0.0, 1.0),
+    (0.5, 3.0),
+    (0.5, 0.75),
+    (2.0, 2.5),
+    (29.0, 30.0),
+    (29.5, 99.0),
+    (40.0, 41.0),
+  ]
+  found = decode.parts_of(path, storage, spans)
+  for (start, end), part in zip(spans[:5], found, strict=False):
+    assert part.frames == frames[round(12 * start) : round(12 * end)]
+  assert "ends there after 0.4 seconds" in found[5].reason
+  assert found[6].reason == "the video has no frames there"
+
+
+def test_a_part_far_on_is_found_without_decoding_what_is_in_front_of_it(moving, monkeypatch):
+  path, storage, frames = moving
+  decoded = []
+  monkeypatch.setattr(decode.workers, "progress", lambda: decoded.append(1))
+  (part,) = decode.parts_of(path, storage, [(25.0, 26.0)])
+  assert part.frames == frames[300:312] and len(decoded) < 200
+  monkeypatch.setattr(decode, "SEEK_FROM", 1e9)
+  decoded.clear()
+  assert decode.parts_of(path, storage, [(25.0, 26.0)])[0].frames == part.frames
+  assert len(decoded) > 300
+
+
+def test_times_count_not_frames(tmp_path, write_video):
+  """Frames at irregular times, as cameras and telephones write them."""
+  times = [0, 1, 2, 6, 7, 12, 13, 14, 18, 24]  # twelfths of a second
+  path = str(write_video(tmp_path / "a.webm", 10, times=times))
+  storage = Storage("rgb", 32, 100)
+  frames = decode.whole(path, storage)
+  early, late = decode.parts_of(path, storage, [(0.0, 0.5), (0.5, 1.5)])
+  assert early.frames == frames[:3] and late.frames == frames[3:8]
+
+
+def test_parts_of_a_video_cut_short_are_those_in_front_of_the_damage(moving, tmp_path):
+  path, storage, frames = moving
+  half = tmp_path / "half.webm"
+  half.write_bytes(pathlib.Path(path).read_bytes()[: os.path.getsize(path) // 2])
+  first, last = decode.parts_of(str(half), storage, [(0.0, 1.0), (28.0, 29.0)])
+  assert first.frames == frames[:12] and last.reason
+
+
+def test_flow_of_a_part_is_of_its_own_pairs(moving):
+  path = moving[0]
+  storage = Storage("flow", 32, 95, "dis")
+  whole = decode.whole(path, storage)
+  (part,) = decode.parts_of(path, storage, [(1.0, 2.0)])
+  assert part.frames == whole[2 * 12 : 2 * 23]  # 12 frames are 11 pairs
+
+
 def test_decoding_imports_neither_tensorflow_nor_jax():
   root = pathlib.Path(decode.__file__).parents[1]
   code = 'import sys, data.decode, data.flow; assert not {"tensorflow", "jax"} & set(sys.modules)'

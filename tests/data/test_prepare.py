@@ -110,6 +110,41 @@ def test_what_is_stored(source):
   assert _skipped(source.parent / "out") == [["path", "reason"]]
 
 
+def test_parts_of_a_video_are_what_files_cut_there_would_be(tmp_path, write_video, monkeypatch):
+  frames = [np.full((32, 48, 3), 5 * k, np.uint8) for k in range(48)]
+
+  def write(name, first, last):
+    options = {"codec": "ffv1", "pixel_format": "bgr0"}
+    return write_video(tmp_path / name, frames[first:last], **options)
+
+  write("day.mkv", 0, 48)
+  write("night.mkv", 0, 48)
+  spans = [(24, 36), (0, 12), (6, 30), (36, 48)]  # in frames, a twelfth of a second each
+  rows, cut = [], []
+  for k, (first, last) in enumerate(spans):
+    for video, split in (("day", "train"), ("night", "val")):
+      rows.append(f"{video}.mkv,{first / 12:.3f},{last / 12:.3f},{'xy'[k % 2]},{split}")
+      cut.append(f"{write(f'{video}_{first}_{last}.mkv', first, last).name},{'xy'[k % 2]},{split}")
+  source = tmp_path / "parts.csv"
+  source.write_text("\n".join(["path,start,end,label,split", *rows]))
+  (tmp_path / "cut.csv").write_text("\n".join(["path,label,split", *cut]))
+  monkeypatch.setattr(making, "MAX_PARTS", 3)  # more than one go for a video
+  arguments = ["--dataset=videos", "--workers=1", "--short_edge=32"]
+  stored = {}
+  for name in ("parts", "cut"):
+    prepare.main([*arguments, f"--source={tmp_path}/{name}.csv", f"--out={tmp_path}/{name}"])
+    for split in ("train", "validation"):
+      for record in store.open_dataset(tmp_path / name).split(split).records:
+        clip_id, label, jpegs = store.parse(record)
+        stored[name, clip_id.decode()] = label, list(jpegs)
+  for first, last in spans:
+    for video in ("day", "night"):
+      times = "-".join(f"{t / 12:.3f}".rstrip("0").rstrip(".") for t in (first, last))
+      part = stored["parts", f"{video}.mkv#{times}"]
+      assert part == stored["cut", f"{video}_{first}_{last}.mkv"]
+      assert len(part[1]) == last - first
+
+
 def test_flow_counts_pairs(tmp_path, write_video):
   for split, frames in (("train", 3), ("val", 6)):
     (tmp_path / "source" / split / "moving").mkdir(parents=True)

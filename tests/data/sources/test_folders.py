@@ -185,6 +185,59 @@ def test_csv_with_a_test_split_only(tmp_path):
   _fails(_csv(tmp_path, "path,label,split\na,x,train\nb,,test\n"), "list.csv, line 3", "no label")
 
 
+def test_parts_of_videos(tmp_path):
+  text = (
+    "path,start,end,label,score\n"
+    "b.mp4,00:01:02.5,1:03,x,0.9\n"
+    "a.mp4,2,2.5,y,0.9\n"
+    "b.mp4,0,1.25,y,0.9\n"
+    "c.mp4,,,x,0.9\n"
+    "d.mp4,3.0,4,x,0.9\n"
+  )
+  found = folders.videos(_csv(tmp_path, text))
+  clips = {clip.id: clip for clips in found.splits.values() for clip in clips}
+  # One video's parts are neighbours, in the order of their starts.
+  assert {*clips} == {"b.mp4#0-1.25", "b.mp4#62.5-63", "a.mp4#2-2.5", "c.mp4", "d.mp4#3-4"}
+  assert clips["b.mp4#62.5-63"].span == (62.5, 63) and clips["c.mp4"].span is None
+  assert clips["b.mp4#62.5-63"].file == clips["b.mp4#0-1.25"].file == str(tmp_path / "b.mp4")
+  assert clips["b.mp4#0-1.25"].path == f"{tmp_path}/b.mp4#0-1.25"
+  for ids in (_ids(found, "train"), _ids(found, "validation")):
+    assert len([name for name in ids if name.startswith("b.mp4")]) in (0, 2)
+  assert "4 groups none is in both" in found.notes[0]
+
+
+def test_no_group_is_on_both_sides_of_a_split(tmp_path):
+  rows = [f"{label}{k}.mp4,{label},p{k % 6}" for k in range(12) for label in "xy"]
+  found = folders.videos(_csv(tmp_path, "\n".join(["path,label,group", *rows])))
+  persons = [{int(name[1:-4]) % 6 for name in _ids(found, split)} for split in found.splits]
+  assert not persons[0] & persons[1] and len(persons[0] | persons[1]) == 6
+  labels = [*_labels(found, "validation").values()]
+  assert labels.count("x") == labels.count("y") in (2, 4)
+  _fails(_csv(tmp_path, "path,label,group\na,x,p\nb,x,p\n"), "one group (p)")
+  both = "path,label,split,group\na,x,train,p\nb,x,val,p\n"
+  _fails(_csv(tmp_path, both), "line 3", "a of the same group (p) in train")
+  parts = "path,start,end,label,split\na,0,1,x,train\na,2,3,x,val\n"
+  _fails(_csv(tmp_path, parts), "line 3", "same group (a)")
+  apart = "path,start,end,label,split,group\na,0,1,x,train,1\na,2,3,x,val,2\n"
+  assert _ids(folders.videos(_csv(tmp_path, apart)), "validation") == ["a#2-3"]
+  whole = "path,start,end,label,split\na,0,1,x,train\na,,,x,val\n"
+  _fails(_csv(tmp_path, whole), "one file")
+
+
+def test_a_pattern_finds_the_groups_of_a_folder(tmp_path):
+  for label in "xy":
+    for person in range(5):
+      for k in range(2):
+        path = tmp_path / label / f"person{person}_{k}.mp4"
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+  found = folders.videos(tmp_path, r"person(\d)")
+  persons = [{name[8] for name in _ids(found, split)} for split in found.splits]
+  assert not persons[0] & persons[1] and len(persons[1]) == 1
+  with pytest.raises(UserError, match="no regular expression"):
+    folders.videos(tmp_path, "(")
+
+
 @pytest.mark.parametrize(
   "text, parts",
   [
@@ -198,6 +251,10 @@ def test_csv_with_a_test_split_only(tmp_path):
     ("path,label,split\na,x,dev\n", ["line 2", "'dev'"]),
     ("path,label,split\na,x,\n", ["line 2", "''"]),
     ("path,label,split\n,x,train\n", ["line 2", "no path"]),
+    ("path,label,start,end\na,x,1,\n", ["line 2", "end ''", "no time"]),
+    ("path,label,start,end\na,x,1:2:3:4,5\n", ["line 2", "start '1:2:3:4'"]),
+    ("path,label,start,end\na,x,-1,5\n", ["line 2", "start '-1'"]),
+    ("path,label,start,end\na,x,2,2\n", ["line 2", "not behind its start"]),
     ("path,label,split\na,x,train\n\nb,,val\n", ["line 4", "no label"]),
     ("path,label,split\na,,train\nb,x,val\n", ["line 2", "no label"]),
     ("path,label\na,x\nb,\n", ["line 3", "no label"]),
