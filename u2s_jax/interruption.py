@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 from u2s_jax.errors import INTERRUPTED
 
 GRACE = 15.0  # seconds
+AGAIN = 0.05  # seconds until an exception that got lost is raised again
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -66,11 +67,14 @@ def handled() -> Iterator[None]:
   watcher.start()
   unraisable, main_thread = sys.unraisablehook, threading.get_ident()
 
+  def interrupt() -> None:
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+      ctypes.c_ulong(main_thread), ctypes.py_object(Interrupted)
+    )
+
   def raise_again(args: Any) -> None:
     if isinstance(args.exc_value, Interrupted):  # a callback of the garbage collector's took it
-      ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(main_thread), ctypes.py_object(Interrupted)
-      )
+      threading.Timer(AGAIN, interrupt).start()  # it may not hit this function
     else:
       unraisable(args)
 
