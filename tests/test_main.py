@@ -707,8 +707,13 @@ def folder_of_videos(tmp_path_factory, write_video):
   return folder
 
 
-def test_a_folder_of_videos_in_both_streams(folder_of_videos, tmp_path, capsys, monkeypatch):
-  """Prepare, train, evaluate; the flow starts from the RGB run. One-pass, which compiles fast."""
+def test_a_folder_of_videos_in_both_streams(
+  folder_of_videos, tmp_path, capsys, monkeypatch, write_video
+):
+  """Prepare, train, evaluate; the flow starts from the RGB run. One-pass, which compiles fast.
+
+  Then predict, correct, prepare and train again.
+  """
   small = (
     "--config=configs/custom.py",
     "--config.control=True",
@@ -743,3 +748,37 @@ def test_a_folder_of_videos_in_both_streams(folder_of_videos, tmp_path, capsys, 
     assert sorted(scores["ids"]) == sorted(
       f"{name}/{k}.webm" for name in ("moving down", "moving right") for k in (4, 9)
     )
+  again = predicted_then_corrected(tmp_path, write_video, monkeypatch)
+  prepare.main(
+    ["--dataset=videos", "--short_edge=36", f"--source={again}", f"--out={tmp_path}/new"]
+  )
+  assert "4 groups none is in both" in capsys.readouterr().out
+  arguments = (*small, f"--config.data.dir={tmp_path}/new", f"--workdir={tmp_path}/new_run")
+  printed, status = call(*arguments, monkeypatch=monkeypatch)
+  assert status == 0 and "moving right" in printed
+
+
+def predicted_then_corrected(folder, write_video, monkeypatch):
+  """Scores four long videos, and returns the answer's CSV file with its labels corrected."""
+  for k in range(4):
+    frames = np.full((48, 36, 44, 3), 40, np.uint8)
+    for t, frame in enumerate(frames):  # 2 s to the right and 2 s down
+      y, x = (k, t) if t < 24 else (t - 24, k)
+      frame[y : y + 9, x : x + 9] = 220
+    write_video(folder / f"long_{k}.webm", list(frames))
+  arguments = (f"--video={folder}/long_*.webm", "--window=0.5", "--stride=0.25", "--csv")
+  printed, status = call_mode("predict", folder / "rgb_run", *arguments, monkeypatch=monkeypatch)
+  assert status == 0
+  rows = list(csv.DictReader(io.StringIO(printed)))
+  assert {pathlib.Path(row["path"]).name for row in rows} == {f"long_{k}.webm" for k in range(4)}
+  corrected = []
+  for path in sorted({row["path"] for row in rows}):
+    parts = [row for row in rows if row["path"] == path]
+    assert float(parts[0]["start"]) == 0 and 3.8 < float(parts[-1]["end"]) <= 4
+    for name, start, end in (("moving right", 0, 2), ("moving down", 2, 4)):
+      corrected.append(parts[0] | {"start": start, "end": end, "label": name})
+  with open(folder / "corrected.csv", "w", newline="") as file:
+    writer = csv.DictWriter(file, rows[0])
+    writer.writeheader()
+    writer.writerows(corrected)
+  return folder / "corrected.csv"
