@@ -106,7 +106,7 @@ def build(row: Row) -> tuple[Callable, tuple, jax.sharding.Mesh]:
   replicated, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
   size = (config.data.num_frames, *[config.data.crop_size] * 2, settings.input_channels(config))
   network = settings.build_network(config, row.classes)
-  tx = state_lib.sgd(config.optimizer.momentum, config.optimizer.weight_decay)
+  tx = state_lib.sgd(**config.optimizer)
 
   def array(shape, dtype, sharding=split):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
@@ -132,6 +132,8 @@ def build(row: Row) -> tuple[Callable, tuple, jax.sharding.Mesh]:
       stages[-1],
       tx,
       regularizer_weight=config.regularizer_weight,
+      label_smoothing=config.label_smoothing,
+      seed=config.seed,
       accumulate_steps=config.accumulate_steps,
     )
     rate = array((), jnp.float32, replicated)

@@ -61,6 +61,9 @@ def get_config() -> ml_collections.ConfigDict:
   # End the gradients of L_C and L_M in front of trunk and UN (paper: no): these then bear the
   # learning rates of the one-pass model, which are higher (docs/evidence.md).
   config.model.detached = False
+  # Share of the channels that training drops in front of each network's classifier, [0, 1) (paper:
+  # no; TSN's and TSM's authors: 0.5).
+  config.model.dropout = 0.0
   config.model.non_local_width = 96  # channels of the non-local embeddings (Table III e)
   # Where the CSN starts: 'pretrained' (paper), the weights that stage 1 started from: init_from's
   # or, where stage 1 is another run's, that run's; without any, as 'universal', a copy of the UN;
@@ -79,16 +82,24 @@ def get_config() -> ml_collections.ConfigDict:
   config.optimizer = ml_collections.ConfigDict()
   config.optimizer.momentum = 0.9  # of SGD, in [0, 1) (paper: 0.9)
   config.optimizer.weight_decay = 1e-4  # added to the gradient (paper: 1e-4)
+  # Largest norm of the gradient over all that is trained; a larger one is scaled down to it. 0: off
+  # (paper; TSM's authors: 20).
+  config.optimizer.clip_norm = 0.0
+  # Share of the label that goes to all classes alike, [0, 1) (paper: 0).
+  config.label_smoothing = 0.0
 
   # Stage 1, 2, 3.
   config.universal = ml_collections.ConfigDict()
   config.universal.learning_rate = 1e-3  # at the stage's start (paper: 1e-3)
   config.universal.epochs = 15.0  # the paper names the decays only; 0 takes init_from as it is
   # 'epochs' divides the learning rate by 10 after each of decay_epochs, 'plateau' when the
-  # validation error has not fallen for `patience` epochs (paper: either).
+  # validation error has not fallen for `patience` epochs (paper: either); 'cosine' lets it fall to
+  # 0 at the stage's end along half a cosine.
   config.universal.decay = "epochs"
   config.universal.decay_epochs = (7.0, 12.0)  # paper: 7 and 12
   config.universal.patience = 2  # epochs
+  # Epochs in which the learning rate first rises from 0, as large batches want it (paper: 0).
+  config.universal.warmup_epochs = 0.0
   config.specific = ml_collections.ConfigDict(config.universal.to_dict())  # paper: as stage 1
   config.joint = ml_collections.ConfigDict(config.universal.to_dict())
   config.joint.learning_rate = 1e-4  # paper: 1e-4

@@ -35,6 +35,7 @@ PARAMETERS = {
   "sthv2_flow": (63_724_718, 126_341_468),
   "sthv2_tsm": (23_864_558, 46_640_540),
   "sthv2_tsm:16f": (23_864_558, 46_640_540),
+  "sthv2_tsm:authors": (23_864_558, 46_640_540),
   "tests": (30_392, 71_142),
   "ucf101": (63_702_766, 126_319_516),
   "ucf101:flow": (63_724_718, 126_341_468),
@@ -78,7 +79,7 @@ def traced(key, name):
   """Parameters of the one-pass model and of all, after tracing every step of a config."""
   config = config_of(name)
   network = settings.build_network(config, CLASSES)
-  tx = state.sgd(config.optimizer.momentum, config.optimizer.weight_decay)
+  tx = state.sgd(**config.optimizer)
   size, channels = config.data.crop_size, settings.input_channels(config)
   video = (2, config.data.num_frames, size, size, channels)
   batch = {

@@ -22,3 +22,9 @@ def test_padding_counts_for_nothing():
 
 def test_only_padding_is_zero():
   assert losses.cross_entropy(LOGITS, LABELS, jnp.zeros(3, bool)) == 0
+
+
+def test_a_smoothed_label_is_a_mixture():
+  loss = losses.cross_entropy(LOGITS[:1], LABELS[:1], jnp.array([True]), smoothing=0.3)
+  # 0.7 of the label and 0.1 of every class: 0.8, 0.1, 0.1 of 0.5, 0.25, 0.25.
+  np.testing.assert_allclose(loss, -(0.8 * np.log(0.5) + 0.2 * np.log(0.25)), rtol=1e-6)

@@ -74,7 +74,7 @@ class Run:
   @property
   def tx(self):
     """The optimizer."""
-    return state_lib.sgd(self.config.optimizer.momentum, self.config.optimizer.weight_decay)
+    return state_lib.sgd(**self.config.optimizer)
 
   def total_steps(self, stage: Stage) -> int:
     """Counts a stage's steps: its clips over the batch size, at least 1 unless it has 0 epochs."""

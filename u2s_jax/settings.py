@@ -276,10 +276,13 @@ def _check_optimizer(config):
     raise UserError(f"optimizer.momentum: {momentum} is not in [0, 1)")
   for field, value in (
     ("optimizer.weight_decay", decay),
+    ("optimizer.clip_norm", config.optimizer.clip_norm),
     ("regularizer_weight", config.regularizer_weight),
   ):
     if not 0 <= value < math.inf:
       raise UserError(f"{field}: {value} is no number of at least 0")
+  if not 0 <= config.label_smoothing < 1:
+    raise UserError(f"label_smoothing: {config.label_smoothing} is not in [0, 1)")
 
 
 def _check_csm(config):

@@ -10,7 +10,7 @@ STAGES = ("universal", "specific", "joint")  # in the order of training
 PREDICTIONS = ("universal", "bridge", "specific")  # of UN, MN, CSN
 SUBNETWORKS = ("trunk", "universal", "specific", "mask", "non_local")
 SPECIFIC_INITS = ("universal", "pretrained", "random")
-DECAYS = ("epochs", "plateau")
+DECAYS = ("epochs", "plateau", "cosine")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +25,14 @@ class Stage:
     regularized: whether lambda * w_regular is added.
     init: where subnetworks come from that the stage before did not have: 'random', 'pretrained'
       (what the run itself started from) or the name of the subnetwork whose weights they copy.
-    learning_rate: at the stage's start, positive.
+    learning_rate: at the stage's start, or behind its warm-up; positive.
     epochs: passes over the training set; 0, for `universal` alone, leaves the stage out.
     decay: 'epochs' divides the learning rate by 10 at each of `decay_epochs`; 'plateau' does so
-      when the validation error has not fallen for `patience` epochs.
+      when the validation error has not fallen for `patience` epochs; 'cosine' lets it fall to 0 at
+      the stage's end.
     decay_epochs: epochs after which the learning rate falls, rising, before the stage's end.
     patience: epochs, at least 1.
+    warmup_epochs: in which the learning rate rises from 0; at least 0, before the stage's end.
 
   Raises:
     UserError: a value outside these ranges.
@@ -47,6 +49,7 @@ class Stage:
   decay: str = "epochs"
   decay_epochs: tuple[Real, ...] = ()
   patience: int = 2
+  warmup_epochs: Real = 0.0
 
   def __post_init__(self):
     if not 0 < self.learning_rate < math.inf:
@@ -59,6 +62,11 @@ class Stage:
       raise UserError(f"{self.name}.decay: {self.decay!r} is not one of {DECAYS}")
     if self.patience < 1:
       raise UserError(f"{self.name}.patience: {self.patience} is not at least 1 epoch")
+    if not 0 <= self.warmup_epochs <= self.epochs:
+      raise UserError(
+        f"{self.name}.warmup_epochs: {self.warmup_epochs} is not between 0 and the stage's end"
+        f" ({self.name}.epochs = {self.epochs:g})"
+      )
 
   def check_decays(self) -> None:
     """Checks that the learning rate falls in order and before the stage's end.

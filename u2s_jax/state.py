@@ -35,7 +35,9 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 @functools.cache
-def sgd(momentum: float, weight_decay: float) -> optax.GradientTransformation:
+def sgd(
+  momentum: float, weight_decay: float, clip_norm: float = 0.0
+) -> optax.GradientTransformation:
   """Returns the direction of a step: momentum over (gradient + weight_decay * parameter).
 
   The same for the same arguments, so that programs made with it are found again.
@@ -46,8 +48,10 @@ def sgd(momentum: float, weight_decay: float) -> optax.GradientTransformation:
   Args:
     momentum: in [0, 1) (paper: 0.9).
     weight_decay: at least 0 (paper: 1e-4).
+    clip_norm: largest norm of the gradient, over all that is trained; 0: no limit (paper).
   """
-  return optax.chain(optax.add_decayed_weights(weight_decay), optax.trace(momentum))
+  limit = (optax.clip_by_global_norm(clip_norm),) if clip_norm else ()
+  return optax.chain(*limit, optax.add_decayed_weights(weight_decay), optax.trace(momentum))
 
 
 @jax.jit

@@ -1,8 +1,10 @@
 """The learning rate of a stage."""
 
 import numpy as np
+import optax
 import pytest
 
+from u2s_jax.errors import UserError
 from u2s_jax.stages import Stage
 from u2s_jax.training import rate as rate_lib
 
@@ -29,3 +31,23 @@ def test_decay_on_a_plateau():
   # Two epochs without a new low: after the 4th, the 7th and the 9th error.
   expected = [1e-3, 1e-3, 1e-3, 1e-4, 1e-4, 1e-4, 1e-5, 1e-5, 1e-6]
   np.testing.assert_allclose(rates, expected)
+
+
+def test_warm_up_and_cosine_are_optaxs():
+  warm = stage(decay="cosine", warmup_epochs=3.0)
+  expected = optax.warmup_cosine_decay_schedule(0.0, 1e-3, warmup_steps=30, decay_steps=150)
+  for step in (0, 1, 15, 29, 30, 31, 90, 149, 150):
+    rate = rate_lib.learning_rate(warm, step / 10, rate_lib.Plateau())
+    assert rate == pytest.approx(float(expected(step)), rel=1e-4, abs=1e-12)
+
+
+def test_a_warm_up_before_falls_by_epochs():
+  warm = stage(decay_epochs=(7.0,), warmup_epochs=2.0)
+  rates = [rate_lib.learning_rate(warm, e, rate_lib.Plateau()) for e in (0.0, 0.5, 2.0, 6.9, 7.0)]
+  np.testing.assert_allclose(rates, [0, 2.5e-4, 1e-3, 1e-3, 1e-4])
+
+
+@pytest.mark.parametrize("epochs", [-1.0, 15.5])
+def test_a_warm_up_that_cannot_be(epochs):
+  with pytest.raises(UserError, match="universal.warmup_epochs"):
+    stage(warmup_epochs=epochs)

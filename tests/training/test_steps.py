@@ -1,5 +1,7 @@
 """Training steps: what they train, what they leave alone, and that devices change nothing."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,6 +98,35 @@ def test_accumulated_gradients_are_the_mean_of_the_parts(trained):
   jax.tree.map(close, after.batch_stats, current.batch_stats)
   for name in ("loss", "loss_bridge", "regularizer", "accuracy_universal"):
     close(metrics[name], sums[1][name])
+
+
+def test_dropped_channels_are_a_function_of_seed_stage_and_step(trained):
+  stage, (first, _, _) = STAGES[2], trained[1]["joint"]
+  example = {name: jnp.asarray(value) for name, value in batch(7, size=8).items()}
+  model = U2S(NETWORK.model.num_classes, NETWORK.model.backbone, dropout=0.5)
+  network = dataclasses.replace(NETWORK, model=model)
+  step = train_step(stage, network, seed=3)
+  later = first.replace(step=first.step + 1)
+  once, twice, other = (step(s, example, 0.0, NEIGHBOURS)[1] for s in (first, first, later))
+  plain = train_step(stage)(first, example, 0.0, NEIGHBOURS)[1]
+  for name in ("loss_universal", "loss_specific"):
+    assert once[name] == twice[name] and len({float(x[name]) for x in (once, other, plain)}) == 3
+  assert once["loss_bridge"] == plain["loss_bridge"]  # the mask network's has no such classifier
+  video = (first.params, first.batch_stats, first.csm, example["video"])
+  ours, theirs = network(*video)[0], NETWORK(*video)[0]  # nothing is dropped in tests
+  jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+  parts = train_step(stage, network, seed=3, accumulate_steps=2)
+  assert np.isfinite(parts(first, example, 0.0, NEIGHBOURS)[1]["loss"])
+
+
+def test_half_of_the_channels_are_dropped_and_the_others_doubled():
+  drop = (
+    U2S(3, NETWORK.model.backbone, dropout=0.5).bind({}, rngs={"dropout": jax.random.key(0)}).drop
+  )
+  out = np.asarray(drop(jnp.ones((64, 2, 3, 3, 16)), deterministic=False))
+  assert {*np.unique(out)} == {0.0, 2.0}
+  np.testing.assert_array_equal(out, np.broadcast_to(out[:, :1, :1, :1], out.shape))  # all of one
+  assert 0.4 < (out[:, 0, 0, 0] == 0).mean() < 0.6
 
 
 def test_rematerialisation_changes_nothing_but_memory(trained):

@@ -59,6 +59,7 @@ class Network:
     labels: Integer[Array, " n"] | None = None,
     *,
     train: Collection[str] = (),
+    key: jax.Array | None = None,
   ) -> tuple[Outputs, Variables]:
     """Runs trunk and universal network and, where there are parameters of it, all the rest.
 
@@ -68,7 +69,8 @@ class Network:
       csm: selects the masks.
       video: bytes.
       labels: of the clips; read only where they guide.
-      train: subnetworks whose BN uses and updates batch statistics.
+      train: subnetworks whose BN uses and updates batch statistics, and whose channels are dropped.
+      key: of what is dropped; read only where something is.
 
     Returns:
       The outputs of `U2S.one_pass` or `U2S.__call__`, and BN's running averages afterwards.
@@ -83,6 +85,7 @@ class Network:
       *inputs,
       train=train,
       mutable=["batch_stats"],
+      rngs=None if key is None else {"dropout": key},
       method=None if whole else U2S.one_pass,
     )
     # Subnetworks that are not trained ran with their averages; Flax hands those back unchanged.

@@ -34,6 +34,8 @@ class U2S(nn.Module):
       `mask.limit_rms`; 0 for no limit.
     detached: whether the gradients of L_C and L_M end in front of trunk and universal network,
       which then train as the one-pass model does (the paper: they do not end there).
+    dropout: share of the channels, in [0, 1), that training drops in front of each network's
+      classifier (the paper: 0).
     non_local_width: channels of the non-local embeddings.
     dtype: of the computation; parameters, BN statistics and logits are float32.
   """
@@ -44,6 +46,7 @@ class U2S(nn.Module):
   mask_activation: str = "none"
   mask_limit: float = 1.0
   detached: bool = False
+  dropout: float = 0.0
   non_local_width: int = 96
   dtype: DTypeLike = jnp.float32
 
@@ -56,12 +59,16 @@ class U2S(nn.Module):
       )
     if not 0 <= self.mask_limit < math.inf:
       raise UserError(f"model.mask_limit: {self.mask_limit} is no number of at least 0")
+    if not 0 <= self.dropout < 1:
+      raise UserError(f"model.dropout: {self.dropout} is not in [0, 1)")
     super().__post_init__()
 
   def setup(self):
     self.trunk = self.backbone.trunk()
     self.universal = self.backbone.branch(self.num_classes)
     self.specific = self.backbone.branch(self.num_classes)
+    # Of a whole channel: the classifier reads its mean.
+    self.drop = nn.Dropout(self.dropout, broadcast_dims=(1, 2, 3))
     if self.attention == "mask":
       self.mask = mask_lib.MaskNetwork(self.num_classes, dtype=self.dtype)
     if self.attention == "non_local":
@@ -122,10 +129,12 @@ class U2S(nn.Module):
       features = features * outputs["mask"]
     elif self.attention == "non_local":
       features = self.non_local(features)
+    features = self.drop(features, deterministic="specific" not in train)
     outputs["specific"] = self.specific.classify(features)
     return outputs
 
   def _one_pass(self, video, train):
     trunk = self.trunk(video, train="trunk" in train)
     features = self.universal.features(trunk, train="universal" in train)
-    return trunk, {"universal": self.universal.classify(features), "universal_features": features}
+    dropped = self.drop(features, deterministic="universal" not in train)
+    return trunk, {"universal": self.universal.classify(dropped), "universal_features": features}

@@ -1,6 +1,7 @@
 """The learning rate of a stage."""
 
 import dataclasses
+import math
 from typing import Any
 
 from u2s_jax.run import Run
@@ -42,6 +43,11 @@ def learning_rate(stage: Stage, epoch: float, plateau: Plateau) -> float:
     epoch: passes over the training set so far, and the fraction of the one that is going on.
     plateau: where it falls on a saturating error.
   """
+  if epoch < stage.warmup_epochs:
+    return stage.learning_rate * epoch / stage.warmup_epochs
+  if stage.decay == "cosine":
+    done = (epoch - stage.warmup_epochs) / (stage.epochs - stage.warmup_epochs)
+    return stage.learning_rate * (1 + math.cos(math.pi * min(done, 1))) / 2
   decays = plateau.decays
   if stage.decay == "epochs":
     decays = sum(epoch >= boundary for boundary in stage.decay_epochs)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Integer
 
 from u2s_jax import devices, losses, regularizer
 from u2s_jax.models.network import Network
-from u2s_jax.stages import Stage
+from u2s_jax.stages import STAGES, Stage
 from u2s_jax.state import TrainState
 
 Batch = dict[str, Array]
@@ -27,6 +27,8 @@ def make_train_step(
   tx: optax.GradientTransformation,
   *,
   regularizer_weight: float,
+  label_smoothing: float = 0.0,
+  seed: int = 0,
   accumulate_steps: int = 1,
 ) -> TrainStep:
   """Returns a stage's update: (state, batch, learning rate, neighbours) -> (state, metrics), pure.
@@ -38,6 +40,8 @@ def make_train_step(
     stage: what is trained on which loss.
     tx: direction of the step, see `state.sgd`.
     regularizer_weight: lambda of Eq. 3, at least 0 (paper: 0.5).
+    label_smoothing: see `losses.cross_entropy`.
+    seed: with stage and step, decides which channels are dropped.
     accumulate_steps: parts of the batch that are computed one after the other, their gradients
       added up. BN sees each part as a batch, and moves its averages once a part.
 
@@ -49,7 +53,9 @@ def make_train_step(
     batch, with the network in training mode), `grad_norm` and `parameter_norm`, of what is trained.
   """
 
-  def loss_fn(trained, state, batch, neighbours):
+  drops = network.model.dropout > 0
+
+  def loss_fn(trained, state, batch, neighbours, key):
     params = {**state.params, **trained}
     outputs, batch_stats = network(
       params,
@@ -58,11 +64,12 @@ def make_train_step(
       batch["video"],
       batch["label"],
       train=stage.trainable,
+      key=key,
     )
     metrics = {}
     loss = 0.0
     for name in stage.losses:
-      term = losses.cross_entropy(outputs[name], batch["label"], batch["valid"])
+      term = losses.cross_entropy(outputs[name], batch["label"], batch["valid"], label_smoothing)
       loss += term
       metrics[f"loss_{name}"] = term
       hits = (jnp.argmax(outputs[name], axis=-1) == batch["label"]) & batch["valid"]
@@ -79,7 +86,11 @@ def make_train_step(
 
   def step(state, batch, learning_rate, neighbours=None):
     trained = {name: state.params[name] for name in stage.trainable}
-    grads, (batch_stats, metrics) = gradients(trained, state, batch, neighbours)
+    key = None
+    if drops:
+      key = jax.random.fold_in(jax.random.key(seed), STAGES.index(stage.name))
+      key = jax.random.fold_in(key, state.step)
+    grads, (batch_stats, metrics) = gradients(trained, state, batch, neighbours, key)
     direction, momentum = tx.update(grads, state.momentum, trained)
     trained = jax.tree.map(lambda p, d: p - learning_rate * d, trained, direction)
     metrics["grad_norm"] = optax.tree.norm(grads)
@@ -101,6 +112,8 @@ def train_step(
   stage: Stage,
   tx: optax.GradientTransformation,
   regularizer_weight: float,
+  label_smoothing: float,
+  seed: int,
   accumulate_steps: int,
 ) -> TrainStep:
   """Returns `make_train_step`'s, compiled for all devices, the same for the same call.
@@ -112,6 +125,8 @@ def train_step(
     stage,
     tx,
     regularizer_weight=regularizer_weight,
+    label_smoothing=label_smoothing,
+    seed=seed,
     accumulate_steps=accumulate_steps,
   )
   replicated = devices.replicated(devices.data_mesh())
@@ -126,24 +141,29 @@ def train_step(
 def _accumulated(gradients: Callable, parts: int) -> Callable:
   """Returns `gradients`, computed part by part of the batch and added up."""
 
-  def accumulate(trained, state, batch, neighbours):
+  def accumulate(trained, state, batch, neighbours, key):
     # Every device keeps its own clips: a part takes some of each device's.
     split = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1), batch)
     count = jnp.maximum(jnp.sum(batch["valid"]), 1)
 
-    def add(carry, part):
+    keys = None if key is None else jax.random.split(key, parts)
+
+    def add(carry, part_and_key):
       batch_stats, sums = carry
+      part, key = part_and_key
       grads, (batch_stats, metrics) = gradients(
-        trained, state.replace(batch_stats=batch_stats), part, neighbours
+        trained, state.replace(batch_stats=batch_stats), part, neighbours, key
       )
       share = jnp.sum(part["valid"]) / count
       sums = jax.tree.map(lambda total, x: total + share * x, sums, (grads, metrics))
       return (batch_stats, sums), None
 
     part = jax.tree.map(lambda x: x[0], split)
-    grads, (_, metrics) = jax.eval_shape(gradients, trained, state, part, neighbours)
+    grads, (_, metrics) = jax.eval_shape(gradients, trained, state, part, neighbours, key)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, metrics))
-    (batch_stats, (grads, metrics)), _ = jax.lax.scan(add, (state.batch_stats, zeros), split)
+    (batch_stats, (grads, metrics)), _ = jax.lax.scan(
+      add, (state.batch_stats, zeros), (split, keys)
+    )
     return grads, (batch_stats, metrics)
 
   return accumulate

@@ -111,7 +111,13 @@ def run_stage(
     return state
   mesh, num_train = devices.data_mesh(), run.source.num_train
   train_step = steps.train_step(
-    run.network, stage, run.tx, config.regularizer_weight, config.accumulate_steps
+    run.network,
+    stage,
+    run.tx,
+    config.regularizer_weight,
+    config.label_smoothing,
+    config.seed,
+    config.accumulate_steps,
   )
   neighbours = None
   if stage.regularized:  # of the CSM, which does not change within a stage
