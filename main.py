@@ -53,6 +53,11 @@ MODE = flags.DEFINE_enum(
 COMPARE = flags.DEFINE_multi_string(
   "compare", [], "Of --mode=report: workdir of a run to put beside this one; may be repeated."
 )
+CONTROL = flags.DEFINE_string(
+  "control",
+  None,
+  "Of --mode=report and export: workdir of the same run with control=True, trained as long.",
+)
 VIDEO = flags.DEFINE_string(
   "video", None, "Of --mode=predict: a video or image, a folder of them, or a pattern in quotes."
 )
@@ -103,12 +108,18 @@ def main(argv: list[str]) -> None:
   elif MODE.value == "predict":
     sys.exit(0 if predict_files(workdir) else 1)
   elif MODE.value == "export":
-    export.export(predict.load(workdir), workdir.export)
+    export.export(predict.load(workdir), workdir, control_of())
     print(f"written: {workdir.export}")
   else:
     from u2s_jax.report import page  # with what draws, which takes seconds to import
 
-    print(f"written: {page.write(workdir.root, [files.named(other) for other in COMPARE.value])}")
+    control, others = control_of(), [files.named(other) for other in COMPARE.value]
+    print(f"written: {page.write(workdir.root, others, control and control.root)}")
+
+
+def control_of() -> Workdir | None:
+  """Returns the run that `--control` names."""
+  return Workdir(files.named(CONTROL.value)) if CONTROL.value else None
 
 
 def train_or_evaluate(workdir: Workdir) -> None:

@@ -27,8 +27,12 @@ import main
 import u2s_jax
 from data import clips, pipeline, prepare
 from data.decode import Storage
-from u2s_jax.errors import INTERRUPTED
+from u2s_jax.errors import INTERRUPTED, UserError
+from u2s_jax.evaluation import control as results_control
 from u2s_jax.pretrained import adapt
+from u2s_jax.report import page
+from u2s_jax.report import run as report_run
+from u2s_jax.serving import card as model_card
 from u2s_jax.serving import predict, predict_exported
 from u2s_jax.stages import STAGES
 from u2s_jax.workdir import Workdir
@@ -368,6 +372,54 @@ def test_an_exported_model_needs_nothing_of_ours(finished, data, exported, tmp_p
     outputs = program(np.stack(videos[:count]))
     for name in ("universal", "bridge", "specific"):
       np.testing.assert_allclose(outputs[name], scores[name][:count], atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def control(finished, shared):
+  """A copy of the run that says it is its control."""
+  with once(shared, "control") as mine:
+    if mine:
+      left_out = shutil.ignore_patterns("checkpoints", "compiled", "eval", "export", "report")
+      shutil.copytree(finished[0], shared / "control", ignore=left_out)
+      file = shared / "control/config.json"
+      file.write_text(json.dumps(json.loads(file.read_text()) | {"control": True}))
+  return shared / "control"
+
+
+def test_a_model_card_says_what_is_known_and_what_is_not(finished, exported, control):
+  card = (exported / "model_card.md").read_text()
+  summary = json.loads((finished[0] / "summary.json").read_text())
+  merged = summary["predictions"]["universal+bridge+specific"]
+  for words in (
+    f"| all predictions | {merged['top1']:.2f} | {merged['top5']:.2f} |",
+    "No control beside it",
+    "## Classes (35)\n\n- ",
+    "Clips of 4 frames: the short edge resized to 36 pixels, of which 32 x 32",
+    "Started from random weights.",
+    "never calibrated",
+  ):
+    assert words in card
+  trained = predict.load(Workdir(finished[0]))
+  told = model_card.text(trained, Workdir(finished[0]), Workdir(control))
+  assert "No control" not in told
+  assert f"trained as long) | {merged['top1']:.2f} |" in told
+
+
+@pytest.mark.parametrize("mode", ["report", "export"])
+def test_a_control_is_one_of_the_same_classes(finished, tmp_path, monkeypatch, mode):
+  for where, words in ((finished[0], "trained with control=True"), (tmp_path, "no finished run")):
+    _, status = call_mode(mode, finished[0], f"--control={where}", monkeypatch=monkeypatch)
+    assert status.startswith(f"error: --control {where}") and words in status
+
+
+def test_a_headline_speaks_of_a_gain_over_the_control_alone(finished, control):
+  run = report_run.read(finished[0])
+  alone = page.headline(run, None)
+  assert "No control beside it" in alone and "points" not in alone
+  beside = page.headline(run, results_control.accuracy(Workdir(control), run.class_names))
+  assert beside.endswith("so U2S makes +0.00 points.")
+  with pytest.raises(UserError, match="classes are others"):
+    results_control.accuracy(Workdir(control), run.class_names[1:])
 
 
 def test_exported_parameters_are_a_start(finished, exported):

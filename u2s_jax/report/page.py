@@ -18,6 +18,7 @@ from PIL import Image
 
 from u2s_jax import overlay
 from u2s_jax.errors import UserError
+from u2s_jax.evaluation import control as control_lib
 from u2s_jax.evaluation import results
 from u2s_jax.files import Path, filled
 from u2s_jax.report import figures
@@ -75,19 +76,20 @@ class Section:
   clips: list[Clip] = dataclasses.field(default_factory=list)
 
 
-def write(workdir: Path, compare: Sequence[Path] = ()) -> Path:
+def write(workdir: Path, compare: Sequence[Path] = (), control: Path | None = None) -> Path:
   """Writes the report of a finished run.
 
   Args:
     workdir: the run's; the report goes to `<workdir>/report`.
     compare: workdirs of other runs to put beside it.
+    control: workdir of the run's control, which the headline needs to speak of a gain.
 
   Returns:
     The page's path.
 
   Raises:
     FileNotFoundError: a run is not finished, or none.
-    UserError: a run to compare has other classes.
+    UserError: a run to compare has other classes, or `control` is no control of the run.
   """
   run, *others = [read(folder) for folder in (workdir, *compare)]
   for folder, other in zip(compare, others, strict=True):
@@ -96,12 +98,33 @@ def write(workdir: Path, compare: Sequence[Path] = ()) -> Path:
   runs = dict(
     zip(_unique([run.name, *(other.name for other in others)]), [run, *others], strict=True)
   )
+  said = headline(run, control and control_lib.accuracy(Workdir(control), run.class_names))
   with filled(Workdir(workdir).report) as folder:
-    (folder / PAGE).write_text(_page(runs, folder), encoding="utf-8")
+    (folder / PAGE).write_text(_page(runs, said, folder), encoding="utf-8")
   return Workdir(workdir).report / PAGE
 
 
-def _page(runs: dict[str, RunFiles], folder: pathlib.Path) -> str:
+def headline(run: RunFiles, control: dict[str, float] | None) -> str:
+  """Returns what the page says first: a gain is one over the control alone.
+
+  Args:
+    run: the page's.
+    control: accuracies of its control; None: there is none beside it.
+  """
+  one_pass, final = _one_pass(run), _merged(run)
+  said = (
+    f"Top-1 of {len(run.final.labels)} clips of {len(run.class_names)} classes:"
+    f" {final['top1']:.2f} % (all predictions merged); after stage 1 {one_pass['top1']:.2f} %."
+  )
+  if control is None:
+    return f"{said} {control_lib.NONE}"
+  return (
+    f"{said} The control, trained as long: {control['top1']:.2f} %, so U2S makes"
+    f" {final['top1'] - control['top1']:+.2f} points."
+  )
+
+
+def _page(runs: dict[str, RunFiles], said: str, folder: pathlib.Path) -> str:
   """Writes the figures of a run, the first, beside others into a folder; returns the page."""
   run = next(iter(runs.values()))
 
@@ -121,12 +144,6 @@ def _page(runs: dict[str, RunFiles], folder: pathlib.Path) -> str:
     _sweep(runs, chart),
   ]
   sections = [section for section in sections if section]
-  one_pass, final = _one_pass(run), _merged(run)
-  headline = (
-    f"Top-1 of {len(run.final.labels)} clips of {len(run.class_names)} classes:"
-    f" {final['top1']:.2f} % (all predictions merged), one-pass {one_pass['top1']:.2f} %,"
-    f" a gain of {final['top1'] - one_pass['top1']:+.2f} points."
-  )
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader("u2s_jax.report", "."),
     autoescape=True,
@@ -134,7 +151,7 @@ def _page(runs: dict[str, RunFiles], folder: pathlib.Path) -> str:
     trim_blocks=True,
   )
   return environment.get_template("template.html").render(
-    title=run.name, headline=headline, sections=sections, files=", ".join(runs)
+    title=run.name, headline=said, sections=sections, files=", ".join(runs)
   )
 
 
@@ -162,7 +179,12 @@ def _summary(runs: dict[str, RunFiles]) -> Section:
     [name.replace("+", " + "), a["top1"], a["top1"] - base["top1"], a["top5"], a["mean_class"]]
     for name, a in run.fusions().items()
   ]
-  columns = [("Prediction", False), ("Top-1 (%)", True), ("Gain", True), ("Top-5 (%)", True)]
+  columns = [
+    ("Prediction", False),
+    ("Top-1 (%)", True),
+    ("Over one-pass", True),
+    ("Top-5 (%)", True),
+  ]
   columns.append(("Mean class (%)", True))
   section = Section("summary", "Accuracy")
   section.tables.append(Table("Table I: every fusion of the predictions", columns, rows))

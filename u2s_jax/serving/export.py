@@ -10,27 +10,33 @@ from flax import traverse_util
 from jax import export as jax_export
 
 from u2s_jax import settings
-from u2s_jax.files import Path, filled
-from u2s_jax.serving import predict_exported
+from u2s_jax.files import filled
+from u2s_jax.serving import card, predict_exported
 from u2s_jax.serving.predict import Trained
+from u2s_jax.workdir import Workdir
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 CLIP_FIELDS = ("num_frames", "crop_size", "short_edge", "modality", "flow_pairs")  # of `data`
 
 
-def export(trained: Trained, folder: Path) -> None:
+def export(trained: Trained, workdir: Workdir, control: Workdir | None = None) -> None:
   """Writes a run's networks, whatever was there before.
 
   `model.jax`, for `jax.export.deserialize`: a function of clips (n, t, h, w, c) uint8, n free, to
   softmax scores (n, m) by prediction and, with a mask network, `mask` (n, t', h', w').
   `model.json`: class names and what a clip has to be. `predict_exported.py`: an example that needs
   jax and numpy alone. `model.safetensors`: parameters and statistics under our names, with class
-  names and backbone in the metadata; `init_from` reads it.
+  names and backbone in the metadata; `init_from` reads it. `model_card.md`: see `card.text`.
 
   Args:
     trained: from `predict.load`.
-    folder: made where there is none.
+    workdir: the run's folder; `export/` in it is made where there is none.
+    control: see `card.text`.
+
+  Raises:
+    UserError: `control` is no control of the run.
   """
+  told = card.text(trained, workdir, control)
   data = trained.config.data
   clip = {field: data[field] for field in CLIP_FIELDS} | {"stored": trained.stored}
   channels = settings.input_channels(trained.config)
@@ -41,7 +47,8 @@ def export(trained: Trained, folder: Path) -> None:
   )
   facts = {"class_names": trained.class_names, "clip": clip, "platforms": PLATFORMS}
   weights = traverse_util.flatten_dict(trained.variables, sep="/")
-  with filled(folder) as local:
+  with filled(workdir.export) as local:
+    (local / "model_card.md").write_text(told, encoding="utf-8")
     (local / "model.jax").write_bytes(program.serialize())
     (local / "model.json").write_text(json.dumps(facts, indent=2) + "\n")
     safetensors.numpy.save_file(
