@@ -39,6 +39,9 @@ def get_config() -> ml_collections.ConfigDict:
   # Pairs of labels that mirror into each other, as ((3, 4),): labels of mirrored training clips and
   # scores of 10-crop's mirrored views are swapped.
   config.data.flip_label_map = ()
+  # How often clips of rare classes are drawn in training, from 0, as the data are (paper), to 1,
+  # every class alike: a class of n clips gets n ** (1 - balance) shares of an epoch.
+  config.data.balance = 0.0
   config.data.num_threads = 0  # of the input pipeline; 0: as many as it finds useful
 
   config.model = ml_collections.ConfigDict()

@@ -75,6 +75,7 @@ class Augmentation:
       of the colour circle, up to 0.5); 0: off.
     flip: whether to mirror half of the clips left to right.
     flip_label_map: pairs of classes that mirror into each other, see `views.mirrored_labels`.
+    balance: how often clips of rare classes are drawn, in [0, 1], see `sampling.class_shares`.
 
   Raises:
     UserError: a value outside these.
@@ -84,11 +85,14 @@ class Augmentation:
   color_jitter: tuple[Real, ...] = (0.0, 0.0, 0.0, 0.0)
   flip: bool = False
   flip_label_map: tuple[tuple[int, int], ...] = ()
+  balance: float = 0.0
 
   def __post_init__(self):
     for scale in self.multi_scale:
       if not 0 < scale <= 1:
         raise UserError(f"data.multi_scale: {scale} is no share of the short edge in (0, 1]")
+    if not 0 <= self.balance <= 1:
+      raise UserError(f"data.balance: {self.balance} is not in [0, 1]")
     jitter = tuple(self.color_jitter)
     if len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5:
       raise UserError(

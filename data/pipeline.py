@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from data import clips, decode, image_ops, memory, sampling, store
 from data.clips import Augmentation, ClipSpec
@@ -101,6 +101,7 @@ def train_batches(
     UserError: classes that cannot mirror into each other as asked for.
   """
   count, stored = len(split.records), split.short_edge
+  chosen = _balanced(split.labels(), augmentation.balance) if augmentation.balance else None
   pairs_that_mirror = augmentation.flip_label_map if augmentation.flip else ()
   mirrored_label = np.array(mirrored_labels(len(split.class_names), pairs_that_mirror))
   # Of the window in stored pixels: resizing a part is cheaper than cutting from the resized whole.
@@ -115,13 +116,14 @@ def train_batches(
     seeds = tf.stack([tf.constant(stage_seed, tf.int64), position // count])
     # What `tf.random.experimental.index_shuffle` calls. The seed's first number and the rounds are
     # part of what a seed means: another one would be another order.
-    index = tf.raw_ops.RandomIndexShuffle(
+    place = tf.raw_ops.RandomIndexShuffle(
       index=position % count,
       seed=tf.pad(seeds, [[1, 0]]),
       max_index=tf.constant(count - 1, tf.int64),
       rounds=4,
     )
-    clip_seed = tf.random.experimental.stateless_fold_in(seeds, index, alg="philox")
+    index = chosen(place, position // count) if chosen else place
+    clip_seed = tf.random.experimental.stateless_fold_in(seeds, place, alg="philox")
     draw = tf.random.stateless_uniform([4], clip_seed, dtype=tf.float64, alg="philox")
     frames, pairs, label, clip_id = read(index, draw[0])
     tf.debugging.assert_non_negative(
@@ -148,6 +150,30 @@ def train_batches(
     return _example(video, label, tf.constant(True), clip_id)
 
   return _run(split, tf.data.Dataset.range(first_step * feed.local, tf.int64.max), make, feed)
+
+
+def _balanced(
+  labels: Int[np.ndarray, " n"], balance: float
+) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+  """Returns a function from a place in an epoch, in [0, n), and the epoch to a clip's index.
+
+  Each class has its share of the places. Where that is less than its clips, the next epoch goes on
+  with the others; where it is more, they come again.
+  """
+  counts = np.bincount(labels)
+  shares = sampling.class_shares(counts, balance)
+  by_class = tf.constant(np.argsort(labels, kind="stable"))
+  ends = tf.constant(np.cumsum(shares))
+  first = tf.constant(np.cumsum(counts) - counts)
+  counts, shares = tf.constant(counts), tf.constant(shares)
+
+  def choose(place: tf.Tensor, epoch: tf.Tensor) -> tf.Tensor:
+    label = tf.searchsorted(ends, [place], side="right")[0]
+    share = shares[label]
+    turn = epoch * share + place - (ends[label] - share)
+    return by_class[first[label] + turn % counts[label]]
+
+  return choose
 
 
 def eval_batches(split: store.Split, clip: ClipSpec, feed: Feed, views: str) -> Batches:

@@ -6,6 +6,7 @@ Interrupted, the same command goes on where it stopped; until the end nothing op
 """
 
 import argparse
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -32,6 +33,7 @@ from u2s_jax.errors import INTERRUPTED, UserError, one_line, printable
 
 VERSION = 1  # goes up when the same settings come to mean other shards or other pixels
 NAMES_SHOWN = 10
+FEW = 20  # training clips of a class, below which it is named
 Written = Callable[..., Iterator[tuple[shards.Key, shards.Shard]]]
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -233,6 +235,14 @@ def report(dataset: store.PreparedDataset, listing: Listing) -> str:
   skipped = dataset.info.metadata["skipped"]
   if skipped:
     lines.append(f"  skipped: {skipped}, see {dataset.folder / shards.SKIPPED}")
+  of_class = collections.Counter(clip.label for clip in listing.splits["train"])
+  rare = [f"{name} ({of_class[i]})" for i, name in enumerate(names) if of_class[i] < FEW]
+  if rare:
+    more = f" and {len(rare) - NAMES_SHOWN} more" if len(rare) > NAMES_SHOWN else ""
+    lines.append(
+      f"  fewer than {FEW} training {unit}: {', '.join(rare[:NAMES_SHOWN])}{more};"
+      " data.balance draws rare classes more often"
+    )
   shown = ", ".join(names[:NAMES_SHOWN])
   lines.append(f"  classes: {shown}{', ...' if len(names) > NAMES_SHOWN else ''}")
   return "\n".join(lines)

@@ -26,6 +26,23 @@ def _numpy_for(*values: Any) -> Any:
   return np
 
 
+def class_shares(counts: Int[np.ndarray, " m"], balance: float) -> Int[np.ndarray, " m"]:
+  """Returns how many clips of each class an epoch has; as many in all as there are.
+
+  Args:
+    counts: clips of each class.
+    balance: 0: as many as there are; 1: of every class that has clips alike; between, in proportion
+      to counts ** (1 - balance).
+  """
+  weights = np.where(counts > 0, np.power(np.maximum(counts, 1), 1.0 - balance), 0.0)
+  exact = weights * counts.sum() / weights.sum()
+  shares = np.floor(exact).astype(np.int64)
+  # The largest remainders get what is left; of equal ones the first.
+  left = int(counts.sum() - shares.sum())
+  shares[np.argsort(shares - exact, kind="stable")[:left]] += 1
+  return shares
+
+
 def segment_indices(
   num_frames: Integer, num_segments: int, offset: Real
 ) -> Int[Any, " num_segments"]:

@@ -256,6 +256,9 @@ def finish(
   for split, written in shards.items():
     if not sum(count for count, _ in written):
       raise UserError(f"no clip of the split {split!r} can be read: {advice}")
+  for split, clips in listing.splits.items():
+    if clips:
+      store.write_labels(out, split, [clip.label for clip in clips if clip.path not in without])
   metadata = {key: value for key, value in settings.items() if key != "clips"}
   store.finish(
     out,

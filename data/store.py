@@ -16,9 +16,11 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
+from jaxtyping import Int
 from tensorflow_datasets.core import dataset_info
 
 from u2s_jax import files
@@ -28,6 +30,7 @@ NAME = "clips"
 BLOCK = 16  # records that are read at once to see whether they are whole
 # What ArrayRecord says of a damaged file, in a RuntimeError.
 DAMAGE = re.compile("(Corrupted|Invalid) Riegeli|ArrayRecord file should be")
+LABELS = "labels_{}.npy"  # by split
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
@@ -144,6 +147,12 @@ def finish(
   files.sync(folder)
 
 
+def write_labels(folder: pathlib.Path, split: str, labels: Sequence[int]) -> None:
+  """Writes the labels of a split in the order of its records, which alone are too slow to read."""
+  with files.whole_file(folder / LABELS.format(split), "wb") as file:
+    np.save(file, np.asarray(labels, np.int32))
+
+
 def parse(record: bytes) -> tuple[bytes, int, Sequence[bytes]]:
   """Takes a record apart; faster than TFDS, which copies every frame.
 
@@ -184,6 +193,19 @@ class Split:
     self.shards = dict(zip(map(pathlib.Path, whole.filepaths), whole.shard_lengths, strict=True))
     self.class_names, self.modality = dataset.class_names, dataset.modality
     self.short_edge = dataset.short_edge
+    self._labels = dataset.folder / LABELS.format(name)
+
+  def labels(self) -> Int[np.ndarray, " n"]:
+    """Returns the labels of all records.
+
+    Raises:
+      UserError: they were not kept apart, by an earlier version.
+    """
+    if not self._labels.exists():
+      raise UserError(
+        f"{self._labels}: missing, an earlier version prepared the data; prepare anew"
+      )
+    return np.load(self._labels)
 
 
 def damage(shards: Mapping[pathlib.Path, int]) -> str | None:

@@ -4,6 +4,7 @@ RGB: red is 3 times the column, green 3 times the row, blue 16 times the frame n
 `_flow_pair`.
 """
 
+import copy
 import dataclasses
 import itertools
 import os
@@ -67,6 +68,8 @@ def _dataset(folder, modality, clips):
     ]
     for split, part in parts.items()
   }
+  for split, part in parts.items():
+    store.write_labels(folder, split, [example["label"] for shard in part for example in shard])
   store.finish(folder, NAMES, shards, {"modality": modality, "short_edge": HEIGHT}, "a test")
   return store.open_dataset(folder)
 
@@ -165,6 +168,41 @@ def test_every_epoch_is_another_permutation(builder):
   assert _ids(_train(builder, num_steps=11)) == ids
   assert _ids(_train(builder, num_steps=11, seed=1)) != ids
   assert _ids(_train(builder, num_steps=11, stage=2)) != ids
+
+
+def test_rare_classes_are_drawn_more_often_and_no_clip_is_left_out(builder):
+  # The classes have 3, 3, 3 and 2 clips; here as if the data were of 8 clips of one and 3 of another.
+  dataset = copy.copy(builder)
+  split = copy.copy(builder.split("train"))
+  split.labels = lambda: np.array([0] * 8 + [1] * 3)
+  dataset.split = lambda name: split
+  epochs = 8
+  ids = np.array(_ids(_train(dataset, num_steps=11 * epochs, batch_size=1, balance=1.0)))
+  ids = ids.reshape(epochs, 11)
+  for epoch in ids:
+    assert 5 <= (epoch >= 8).sum() <= 6  # of 11, two classes alike
+  assert {*ids.ravel()} == {*range(11)}
+  counts = np.bincount(ids.ravel(), minlength=11)
+  assert counts[:8].max() - counts[:8].min() <= 1 and counts[8:].max() - counts[8:].min() <= 1
+  resumed = _ids(_train(dataset, num_steps=11, batch_size=1, balance=1.0, first_step=27))
+  assert resumed == ids.ravel()[27:38].tolist()
+
+
+def test_a_clip_that_comes_twice_is_not_cropped_alike(builder):
+  dataset = copy.copy(builder)
+  split = copy.copy(builder.split("train"))
+  split.labels = lambda: np.array([0] + [1] * 10)
+  dataset.split = lambda name: split
+  batches = list(_train(dataset, num_steps=11, batch_size=1, balance=1.0))
+  again = [batch["video"] for batch in batches if int(batch["id"][0]) == 0]
+  assert len(again) in (5, 6) and len({video.tobytes() for video in again}) == len(again)
+
+
+def test_labels_that_an_earlier_version_did_not_keep(builder, tmp_path):
+  shutil.copytree(builder.folder, tmp_path / "old")
+  (tmp_path / "old/labels_train.npy").unlink()
+  with pytest.raises(UserError, match="labels_train.npy: missing.* prepare anew"):
+    next(_train(store.open_dataset(tmp_path / "old"), balance=0.5))
 
 
 def test_a_split_of_one_clip(builder):

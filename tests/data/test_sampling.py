@@ -47,6 +47,23 @@ def test_offsets_just_below_one_stay_valid_and_in_their_segment():
   )
 
 
+@pytest.mark.parametrize(
+  ("balance", "shares"),
+  [
+    (0.0, [90, 10, 0]),
+    (1.0, [50, 50, 0]),
+    (0.5, [75, 25, 0]),  # the square roots are 3 to 1
+  ],
+)
+def test_shares_of_classes(balance, shares):
+  np.testing.assert_array_equal(sampling.class_shares(np.array([90, 10, 0]), balance), shares)
+
+
+def test_shares_of_classes_add_up():
+  counts = np.array([7, 3, 1])
+  np.testing.assert_array_equal(sampling.class_shares(counts, 1.0), [4, 4, 3])
+
+
 def test_impossible_counts_are_errors():
   with pytest.raises(ValueError, match="num_frames is 0"):
     sampling.segment_indices(0, 4, 0.5)
