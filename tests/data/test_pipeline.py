@@ -171,7 +171,7 @@ def test_every_epoch_is_another_permutation(builder):
 
 
 def test_rare_classes_are_drawn_more_often_and_no_clip_is_left_out(builder):
-  # The classes have 3, 3, 3 and 2 clips; here as if the data were of 8 clips of one and 3 of another.
+  # As if there were 8 clips of one class and 3 of another.
   dataset = copy.copy(builder)
   split = copy.copy(builder.split("train"))
   split.labels = lambda: np.array([0] * 8 + [1] * 3)
