@@ -36,14 +36,14 @@ def pair(tmp_path, free_port):
   """Starts two processes that do what they are told once they have joined; returns them."""
   processes = []
 
-  def start(*what):
+  def start(*what, count=2):
     address = f"127.0.0.1:{free_port()}"
     for i, does in enumerate(what):
       process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(tmp_path), does],
         cwd=ROOT,
         env=environment(
-          JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(i)
+          JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES=str(count), JAX_PROCESS_ID=str(i)
         ),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -92,6 +92,15 @@ def test_one_that_stands_still_or_is_killed_ends_the_other(pair):
   assert status == INTERRUPTED
   assert line.startswith("process 1 of 2 gave no sign of life (more than 4 s): ended; start all ")
   processes[1].send_signal(signal.SIGCONT)  # and finds process 0 gone
+  status, line = ends(processes[1])
+  assert status == INTERRUPTED and line.startswith("process 0 does not answer: ended; start all")
+
+
+def test_one_that_waits_for_others_ends_where_process_0_is_gone(pair):
+  processes = pair(WAITS, WAITS, count=3)  # the third never comes
+  time.sleep(12)
+  assert all(process.poll() is None for process in processes)
+  processes[0].kill()
   status, line = ends(processes[1])
   assert status == INTERRUPTED and line.startswith("process 0 does not answer: ended; start all")
 

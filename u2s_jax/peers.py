@@ -63,11 +63,12 @@ def joined(asked: bool, folder: pathlib.Path, patience: float) -> Iterator[bool]
   folder.mkdir(parents=True, exist_ok=True)
   with contextlib.closing(_Trap(folder / LOG)) as trap:
     try:
-      jax.distributed.initialize(
-        num_processes=count,
-        process_id=index,
-        heartbeat_timeout_seconds=max(100, round(2 * patience)),  # later than ours; 100: default
-      )
+      with _joining(trap, patience):
+        jax.distributed.initialize(
+          num_processes=count,
+          process_id=index,
+          heartbeat_timeout_seconds=max(100, round(2 * patience)),  # later than ours; 100: default
+        )
     except ValueError as error:
       raise UserError(f"the other processes cannot be joined: {error}") from error
     if jax.process_count() == 1:
@@ -86,6 +87,34 @@ def joined(asked: bool, folder: pathlib.Path, patience: float) -> Iterator[bool]
       raise
     finally:
       watch.close(sign)
+
+
+@contextlib.contextmanager
+def _joining(trap: "_Trap", patience: float) -> Iterator[None]:
+  """Ends the process within the block where process 0 was there and is gone: JAX waits on."""
+  stop = threading.Event()
+
+  def look():
+    gone = None  # seconds since when; None: it was not there yet, or it is there
+    while not stop.wait(EVERY):
+      address = distributed.global_state.coordinator_address
+      try:
+        host, port = (address or "").rsplit(":", 1)
+        socket.create_connection((host, int(port)), timeout=EVERY).close()
+        gone = math.inf
+      except (OSError, ValueError):
+        if gone is not None:
+          gone = min(gone, time.monotonic())
+          if time.monotonic() - gone > patience:
+            trap.end("process 0 does not answer")
+
+  thread = threading.Thread(target=look, daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    stop.set()
+    thread.join()
 
 
 def _number_from(variable: str) -> int | None:
