@@ -33,6 +33,7 @@ from u2s_jax import devices, files, interruption, peers, settings
 from u2s_jax.console import Board, leave_disk_errors_to_the_end, log
 from u2s_jax.errors import UserError, disk_error, one_line, printable
 from u2s_jax.evaluation import evaluate
+from u2s_jax.model import check_lengths
 from u2s_jax.run import Source, locked
 from u2s_jax.serving import answers, export, predict
 from u2s_jax.training import train
@@ -179,8 +180,12 @@ def opened(config: ml_collections.ConfigDict, workdir: Workdir) -> Source:
 
 def prepared_data(config: ml_collections.ConfigDict, workdir: Workdir) -> pathlib.Path:
   """Returns the data set's folder; where the config says so, host 0 renders it first."""
-  if files.in_bucket(workdir.root) and not config.data.dir:
-    raise UserError("data.dir: with a --workdir in a bucket name a folder on a disk for the data")
+  places = {"data.dir": config.data.dir}
+  if "render" in config.data:
+    places["data.render.dir"] = config.data.render.dir
+  missing = [field for field, place in places.items() if not place]
+  if files.in_bucket(workdir.root) and missing:
+    raise UserError(f"{missing[0]}: with a --workdir in a bucket name a folder on a disk")
   folder = pathlib.Path(config.data.dir or workdir.prepared)
   if "render" in config.data and jax.process_index() == 0:
     log(f"data set {folder}: rendering and preparing what is not yet there")
@@ -209,6 +214,10 @@ def predict_files(workdir: Workdir) -> bool:
   form = forms[0] if forms else "text"
   devices.use_compilation_cache(workdir.compiled)
   model = u2s_jax.load(WORKDIR.value, VIEWS_OF.value)
+  if WINDOW.value is not None:
+    check_lengths(WINDOW.value, STRIDE.value)
+  if overlay and not model.has_masks:
+    raise UserError("--overlay: this run has no mask network's masks")
   heads = answers.HEADS if WINDOW.value is None else answers.INTERVAL_HEADS
   if form in heads:
     print(heads[form], flush=True)
@@ -230,13 +239,13 @@ def predict_files(workdir: Workdir) -> bool:
       if features:
         vectors[file] = model.features(file)
     except (UserError, OSError) as error:
-      if disk_error(error) or str(error).startswith("--"):
+      if disk_error(error):
         raise
       good = False
       reason = getattr(error, "strerror", None) or " ".join(str(error).split())
       said = answers.of_file(file, reason, form, DETAILS.value)
       print_line(said, file=sys.stdout if form == "json" else sys.stderr)
-  if features:
+  if vectors:
     arrays = {"ids": np.array([*vectors], str), "names": np.array(model.feature_names())}
     write_npz(features, arrays | {"vectors": np.stack([*vectors.values()])})
   return good

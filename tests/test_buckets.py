@@ -29,6 +29,7 @@ def folder(bucket_server, tmp_path):
     ("s3://bucket/run", "^s3://bucket/run: .* on disks and in gs:// alone"),
     ("https://host/run", "name one of these"),
     ("gs://nobody/run", "gs://nobody/run: no such bucket"),
+    ("gs://", "gs://: no such bucket"),
   ],
 )
 def test_an_address_that_cannot_be_is_one_line(bucket_server, address, message):

@@ -44,7 +44,7 @@ def test_the_control_trains_the_one_pass_model_as_long():
 @pytest.mark.parametrize(
   ("field", "value", "message"),
   [
-    ("decay", "cosine", "specific.decay: 'cosine' is not one of .'epochs', 'plateau'."),
+    ("decay", "linear", "specific.decay: 'linear' is not one of .'epochs', 'plateau', 'cosine'."),
     ("epochs", 0.0, "specific.epochs: 0 leaves the stage out, which only universal may be"),
     ("epochs", -1.0, "specific.epochs: -1.0 is no number of epochs"),
     ("learning_rate", float("nan"), "specific.learning_rate: nan is no positive number"),

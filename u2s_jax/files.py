@@ -43,7 +43,8 @@ def named(text: str) -> Path:
   fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
   logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # errors are told where they are met
   path = epath.Path(text)
-  if not epath.Path(f"{BUCKET}{path.parts[2]}").exists():
+  bucket = text.removeprefix(BUCKET).partition("/")[0]
+  if not (bucket and epath.Path(BUCKET + bucket).exists()):
     raise UserError(f"{text}: no such bucket, or it may not be read")
   return path
 

@@ -52,6 +52,11 @@ class Model:
     """Names of the classes, in the order of the labels."""
     return self.trained.class_names
 
+  @property
+  def has_masks(self) -> bool:
+    """Whether there is a mask network."""
+    return "mask" in self.trained.state.params
+
   def predict(self, file: str) -> Prediction:
     """Scores a video or image: its `label`, `score`, five `best` classes, and all `scores`.
 
@@ -83,8 +88,7 @@ class Model:
       UserError: it does not decode, after the windows in front of that; or lengths that cannot be.
       OSError: it cannot be read.
     """
-    if not (0 < window < np.inf and 0 < stride < np.inf):
-      raise UserError(f"--window {window:g}, --stride {stride:g}: they are no lengths in seconds")
+    check_lengths(window, stride)
     read = pipeline.read_windows(
       file, self._clip, self._storage, self._views, length=window, stride=stride
     )
@@ -144,22 +148,26 @@ class Model:
       file: path of a video or image.
 
     Raises:
-      UserError: it does not decode, or the run has no masks.
+      UserError: it does not decode.
+      KeyError: the run has no masks, see `has_masks`.
       OSError: it cannot be read.
     """
     if self._outputs is None:
       self._outputs = self._jitted(self.trained.outputs)
     clip = self._centre(file)
-    mask = self._outputs(clip[None]).get("mask")
-    if mask is None:
-      raise UserError("--overlay: this run has no mask network's masks")
-    return overlay.blend(clip, np.asarray(mask)[0])
+    return overlay.blend(clip, np.asarray(self._outputs(clip[None])["mask"])[0])
 
   def _centre(self, file: str) -> UInt8[np.ndarray, "t h w c"]:
     return pipeline.read_views(file, self._clip, self._storage, "center")[0]
 
   def _jitted(self, function: Callable) -> Callable:
     return jax.jit(function, compiler_options=devices.compiler_options())
+
+
+def check_lengths(window: float, stride: float) -> None:
+  """Raises UserError where a window or the stride between two is no length in seconds."""
+  if not (0 < window < np.inf and 0 < stride < np.inf):
+    raise UserError(f"--window {window:g}, --stride {stride:g}: they are no lengths in seconds")
 
 
 def load(workdir: str, views: str | None = None) -> Model:
