@@ -212,10 +212,10 @@ def predict_files(workdir: Workdir) -> bool:
   if VTT.value and (WINDOW.value is None or len(videos) > 1):
     raise UserError("--vtt: subtitles are of one video, with --window")
   form = forms[0] if forms else "text"
-  devices.use_compilation_cache(workdir.compiled)
-  model = u2s_jax.load(WORKDIR.value, VIEWS_OF.value)
   if WINDOW.value is not None:
     check_lengths(WINDOW.value, STRIDE.value)
+  devices.use_compilation_cache(workdir.compiled)
+  model = u2s_jax.load(WORKDIR.value, VIEWS_OF.value)
   if overlay and not model.has_masks:
     raise UserError("--overlay: this run has no mask network's masks")
   heads = answers.HEADS if WINDOW.value is None else answers.INTERVAL_HEADS

@@ -33,6 +33,9 @@ def class_shares(counts: Int[np.ndarray, " m"], balance: float) -> Int[np.ndarra
     counts: clips of each class.
     balance: 0: as many as there are; 1: of every class that has clips alike; between, in proportion
       to counts ** (1 - balance).
+
+  >>> class_shares(np.array([90, 10]), 0.5)  # the square roots are 3 to 1
+  array([75, 25])
   """
   weights = np.where(counts > 0, np.power(np.maximum(counts, 1), 1.0 - balance), 0.0)
   exact = weights * counts.sum() / weights.sum()

@@ -98,7 +98,7 @@ def test_one_that_stands_still_or_is_killed_ends_the_other(pair):
 
 def test_one_that_waits_for_others_ends_where_process_0_is_gone(pair):
   processes = pair(WAITS, WAITS, count=3)  # the third never comes
-  time.sleep(12)
+  time.sleep(8)
   assert all(process.poll() is None for process in processes)
   processes[0].kill()
   status, line = ends(processes[1])
