@@ -25,7 +25,6 @@ from clu import metric_writers
 from ml_collections import config_flags
 
 import configs
-import u2s_jax
 from data import clips, memory, source
 from data.sources import folders
 from data.tiny_something import prepare as rendered
@@ -33,7 +32,7 @@ from u2s_jax import devices, files, interruption, peers, settings
 from u2s_jax.console import Board, leave_disk_errors_to_the_end, log
 from u2s_jax.errors import UserError, disk_error, one_line, printable
 from u2s_jax.evaluation import evaluate
-from u2s_jax.model import check_lengths
+from u2s_jax.model import Model, check_lengths
 from u2s_jax.run import Source, locked
 from u2s_jax.serving import answers, export, predict
 from u2s_jax.training import train
@@ -215,7 +214,7 @@ def predict_files(workdir: Workdir) -> bool:
   if WINDOW.value is not None:
     check_lengths(WINDOW.value, STRIDE.value)
   devices.use_compilation_cache(workdir.compiled)
-  model = u2s_jax.load(WORKDIR.value, VIEWS_OF.value)
+  model = Model(predict.load(workdir), VIEWS_OF.value)
   if overlay and not model.has_masks:
     raise UserError("--overlay: this run has no mask network's masks")
   heads = answers.HEADS if WINDOW.value is None else answers.INTERVAL_HEADS

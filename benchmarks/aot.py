@@ -42,7 +42,7 @@ from u2s_jax import state as state_lib
 from u2s_jax.evaluation import inference
 from u2s_jax.stages import STAGES
 from u2s_jax.training import steps
-from u2s_jax.views import VIEWS, mirrored_labels
+from u2s_jax.views import mirrors
 
 NUM_CLASSES = 174  # Something-Something V2's
 TRAINING_CLIPS, VALIDATION_CLIPS = 168_913, 24_777  # Something-Something V2's
@@ -141,9 +141,8 @@ def build(row: Row) -> tuple[Callable, tuple, jax.sharding.Mesh]:
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(replicated, replicated))
     return jitted, (state, clips(), rate, neighbours), mesh
   if row.name == "evaluation":
-    labels = mirrored_labels(row.classes, config.data.flip_label_map)
-    mirrors = [labels if mirrored else None for mirrored in VIEWS[config.eval.views]]
-    step, batch = inference.make_score_step(network, mirrors), clips(len(mirrors))
+    mirrored = mirrors(config.eval.views, row.classes, config.data.flip_label_map)
+    step, batch = inference.make_score_step(network, mirrored), clips(len(mirrored))
   elif row.name == "statistics":
     step, batch = inference.make_sparsity_step(network), clips(1)
   elif row.name == "analysis":

@@ -58,7 +58,7 @@ def written(
   with scratch as folder, client:
     tasks = {}
     for key, clips in todo.items():
-      absolute = [dataclasses.replace(clip, path=os.path.abspath(clip.path)) for clip in clips]
+      absolute = [dataclasses.replace(clip, file=os.path.abspath(clip.file)) for clip in clips]
       tasks[client.submit(make, job, folder, key, absolute, pure=False)] = key
     try:
       for task, made in distributed.as_completed(tasks, with_results=True):

@@ -74,7 +74,7 @@ class Storage:
 
 
 def video_frames(
-  file: str | io.BytesIO, short_edge: int, pixel_format: str, first: float = 0.0
+  file: str | io.BytesIO, short_edge: int, pixel_format: str, first: float = -math.inf
 ) -> Iterator[tuple[float, UInt8[np.ndarray, "h w *c"]]]:
   """Decodes every coded frame of a video once: none is doubled or dropped to even out its rate.
 
@@ -155,14 +155,14 @@ def _entered(
 ) -> Iterator[av.VideoFrame]:
   """Decodes from the last key frame in front of a time; from the beginning where that fails."""
   if first > SEEK_FROM:
+    frames, entered = container.decode(stream), None
     with contextlib.suppress(av.error.FFmpegError):
       container.seek(int((start + first) / stream.time_base), stream=stream)
-      frames = container.decode(stream)
       entered = next(frames, None)
-      if entered is not None and entered.time is not None and entered.time - start <= first:
-        yield entered
-        yield from frames
-        return
+    if entered is not None and entered.time is not None and entered.time - start <= first:
+      yield entered
+      yield from frames
+      return
     container.seek(0, stream=stream)
   yield from container.decode(stream)
 
@@ -287,7 +287,7 @@ class Stored(NamedTuple):
   jpegs: tuple[bytes, ...]
 
 
-def moments(file: str | io.BytesIO, storage: Storage, start: float = 0.0) -> Iterator[Stored]:
+def moments(file: str | io.BytesIO, storage: Storage, start: float = -math.inf) -> Iterator[Stored]:
   """Decodes a video as it is stored.
 
   Flow is of each pair of frames, and grey: a colour JPEG would halve the resolution of what it
@@ -301,22 +301,29 @@ def moments(file: str | io.BytesIO, storage: Storage, start: float = 0.0) -> Ite
   Raises:
     UserError: as `video_frames`, or of flow the video has one frame only.
   """
-  edge, quality = storage.short_edge, storage.jpeg_quality
-  if storage.modality == "rgb":
-    for seconds, frame in video_frames(file, edge, "rgb24", start):
-      yield Stored(seconds, seconds, (_jpeg(Image.fromarray(frame), quality),))
-    return
+  with _in_a_line():
+    yield from (_frames if storage.modality == "rgb" else _flow)(file, storage, start)
+
+
+def _frames(file: str | io.BytesIO, storage: Storage, start: float) -> Iterator[Stored]:
+  """Decodes the frames of a video, see `moments`."""
+  for seconds, frame in video_frames(file, storage.short_edge, "rgb24", start):
+    yield Stored(seconds, seconds, (_jpeg(Image.fromarray(frame), storage.jpeg_quality),))
+
+
+def _flow(file: str | io.BytesIO, storage: Storage, start: float) -> Iterator[Stored]:
+  """Computes the optical flow of a video, see `moments`."""
   import cv2
 
   from data import flow
 
   cv2.setNumThreads(1)  # There is a process for every core already.
   maker, before, pairs = flow.make(storage.flow_algorithm), None, 0
-  for seconds, frame in video_frames(file, edge, "gray", start):
+  for seconds, frame in video_frames(file, storage.short_edge, "gray", start):
     if before is not None:
       codes = flow.quantize(flow.compute(maker, before[1], frame))
       planes = (np.ascontiguousarray(codes[..., k]) for k in (0, 1))
-      jpegs = tuple(_jpeg(Image.fromarray(plane), quality) for plane in planes)
+      jpegs = tuple(_jpeg(Image.fromarray(plane), storage.jpeg_quality) for plane in planes)
       yield Stored(before[0], seconds, jpegs)
       pairs += 1
     before = seconds, frame
@@ -417,13 +424,20 @@ def frames_of(file: str | io.BytesIO, storage: Storage, *, is_image: bool) -> li
     UserError: it does not decode; one line, the reason alone.
     OSError: it cannot be read.
   """
-  try:
-    if is_image:
+  if is_image:
+    with _in_a_line():
       return [image_frame(file, storage.short_edge, storage.jpeg_quality)]
-    return whole(file, storage)
+  return whole(file, storage)
+
+
+@contextlib.contextmanager
+def _in_a_line() -> Iterator[None]:
+  """Makes a `UserError` of what libraries raise over content that they did not foresee."""
+  try:
+    yield
   except UserError:
     raise
-  except ValueError as error:  # what libraries make of content that they did not foresee
+  except ValueError as error:
     raise UserError(f"it does not decode ({error})") from error
 
 

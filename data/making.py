@@ -136,7 +136,7 @@ def write(
     for clip, answer in zip(clips, itertools.islice(answers, len(clips)), strict=True):
       if isinstance(answer, Skipped):
         state = None if answer.retry else shards.file_state(clip.file)
-        skipped.append(shards.SkippedClip(clip.path, answer.reason, state))
+        skipped.append(shards.SkippedClip(clip.path, answer.reason, state, clip.file))
         told(clip, answer.reason)
         continue
       told(clip, None)

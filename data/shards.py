@@ -37,14 +37,16 @@ class SkippedClip(NamedTuple):
   """A clip that could not be read.
 
   Attributes:
-    path: of its file.
+    path: of the clip.
     reason: one line.
     state: of the file then, see `file_state`; None: to be tried again whatever its state.
+    file: its path, where the clip is a part of it.
   """
 
   path: str
   reason: str
   state: list[int] | None
+  file: str = ""
 
 
 class Shard(NamedTuple):
@@ -176,7 +178,9 @@ class Progress:
     return {
       key: shard
       for key, shard in done.items()
-      if all(clip.state and clip.state in _states(clip.path) for clip in shard.skipped)
+      if all(
+        clip.state and file_state(clip.file or clip.path) == clip.state for clip in shard.skipped
+      )
       and store.shard_path(out, *key, num_shards[key[0]]).exists()
     }
 
@@ -191,11 +195,6 @@ def file_state(path: str) -> list[int] | None:
   except OSError:
     return None
   return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-
-
-def _states(path: str) -> list[list[int] | None]:
-  """Returns the state of a clip's file, whether its path names a part or not."""
-  return [file_state(path), file_state(path.rpartition("#")[0])]
 
 
 def skipped_of(out: pathlib.Path, clips: Sequence[Clip]) -> set[str]:

@@ -112,10 +112,7 @@ class BucketServer:
 def bucket_server(tmp_path_factory):
   """A `BucketServer`, whose address the process's environment has: clients keep their first."""
   pytest.importorskip("gcsfs", reason="reaches buckets")
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
-  server = BucketServer(tmp_path_factory.mktemp("buckets"), port)
+  server = BucketServer(tmp_path_factory.mktemp("buckets"), _free_port())
   os.environ |= server.environment
   yield server
   server.stop()
@@ -126,13 +123,13 @@ def bucket_server(tmp_path_factory):
 @pytest.fixture
 def free_port():
   """Returns a function that returns a port of the loopback address that nobody listens on."""
+  return _free_port
 
-  def find():
-    with socket.socket() as free:
-      free.bind(("127.0.0.1", 0))
-      return free.getsockname()[1]
 
-  return find
+def _free_port():
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    return free.getsockname()[1]
 
 
 @pytest.fixture

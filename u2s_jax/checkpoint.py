@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from u2s_jax import devices
 from u2s_jax import state as state_lib
 from u2s_jax.errors import UserError, bucket_error
-from u2s_jax.files import Path, in_bucket
+from u2s_jax.files import Path, absolute, in_bucket
 from u2s_jax.state import TrainState
 
 KEEP = 2  # newest checkpoints of a stage
@@ -54,7 +54,7 @@ class Checkpoints:
     model: dict[str, Any],
     defaults: dict[str, Any],
   ):
-    self._folder = folder if in_bucket(folder) else folder.absolute()
+    self._folder = absolute(folder)
     self._model, self._defaults = model, defaults
     self._stages = stages
     self._managers: dict[str, ocp.CheckpointManager] = {}
@@ -241,8 +241,7 @@ def _read_newest(
   index, step = devices.broadcast_from_host0(newest)
   if index < 0:
     return None
-  path = folder / stages[index] / str(step)
-  path = path if in_bucket(path) else path.absolute()
+  path = absolute(folder / stages[index] / str(step))
   with _damage(path):
     record = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path / "record")
     handler = ocp.PyTreeCheckpointHandler()

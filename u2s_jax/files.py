@@ -11,13 +11,13 @@ import logging
 import os
 import pathlib
 import tempfile
-import threading
 from collections.abc import Iterator
 from typing import IO
 
 from etils import epath
 
-from u2s_jax.errors import UserError, bucket_error
+from u2s_jax.errors import UserError
+from u2s_jax.repeating import repeated
 
 Path = pathlib.Path | epath.Path
 BUCKET = "gs://"
@@ -54,6 +54,11 @@ def in_bucket(path: Path) -> bool:
   return not isinstance(path, pathlib.Path)
 
 
+def absolute(path: Path) -> Path:
+  """Returns a path that no change of the current folder changes; an address is one."""
+  return path if in_bucket(path) else path.absolute()
+
+
 def make_folder(path: Path) -> None:
   """Makes a folder and those above it; in a bucket there is nothing to make."""
   if not in_bucket(path):
@@ -70,9 +75,11 @@ def on_disk(path: Path) -> Iterator[pathlib.Path]:
     local = pathlib.Path(folder, path.name)
     if path.is_dir():
       local.mkdir()
-    for file in path.iterdir() if path.is_dir() else [path]:
-      if not file.is_dir():
-        (local / file.name if local.is_dir() else local).write_bytes(file.read_bytes())
+      for file in path.iterdir():
+        if not file.is_dir():
+          _copy(file, local / file.name)
+    else:
+      _copy(path, local)
     yield local
 
 
@@ -83,9 +90,12 @@ def filled(path: Path) -> Iterator[pathlib.Path]:
     make_folder(path)
     yield path
     return
-  with tempfile.TemporaryDirectory() as folder:
-    yield pathlib.Path(folder)
-    upload(pathlib.Path(folder), path)
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    yield folder
+    for file in sorted(folder.rglob("*")):
+      if file.is_file():
+        _copy(file, path / file.relative_to(folder))
 
 
 @contextlib.contextmanager
@@ -100,38 +110,25 @@ def copied(path: Path, every: float) -> Iterator[pathlib.Path]:
     yield path
     return
   with tempfile.TemporaryDirectory() as name:
-    folder, sizes, stop = pathlib.Path(name), {}, threading.Event()
+    folder, sizes = pathlib.Path(name), {}
 
-    def copy_changed():
+    def copy_changed() -> None:
       for file in folder.iterdir():
-        content = file.read_bytes()
-        if sizes.get(file) != len(content):
-          (path / file.name).write_bytes(content)
-          sizes[file] = len(content)
+        size = file.stat().st_size
+        if sizes.get(file) != size:
+          _copy(file, path / file.name)
+          sizes[file] = size
 
-    def keep():
-      while not stop.wait(every):
-        try:
-          copy_changed()
-        except Exception as error:
-          if bucket_error(error) is None:  # of an outage: the next copy may get there
-            raise
-
-    keeper = threading.Thread(target=keep, daemon=True)
-    keeper.start()
     try:
-      yield folder
+      with repeated(copy_changed, every):
+        yield folder
     finally:
-      stop.set()
-      keeper.join()
       copy_changed()
 
 
-def upload(folder: pathlib.Path, path: epath.Path) -> None:
-  """Copies the files of a folder, and those below it, to a place in a bucket."""
-  for file in sorted(folder.rglob("*")):
-    if file.is_file():
-      (path / file.relative_to(folder)).write_bytes(file.read_bytes())
+def _copy(source: Path, target: Path) -> None:
+  """Copies a file to a bucket, where it is whole or not there, or out of one."""
+  target.write_bytes(source.read_bytes())
 
 
 def partial_of(path: pathlib.Path) -> pathlib.Path:
@@ -152,7 +149,7 @@ def whole_path(path: Path) -> Iterator[pathlib.Path]:
   if in_bucket(path):
     with tempfile.TemporaryDirectory() as folder:
       yield (local := pathlib.Path(folder, path.name))
-      path.write_bytes(local.read_bytes())  # an object is whole, or not there
+      _copy(local, path)
     return
   partial = partial_of(path)
   try:

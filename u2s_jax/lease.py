@@ -8,7 +8,6 @@ one that does not change for `EXPIRES` seconds is nobody's any more.
 import contextlib
 import json
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -17,7 +16,8 @@ import fsspec
 from etils import epath
 
 from u2s_jax.console import log
-from u2s_jax.errors import UserError, bucket_error
+from u2s_jax.errors import UserError
+from u2s_jax.repeating import repeated
 
 EVERY = 10.0  # seconds between signs of life
 EXPIRES = 60.0  # seconds without one
@@ -39,26 +39,17 @@ def held(folder: epath.Path, refusal: str, lost: Callable[[str], None]) -> Itera
   """
   lease = _Lease(folder)
   lease.take(refusal)
-  stop = threading.Event()
 
-  def keep():
-    while not stop.wait(EVERY):
-      try:
-        if lease.newest() != lease.number:
-          lost(f"{folder}: another run took the lease, as this one gave no sign; it ends here")
-          return
-        lease.sign()
-      except Exception as error:
-        if bucket_error(error) is None:  # of an outage: the next sign may get there
-          raise
+  def keep() -> None:
+    if lease.newest() == lease.number:
+      lease.sign()
+    else:
+      lost(f"{folder}: another run took the lease, as this one gave no sign; it ends here")
 
-  keeper = threading.Thread(target=keep, daemon=True)
-  keeper.start()
   try:
-    yield
+    with repeated(keep, EVERY):
+      yield
   finally:
-    stop.set()
-    keeper.join()
     lease.release()
 
 

@@ -1,6 +1,7 @@
 """A trained run in Python: `u2s_jax.load`. The one module of `u2s_jax` that reads videos."""
 
 import concurrent.futures
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -45,7 +46,6 @@ class Model:
     self._clip, _ = clips.of_config(trained.config.data)
     self._storage = decode.Storage(modality=self._clip.modality, **trained.stored)
     self._score = Scorer(trained, self._views)
-    self._outputs = self._features = None
 
   @property
   def class_names(self) -> tuple[str, ...]:
@@ -129,16 +129,13 @@ class Model:
       UserError: it does not decode; one line, the reason alone.
       OSError: it cannot be read.
     """
-    if self._features is None:
-      self._features = self._jitted(inference.make_feature_step(self.trained.network))
-    pooled = self._features(self.trained.state, self._centre(file)[None])
+    pooled = self._feature_program(self.trained.state, self._centre(file)[None])
     return np.concatenate([np.asarray(pooled[name])[0] for name in NETWORKS if name in pooled])
 
   def feature_names(self) -> tuple[str, ...]:
     """Returns the network of every component of `features`."""
     video = np.zeros((1, *self._clip.shape), np.uint8)
-    step = inference.make_feature_step(self.trained.network)
-    shapes = jax.eval_shape(step, self.trained.state, video)
+    shapes = jax.eval_shape(self._feature_program, self.trained.state, video)
     return tuple(name for name in NETWORKS if name in shapes for _ in range(shapes[name].shape[1]))
 
   def masked(self, file: str) -> UInt8[np.ndarray, "t h w 3"]:
@@ -152,16 +149,20 @@ class Model:
       KeyError: the run has no masks, see `has_masks`.
       OSError: it cannot be read.
     """
-    if self._outputs is None:
-      self._outputs = self._jitted(self.trained.outputs)
     clip = self._centre(file)
-    return overlay.blend(clip, np.asarray(self._outputs(clip[None])["mask"])[0])
+    return overlay.blend(clip, np.asarray(self._output_program(clip[None])["mask"])[0])
 
   def _centre(self, file: str) -> UInt8[np.ndarray, "t h w c"]:
     return pipeline.read_views(file, self._clip, self._storage, "center")[0]
 
-  def _jitted(self, function: Callable) -> Callable:
-    return jax.jit(function, compiler_options=devices.compiler_options())
+  @functools.cached_property
+  def _feature_program(self) -> Callable:
+    step = inference.make_feature_step(self.trained.network)
+    return jax.jit(step, compiler_options=devices.compiler_options())
+
+  @functools.cached_property
+  def _output_program(self) -> Callable:
+    return jax.jit(self.trained.outputs, compiler_options=devices.compiler_options())
 
 
 def check_lengths(window: float, stride: float) -> None:

@@ -26,11 +26,13 @@ import jax
 from jax._src import distributed  # its client has no public name; Orbax takes it there too
 
 from u2s_jax.errors import INTERRUPTED, UserError, one_line
+from u2s_jax.repeating import repeated
 
 EVERY = 2.0  # seconds between signs of life
 LEAST = 10.0  # seconds of patience: a process may be busy with something else
 ENDED, FAILED, LEFT = "ended", "failed", "interrupted"  # the last sign
 LOG = "processes.log"
+NO_ANSWER = "process 0 does not answer"
 
 
 @contextlib.contextmanager
@@ -92,29 +94,27 @@ def joined(asked: bool, folder: pathlib.Path, patience: float) -> Iterator[bool]
 @contextlib.contextmanager
 def _joining(trap: "_Trap", patience: float) -> Iterator[None]:
   """Ends the process within the block where process 0 was there and is gone: JAX waits on."""
-  stop = threading.Event()
+  answered = None  # when it last did; None: it was not there yet
 
-  def look():
-    gone = None  # seconds since when; None: it was not there yet, or it is there
-    while not stop.wait(EVERY):
-      address = distributed.global_state.coordinator_address
-      try:
-        host, port = (address or "").rsplit(":", 1)
-        socket.create_connection((host, int(port)), timeout=EVERY).close()
-        gone = math.inf
-      except (OSError, ValueError):
-        if gone is not None:
-          gone = min(gone, time.monotonic())
-          if time.monotonic() - gone > patience:
-            trap.end("process 0 does not answer")
+  def look() -> None:
+    nonlocal answered
+    if _process_0_answers():
+      answered = time.monotonic()
+    elif answered is not None and time.monotonic() - answered > patience:
+      trap.end(NO_ANSWER)
 
-  thread = threading.Thread(target=look, daemon=True)
-  thread.start()
-  try:
+  with repeated(look, EVERY):
     yield
-  finally:
-    stop.set()
-    thread.join()
+
+
+def _process_0_answers() -> bool:
+  """Tells whether there is somebody at the address where all processes meet."""
+  try:
+    host, port = distributed.global_state.coordinator_address.rsplit(":", 1)
+    socket.create_connection((host, int(port)), timeout=EVERY).close()
+  except (OSError, AttributeError, ValueError):  # nobody, or JAX has no address yet
+    return False
+  return True
 
 
 def _number_from(variable: str) -> int | None:
@@ -173,12 +173,10 @@ class _Trap:
 
   def _aborted(self, number: int) -> None:
     """Ends the process where a library called abort(): mostly JAX, as process 0 is gone."""
-    try:
+    with contextlib.suppress(OSError):
       faulthandler.dump_traceback(self._log)
-      host, port = distributed.global_state.coordinator_address.rsplit(":", 1)
-      socket.create_connection((host, int(port)), timeout=EVERY).close()
-    except (OSError, AttributeError, ValueError):
-      self.end("process 0 does not answer")
+    if not _process_0_answers():
+      self.end(NO_ANSWER)
     self.end(f"aborted by a library, see {self._log.name}", 128 + signal.SIGABRT)
 
 
@@ -217,7 +215,7 @@ class _Watch:
         self._give(str(beat))
         signs = dict(self._client.key_value_dir_get(_key("")))
       except jax.errors.JaxRuntimeError:
-        self._trap.end("process 0 does not answer")
+        self._trap.end(NO_ANSWER)
       now = time.monotonic()
       if now - last > self._patience / 2:  # this process stood still: it knows nothing of others
         seen.clear()

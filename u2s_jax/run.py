@@ -19,7 +19,7 @@ from u2s_jax.errors import UserError
 from u2s_jax.models.network import Network
 from u2s_jax.stages import STAGES, Stage
 from u2s_jax.state import TrainState
-from u2s_jax.views import VIEWS, mirrored_labels
+from u2s_jax.views import VIEWS, mirrored_labels, mirrors
 from u2s_jax.workdir import Workdir
 
 Batches = Iterator[dict[str, np.ndarray]]
@@ -137,10 +137,7 @@ class Run:
 
   def mirrors(self, views: str) -> tuple[tuple[int, ...] | None, ...]:
     """Returns for each view None, or for a mirrored one the class that each class turns into."""
-    if not any(VIEWS[views]):
-      return (None,) * len(VIEWS[views])
-    labels = mirrored_labels(len(self.source.class_names), self.config.data.flip_label_map)
-    return tuple(labels if mirrored else None for mirrored in VIEWS[views])
+    return mirrors(views, len(self.source.class_names), self.config.data.flip_label_map)
 
 
 def open_run(config: ml_collections.ConfigDict, workdir: Workdir, source: Source, name: str) -> Run:

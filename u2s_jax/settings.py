@@ -226,7 +226,7 @@ def check(
     _check_same_run(config, began, workdir.config, free)
   # A run goes on in the views that it began with, whatever they are.
   if began is None or config.eval.views != began.eval.views:
-    _check_mirrors(config)
+    _check_mirrors(config.eval.views, config.data)
 
 
 def check_values(config: ml_collections.ConfigDict) -> None:
@@ -303,23 +303,35 @@ def _check_csm(config):
       )
 
 
-def check_views(config: ml_collections.ConfigDict) -> None:
-  """Raises UserError where `eval.views` are none, or mirrored where classes may have a side."""
-  _check_evaluation(config)
-  _check_mirrors(config)
+def check_views(views: str, data: ml_collections.ConfigDict) -> None:
+  """Checks the views of a test.
+
+  Args:
+    views: `eval.views`.
+    data: the config's section.
+
+  Raises:
+    UserError: there are no such views, or mirrored ones where classes may have a side.
+  """
+  _check_names(views)
+  _check_mirrors(views, data)
+
+
+def _check_names(views):
+  """Raises UserError for views that there are not."""
+  if views not in VIEWS:
+    raise UserError(f"eval.views: {views!r} is not one of {', '.join(VIEWS)}")
 
 
 def _check_evaluation(config):
   """Raises UserError for views or a split that there are not."""
-  if config.eval.views not in VIEWS:
-    raise UserError(f"eval.views: {config.eval.views!r} is not one of {', '.join(VIEWS)}")
+  _check_names(config.eval.views)
   if config.eval.split not in SPLITS:
     raise UserError(f"eval.split: {config.eval.split!r} is not one of {', '.join(SPLITS)}")
 
 
-def _check_mirrors(config):
+def _check_mirrors(views, data):
   """Raises UserError for mirrored views where classes may have a side."""
-  views, data = config.eval.views, config.data
   if any(VIEWS[views]) and not (data.flip or data.flip_label_map):
     raise UserError(
       f"eval.views: {views!r} mirrors views, but the network never sees a mirrored clip and classes"

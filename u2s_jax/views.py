@@ -13,6 +13,20 @@ VIEWS = {
 }
 
 
+def mirrors(
+  views: str, num_classes: int, pairs: Iterable[tuple[int, int]]
+) -> tuple[tuple[int, ...] | None, ...]:
+  """Returns for each view None, or for a mirrored one `mirrored_labels`.
+
+  Args:
+    views: one of `VIEWS`.
+    num_classes: see `mirrored_labels`.
+    pairs: see `mirrored_labels`; looked at only where a view is mirrored.
+  """
+  labels = mirrored_labels(num_classes, pairs) if any(VIEWS[views]) else None
+  return tuple(labels if mirrored else None for mirrored in VIEWS[views])
+
+
 def mirrored_labels(num_classes: int, pairs: Iterable[tuple[int, int]]) -> tuple[int, ...]:
   """Returns for each class the class that its mirrored clips show.
 

@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
-from data.sources.listing import SPLITS, Clip, Listing, check
+from data.sources.listing import SPLITS, Clip, Listing, check, suffix
 from u2s_jax.errors import UserError
 
 VIDEO_EXTENSIONS = tuple(
@@ -72,7 +72,7 @@ class _Entry:
   Attributes:
     where: it is listed, for errors.
     id: of the clip.
-    path: of its file.
+    file: its path.
     name: of its class, empty where it is not known.
     split: None where the source says nothing of splits.
     span: start and end of a part, seconds; None for the whole.
@@ -81,7 +81,7 @@ class _Entry:
 
   where: str
   id: str
-  path: str
+  file: str
   name: str
   split: str | None
   span: tuple[float, float] | None = None
@@ -133,7 +133,11 @@ def _listing(
 
   if any(entry.split is None for entry in entries):
     grouped = any(entry.group for entry in entries)
-    entries, note = (_by_groups if grouped else _every_fifth)(entries)
+    held_out, note = (_by_groups if grouped else _every_fifth)(entries)
+    entries = [
+      dataclasses.replace(entry, split="validation" if entry.id in held_out else "train")
+      for entry in entries
+    ]
     notes.append(note)
   _check_groups(entries)
   by_split = collections.Counter(entry.split for entry in entries)
@@ -159,15 +163,15 @@ def _listing(
         f"{entry.where}: the class {entry.name!r} has no training clip: add some, or take it out"
       )
     label = index.get(entry.name, -1)
-    splits[entry.split].append(Clip(entry.id, label, entry.path, span=entry.span))
+    splits[entry.split].append(Clip(entry.id, label, entry.file, span=entry.span))
   splits = {split: clips for split, clips in splits.items() if clips}
   result = Listing(names=names, splits=splits, notes=notes)
   check(result, str(source))
   return result
 
 
-def _every_fifth(entries: Sequence[_Entry]) -> tuple[list[_Entry], str]:
-  """Splits clips without splits; returns them and what was done."""
+def _every_fifth(entries: Sequence[_Entry]) -> tuple[set[str], str]:
+  """Chooses clips for validation; returns their ids and what was done."""
   by_class = collections.defaultdict(list)
   for entry in entries:
     by_class[entry.name].append(entry.id)
@@ -175,18 +179,14 @@ def _every_fifth(entries: Sequence[_Entry]) -> tuple[list[_Entry], str]:
   for ids in by_class.values():
     ids.sort()
     held_out.update(ids[4::5] or ids[1:][-1:])  # the last of 2 to 4; one alone is for training
-  split = [
-    dataclasses.replace(entry, split="validation" if entry.id in held_out else "train")
-    for entry in entries
-  ]
-  return split, (
+  return held_out, (
     "there are no splits: of each class every 5th clip, or the last of fewer than 5, went to "
     f"validation, {len(held_out)} of {len(entries)} in all"
   )
 
 
-def _by_groups(entries: Sequence[_Entry]) -> tuple[list[_Entry], str]:
-  """Splits clips of groups, about a fifth of each class to validation; returns what was done."""
+def _by_groups(entries: Sequence[_Entry]) -> tuple[set[str], str]:
+  """Chooses whole groups for validation, about a fifth of each class; returns as `_every_fifth`."""
   from sklearn.model_selection import StratifiedGroupKFold
 
   groups = [entry.group or f"\n{entry.id}" for entry in entries]
@@ -200,13 +200,9 @@ def _by_groups(entries: Sequence[_Entry]) -> tuple[list[_Entry], str]:
   most = max(collections.Counter(names).values())
   folds = StratifiedGroupKFold(max(2, min(5, count, most)), shuffle=True, random_state=0)
   with warnings.catch_warnings(action="ignore", category=UserWarning):  # of small classes
-    train, held_out = next(folds.split(names, names, groups))
-  held_out = set(held_out)
-  split = [
-    dataclasses.replace(entry, split="validation" if i in held_out else "train")
-    for i, entry in enumerate(entries)
-  ]
-  return split, (
+    _, rows = next(folds.split(names, names, groups))
+  held_out = {entries[row].id for row in rows}
+  return held_out, (
     f"there are no splits: about a fifth of each class went to validation, {len(held_out)} of"
     f" {len(entries)} clips, and of {count} groups none is in both"
   )
@@ -354,8 +350,7 @@ def _from_csv(path: pathlib.Path) -> list[_Entry]:
       if not fields["path"]:
         raise UserError(f"{where}: there is no path")
       span = _span(fields, where)
-      part = f"#{_seconds(span[0])}-{_seconds(span[1])}" if span else ""
-      clip_id, group = fields["path"] + part, fields.get("group", "")
+      clip_id, group = fields["path"] + suffix(span), fields.get("group", "")
       if span and "group" not in header:
         group = fields["path"]
       if clip_id in lines:
@@ -366,7 +361,7 @@ def _from_csv(path: pathlib.Path) -> list[_Entry]:
         raise UserError(f"{where}: the split {split!r} is none of train, val and test")
       split = split and SPLIT_NAMES[split.lower()]
       file = str(path.parent / fields["path"])
-      entries.append(_Entry(where, clip_id, file + part, fields["label"], split, span, group))
+      entries.append(_Entry(where, clip_id, file, fields["label"], split, span, group))
   except csv.Error as error:
     raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from error
   if not entries:
@@ -374,16 +369,8 @@ def _from_csv(path: pathlib.Path) -> list[_Entry]:
   # A video's parts one after the other, so that it is decoded once.
   order = {}
   for entry in entries:
-    order.setdefault(_file(entry), len(order))
-  return sorted(entries, key=lambda entry: (order[_file(entry)], entry.span or (0, 0)))
-
-
-def _file(entry: _Entry) -> str:
-  return entry.path if entry.span is None else entry.path.rpartition("#")[0]
-
-
-def _seconds(time: float) -> str:
-  return f"{time:.3f}".rstrip("0").rstrip(".")
+    order.setdefault(entry.file, len(order))
+  return sorted(entries, key=lambda entry: (order[entry.file], entry.span or (0, 0)))
 
 
 def _span(fields: dict[str, str], where: str) -> tuple[float, float] | None:

@@ -22,22 +22,21 @@ class Clip:
   Attributes:
     id: unique in its data set, the same for RGB and flow, and for every machine.
     label: index of its class, -1 where it is not known.
-    path: of its file, of a part with `#<start>-<end>` behind it; where it is in no file of its own,
-      words that say where it is. Unique too.
+    file: its path; where it is in no file of its own, words that say where it is.
     load: returns the file's content where it is in no file of its own.
     span: start and end of a part, seconds since the video's first frame; None for the whole.
   """
 
   id: str
   label: int
-  path: str
+  file: str
   load: Callable[[], bytes] | None = None
   span: tuple[float, float] | None = None
 
   @property
-  def file(self) -> str:
-    """Returns the path of its file."""
-    return self.path if self.span is None else self.path.rpartition("#")[0]
+  def path(self) -> str:
+    """Returns what it is called in lines and lists: its file, and which part of that."""
+    return self.file + suffix(self.span)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +57,13 @@ class Listing:
   images: bool = False
   official: Mapping[str, int] = dataclasses.field(default_factory=dict)
   notes: Sequence[str] = ()
+
+
+def suffix(span: tuple[float, float] | None) -> str:
+  """Returns what stands behind a file's path for a part of it: `#<start>-<end>`, in seconds."""
+  if span is None:
+    return ""
+  return "#" + "-".join(f"{time:.3f}".rstrip("0").rstrip(".") for time in span)
 
 
 def check(listing: Listing, source: str) -> None:

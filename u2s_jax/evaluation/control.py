@@ -2,10 +2,9 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from u2s_jax.errors import UserError
-from u2s_jax.evaluation import scores
+from u2s_jax.evaluation import results, scores
 from u2s_jax.run import VALIDATION_SPLIT
 from u2s_jax.workdir import Workdir
 
@@ -13,11 +12,6 @@ NONE = (
   "No control beside it (--control=<workdir of a run with control=True>): the one-pass model"
   " trained for fewer epochs, so the difference is not what U2S adds."
 )
-
-
-def merged(summary: dict[str, Any]) -> dict[str, float]:
-  """Returns the accuracies of all predictions together, the last of a `summary.json`."""
-  return list(summary["predictions"].values())[-1]
 
 
 def accuracy(control: Workdir, class_names: Sequence[str]) -> dict[str, float]:
@@ -39,4 +33,4 @@ def accuracy(control: Workdir, class_names: Sequence[str]) -> dict[str, float]:
   names = scores.read(control.scores(VALIDATION_SPLIT)).class_names
   if list(map(str, names)) != list(class_names):
     raise UserError(f"{where}: its classes are others")
-  return merged(json.loads(control.summary.read_text()))
+  return results.merged(json.loads(control.summary.read_text()))

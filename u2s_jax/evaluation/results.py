@@ -42,6 +42,11 @@ def summarize(
   }
 
 
+def merged(summary: dict[str, Any]) -> dict[str, float]:
+  """Returns the accuracies of all predictions together, the last that `summarize` names."""
+  return list(summary["predictions"].values())[-1]
+
+
 def average_confusing(matrix: Num[np.ndarray, "m m"]) -> float:
   """Returns how many other classes a class is confused with on average, by the binary CSM."""
   return float((matrix.sum() - len(matrix)) / len(matrix))

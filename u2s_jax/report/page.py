@@ -167,8 +167,7 @@ def _one_pass(run: RunFiles) -> dict[str, float]:
 
 
 def _merged(run: RunFiles) -> dict[str, float]:
-  """Accuracies of all predictions together, the last row of Table I."""
-  return list(run.fusions().values())[-1]
+  return results.merged(run.summary)
 
 
 def _summary(runs: dict[str, RunFiles]) -> Section:

@@ -7,6 +7,7 @@ import subprocess
 from u2s_jax import settings
 from u2s_jax.errors import printable
 from u2s_jax.evaluation import control as control_lib
+from u2s_jax.evaluation import results
 from u2s_jax.serving.predict import Trained
 from u2s_jax.workdir import Workdir
 
@@ -81,7 +82,7 @@ def _accuracy(trained: Trained, workdir: Workdir, control: Workdir | None) -> li
   summary = json.loads(workdir.summary.read_text())
   rows = {
     "one-pass (after stage 1)": summary["one_pass"],
-    "all predictions": control_lib.merged(summary),
+    "all predictions": results.merged(summary),
   }
   if control is not None:
     rows["control (the one-pass model, trained as long)"] = control_lib.accuracy(

@@ -19,7 +19,7 @@ from u2s_jax.evaluation.scores import FUSIONS, fuse
 from u2s_jax.models.network import Network
 from u2s_jax.stages import STAGES
 from u2s_jax.state import TrainState
-from u2s_jax.views import VIEWS, mirrored_labels
+from u2s_jax.views import mirrors
 from u2s_jax.workdir import Workdir
 
 TOP = 5  # classes that are shown
@@ -151,12 +151,10 @@ class Scorer:
   """
 
   def __init__(self, trained: Trained, views: str):
-    config = trained.config.copy_and_resolve_references()
-    config.eval.views = views
-    settings.check_views(config)
-    labels = mirrored_labels(len(trained.class_names), config.data.flip_label_map)
-    mirrors = tuple(labels if mirrored else None for mirrored in VIEWS[views])
-    step = inference.make_score_step(trained.network, mirrors)
+    data = trained.config.data
+    settings.check_views(views, data)
+    mirrored = mirrors(views, len(trained.class_names), data.flip_label_map)
+    step = inference.make_score_step(trained.network, mirrored)
     self._class_names, self._state = trained.class_names, trained.state
     self._program = jax.jit(
       lambda state, video: step(state, {"video": video, "label": jnp.zeros(len(video), int)}),
