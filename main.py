@@ -14,7 +14,6 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
-from typing import TextIO
 
 import jax
 import ml_collections
@@ -225,14 +224,14 @@ def predict_files(workdir: Workdir) -> bool:
     try:
       if WINDOW.value is None:
         said = model.predict(file)
-        print_line(answers.of_file(file, said, form, DETAILS.value))
+        print(answers.of_file(file, said, form, DETAILS.value), flush=True)
       else:
         if form == "text":
-          print_line(file)
+          print(printable(file), flush=True)
         for interval in model.intervals(
           file, WINDOW.value, STRIDE.value, threshold=THRESHOLD.value, shortest=SHORTEST.value
         ):
-          print_line(answers.of_interval(file, interval, form))
+          print(answers.of_interval(file, interval, form), flush=True)
       if overlay:
         answers.write_video(overlay, model.masked(file))
       if features:
@@ -243,16 +242,11 @@ def predict_files(workdir: Workdir) -> bool:
       good = False
       reason = getattr(error, "strerror", None) or " ".join(str(error).split())
       said = answers.of_file(file, reason, form, DETAILS.value)
-      print_line(said, file=sys.stdout if form == "json" else sys.stderr)
+      print(said, file=sys.stdout if form == "json" else sys.stderr, flush=True)
   if vectors:
     arrays = {"ids": np.array([*vectors], str), "names": np.array(model.feature_names())}
     write_npz(features, arrays | {"vectors": np.stack([*vectors.values()])})
   return good
-
-
-def print_line(text: str, file: TextIO | None = None) -> None:
-  """Prints what may hold a stranger's names."""
-  print(printable(text), file=file or sys.stdout, flush=True)
 
 
 def written(flag: flags.FlagHolder[str | None], videos: Sequence[str]) -> pathlib.Path | None:

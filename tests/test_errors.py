@@ -37,9 +37,12 @@ def test_a_spreadsheet_computes_nothing(value, cell, tmp_path):
     assert next(csv.DictReader(file))["class"] == str(cell)
 
 
-@pytest.mark.parametrize("name", ["é.mp4", "a\udcff.mp4"])
+@pytest.mark.parametrize(
+  "name", ["é.mp4", "a\udcff.mp4", "3.00\u202fPM.mov", "a\x9b2J.mp4", "a\xa0b"]
+)
 def test_json_is_utf8_whatever_a_file_is_called(name):
   line = answers.of_file(name, "no video", "json", details=False)
+  assert line.isprintable()
   assert json.loads(line.encode()) == {"file": name, "error": "no video"}
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import fcntl
+import functools
 import html
 import io
 import json
@@ -416,10 +417,14 @@ def test_a_headline_speaks_of_a_gain_over_the_control_alone(finished, control):
   run = report_run.read(finished[0])
   alone = page.headline(run, None)
   assert "No control beside it" in alone and "points" not in alone
-  beside = page.headline(run, results_control.accuracy(Workdir(control), run.class_names))
+  accuracy = functools.partial(results_control.accuracy, Workdir(control))
+  beside = page.headline(run, accuracy(run.class_names, run.config))
   assert beside.endswith("so U2S makes +0.00 points.")
   with pytest.raises(UserError, match="classes are others"):
-    results_control.accuracy(Workdir(control), run.class_names[1:])
+    accuracy(run.class_names[1:], run.config)
+  longer = run.config | {"joint": run.config["joint"] | {"epochs": 2.0}}
+  with pytest.raises(UserError, match="joint.epochs = 1.0, not the run's 2.0"):
+    accuracy(run.class_names, longer)
 
 
 def test_exported_parameters_are_a_start(finished, exported):

@@ -11,7 +11,7 @@ INTERRUPTED = 75  # exit status of a command that was asked to end: EX_TEMPFAIL 
 # What a disk says when it is full, read-only or gone.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG)
 # What reaches a bucket: their errors have no type in common.
-BUCKET_PACKAGES = ("gcsfs", "aiohttp", "google", "requests")
+BUCKET_PACKAGES = ("gcsfs", "fsspec", "aiohttp", "google", "requests")
 _TENSORSTORE = 'Error reading "gs://'
 _PATH = re.compile(r"(?<![^\s\"'])/[^\s\"';,]+")
 

@@ -16,7 +16,7 @@ import fsspec
 from etils import epath
 
 from u2s_jax.console import log
-from u2s_jax.errors import UserError
+from u2s_jax.errors import UserError, bucket_error
 from u2s_jax.repeating import repeated
 
 EVERY = 10.0  # seconds between signs of life
@@ -50,7 +50,12 @@ def held(folder: epath.Path, refusal: str, lost: Callable[[str], None]) -> Itera
     with repeated(keep, EVERY):
       yield
   finally:
-    lease.release()
+    try:
+      lease.release()
+    except Exception as error:
+      if bucket_error(error) is None:
+        raise
+      log(f"{folder}: not given back, it expires in {EXPIRES:g} s")  # why the block ended stays
 
 
 class _Lease:

@@ -198,6 +198,8 @@ def _by_groups(entries: Sequence[_Entry]) -> tuple[set[str], str]:
     )
   names = [entry.name for entry in entries]
   most = max(collections.Counter(names).values())
+  if most < 2:
+    raise UserError(f"{entries[0].where}: no class has two clips, of which one could be held out")
   folds = StratifiedGroupKFold(max(2, min(5, count, most)), shuffle=True, random_state=0)
   with warnings.catch_warnings(action="ignore", category=UserWarning):  # of small classes
     _, rows = next(folds.split(names, names, groups))
@@ -351,8 +353,6 @@ def _from_csv(path: pathlib.Path) -> list[_Entry]:
         raise UserError(f"{where}: there is no path")
       span = _span(fields, where)
       clip_id, group = fields["path"] + suffix(span), fields.get("group", "")
-      if span and "group" not in header:
-        group = fields["path"]
       if clip_id in lines:
         raise UserError(f"{where}: {clip_id} is in line {lines[clip_id]} already: delete one")
       lines[clip_id] = reader.line_num
@@ -366,11 +366,33 @@ def _from_csv(path: pathlib.Path) -> list[_Entry]:
     raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from error
   if not entries:
     raise UserError(f"{path}: there are no rows below the header path,label,split")
+  entries = _with_groups(entries)
   # A video's parts one after the other, so that it is decoded once.
   order = {}
   for entry in entries:
     order.setdefault(entry.file, len(order))
   return sorted(entries, key=lambda entry: (order[entry.file], entry.span or (0, 0)))
+
+
+def _with_groups(entries: list[_Entry]) -> list[_Entry]:
+  """Returns rows with the parts of a video as a group, where they have none of their own.
+
+  A whole video is one of its parts' group too, but where its row says which split it is in: that is
+  compared with theirs file by file.
+  """
+  if not any(entry.span for entry in entries):
+    return entries
+  real = {file: os.path.realpath(file) for file in {entry.file for entry in entries}}
+  first = {}  # by the file itself: how it is spelled first
+  for entry in entries:
+    if entry.span:
+      first.setdefault(real[entry.file], entry.id.removesuffix(suffix(entry.span)))
+  return [
+    dataclasses.replace(entry, group=first[real[entry.file]])
+    if not entry.group and real[entry.file] in first and (entry.span or entry.split is None)
+    else entry
+    for entry in entries
+  ]
 
 
 def _span(fields: dict[str, str], where: str) -> tuple[float, float] | None:

@@ -98,7 +98,9 @@ def write(workdir: Path, compare: Sequence[Path] = (), control: Path | None = No
   runs = dict(
     zip(_unique([run.name, *(other.name for other in others)]), [run, *others], strict=True)
   )
-  said = headline(run, control and control_lib.accuracy(Workdir(control), run.class_names))
+  said = headline(
+    run, control and control_lib.accuracy(Workdir(control), run.class_names, run.config)
+  )
   with filled(Workdir(workdir).report) as folder:
     (folder / PAGE).write_text(_page(runs, said, folder), encoding="utf-8")
   return Workdir(workdir).report / PAGE

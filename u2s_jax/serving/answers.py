@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -13,7 +14,7 @@ import av
 import numpy as np
 from jaxtyping import UInt8
 
-from u2s_jax.errors import spreadsheet_cell
+from u2s_jax.errors import printable, spreadsheet_cell
 from u2s_jax.serving.intervals import Interval
 from u2s_jax.serving.predict import Prediction
 
@@ -33,7 +34,8 @@ def of_file(file: str, answer: Prediction | str, form: str, details: bool) -> st
     details: whether every fusion of Table I is to be shown, not only the merged score.
   """
   if isinstance(answer, str):
-    return _json({"file": file, "error": answer}) if form == "json" else f"{file}: {answer}"
+    failed = {"file": file, "error": answer}
+    return _json(failed) if form == "json" else printable(f"{file}: {answer}")
   if form == "csv":
     return _row([os.path.abspath(file), answer.label, f"{answer.score:.4f}"])
   if form == "json":
@@ -45,7 +47,7 @@ def of_file(file: str, answer: Prediction | str, form: str, details: bool) -> st
   for name, best in answer.fusions().items() if details else [("", answer.best())]:
     lines += [f"  {name.replace('+', ' + ')}"] if name else []
     lines += [f"    {100 * score:5.1f} %  {label}" for label, score in best]
-  return "\n".join(lines)
+  return printable("\n".join(lines))
 
 
 def of_interval(file: str, interval: Interval, form: str) -> str:
@@ -66,8 +68,8 @@ def of_interval(file: str, interval: Interval, form: str) -> str:
   said = f"{clock(start)} --> {clock(end)}"
   if form == "vtt":
     shown = interval.label.replace("&", "&amp;").replace("<", "&lt;")
-    return f"{said}\n{shown} ({100 * interval.score:.0f} %)\n"
-  return f"  {said}  {100 * interval.score:5.1f} %  {interval.label}"
+    return printable(f"{said}\n{shown} ({100 * interval.score:.0f} %)\n")
+  return printable(f"  {said}  {100 * interval.score:5.1f} %  {interval.label}")
 
 
 def clock(seconds: float) -> str:
@@ -82,19 +84,16 @@ def _guesses(best: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
 
 
 def _json(fields: dict[str, Any]) -> str:
-  """Returns a line of JSON: readable, or where a file's name is no Unicode, escaped."""
+  """Returns a line of JSON: readable, or where a name moves a cursor or is no Unicode, escaped."""
   readable = json.dumps(fields, ensure_ascii=False)
-  try:
-    readable.encode()
-  except UnicodeEncodeError:
-    return json.dumps(fields)
-  return readable
+  return readable if readable.isprintable() else json.dumps(fields)
 
 
 def _row(cells: Sequence[str]) -> str:
+  """Returns a row of CSV, whose names a program reads as they are; a terminal gets no escapes."""
   file = io.StringIO()
   csv.writer(file, lineterminator="").writerow(map(spreadsheet_cell, cells))
-  return file.getvalue()
+  return printable(file.getvalue()) if sys.stdout.isatty() else file.getvalue()
 
 
 def write_video(path: pathlib.Path, frames: UInt8[np.ndarray, "t h w 3"]) -> None:

@@ -86,7 +86,7 @@ def _accuracy(trained: Trained, workdir: Workdir, control: Workdir | None) -> li
   }
   if control is not None:
     rows["control (the one-pass model, trained as long)"] = control_lib.accuracy(
-      control, trained.class_names
+      control, trained.class_names, trained.config.to_dict()
     )
   lines = [
     f"Percent of the validation split, views: {trained.config.eval.views}.",

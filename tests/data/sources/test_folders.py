@@ -224,6 +224,22 @@ def test_no_group_is_on_both_sides_of_a_split(tmp_path):
   _fails(_csv(tmp_path, whole), "one file")
 
 
+def test_a_video_is_one_group_however_it_is_spelled(tmp_path):
+  (tmp_path / "b.mp4").symlink_to("a.mp4")
+  spelled = ("a.mp4", f"{tmp_path}/a.mp4", "./a.mp4", "b.mp4")
+  rows = [f"{name},{k},{k + 1},x,{'train' if k else 'val'}" for k, name in enumerate(spelled)]
+  head = "path,start,end,label,split"
+  for row in rows[1:]:
+    _fails(_csv(tmp_path, "\n".join([head, rows[0], row])), "line 3", "same group (a.mp4)")
+  empty = f"{head},group\na.mp4,0,1,x,train,\na.mp4,2,3,x,val,\n"
+  _fails(_csv(tmp_path, empty), "same group (a.mp4)")
+  whole = "path,start,end,label\n" + "".join(f"{k}.mp4,,,x\n{k}.mp4,0,1,x\n" for k in range(5))
+  found = folders.videos(_csv(tmp_path, whole))
+  files = [{name.partition("#")[0] for name in _ids(found, split)} for split in found.splits]
+  assert not files[0] & files[1]
+  _fails(_csv(tmp_path, "path,label,group\na,x,p\nb,y,q\n"), "no class has two clips")
+
+
 def test_a_pattern_finds_the_groups_of_a_folder(tmp_path):
   for label in "xy":
     for person in range(5):
