@@ -9,6 +9,7 @@ import data  # noqa: F401 - first: it sets what TensorFlow reads at its import
 
 import contextlib
 import itertools
+import os
 import pathlib
 import sys
 import tempfile
@@ -31,7 +32,7 @@ from u2s_jax import devices, files, interruption, peers, settings
 from u2s_jax.console import Board, leave_disk_errors_to_the_end, log
 from u2s_jax.errors import UserError, disk_error, one_line, printable
 from u2s_jax.evaluation import evaluate
-from u2s_jax.model import Model, check_lengths
+from u2s_jax.model import Model, check_windows
 from u2s_jax.run import Source, locked
 from u2s_jax.serving import answers, export, predict
 from u2s_jax.training import train
@@ -128,11 +129,12 @@ def train_or_evaluate(workdir: Workdir) -> None:
     raise UserError(f"--config: --mode={MODE.value} needs an experiment, see configs/")
   for kind in ("GPU", "TPU"):
     tf.config.set_visible_devices([], kind)  # TensorFlow would take the devices' memory
-  logs = workdir.root
-  if files.in_bucket(logs):
-    logs = pathlib.Path(tempfile.mkdtemp(prefix="u2s_jax_"))
-  with peers.joined(DISTRIBUTED.value, logs, config.dead_process_seconds) as several:
-    if several:
+  with contextlib.ExitStack() as stack:
+    logs = workdir.root
+    if files.in_bucket(logs):
+      logs = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="u2s_jax_")))
+    patience = config.dead_process_seconds
+    if stack.enter_context(peers.joined(DISTRIBUTED.value, logs, patience)):
       interruption.share_with_jax()
     free = settings.FREE_FIELDS if MODE.value == "train" else settings.FREE_IN_EVALUATION
     files.make_folder(workdir.root)
@@ -184,10 +186,11 @@ def prepared_data(config: ml_collections.ConfigDict, workdir: Workdir) -> pathli
   missing = [field for field, place in places.items() if not place]
   if files.in_bucket(workdir.root) and missing:
     raise UserError(f"{missing[0]}: with a --workdir in a bucket name a folder on a disk")
-  folder = pathlib.Path(config.data.dir or workdir.prepared)
+  named = {field: files.data_folder(place, field) for field, place in places.items() if place}
+  folder = named.get("data.dir", workdir.prepared)
   if "render" in config.data and jax.process_index() == 0:
     log(f"data set {folder}: rendering and preparing what is not yet there")
-    videos = pathlib.Path(config.data.render.dir or workdir.videos)
+    videos = named.get("data.render.dir", workdir.videos)
     rendered.prepare(config.data.render.to_dict(), videos, folder, config.data.short_edge)
   elif "render" not in config.data and not config.data.dir:
     raise UserError(
@@ -211,7 +214,11 @@ def predict_files(workdir: Workdir) -> bool:
     raise UserError("--vtt: subtitles are of one video, with --window")
   form = forms[0] if forms else "text"
   if WINDOW.value is not None:
-    check_lengths(WINDOW.value, STRIDE.value)
+    check_windows(WINDOW.value, STRIDE.value, THRESHOLD.value, SHORTEST.value)
+  whole, windowed = (FEATURES, OVERLAY), (STRIDE, THRESHOLD, SHORTEST)
+  for flag in windowed if WINDOW.value is None else whole:
+    if flag.present:
+      raise UserError(f"--{flag.name}: goes {'with' if flag in windowed else 'without'} --window")
   devices.use_compilation_cache(workdir.compiled)
   model = Model(predict.load(workdir), VIEWS_OF.value)
   if overlay and not model.has_masks:
@@ -236,6 +243,9 @@ def predict_files(workdir: Workdir) -> bool:
         answers.write_video(overlay, model.masked(file))
       if features:
         vectors[file] = model.features(file)
+    except BrokenPipeError:  # who reads the lines has enough of them, as `head`
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      return False
     except (UserError, OSError) as error:
       if disk_error(error):
         raise

@@ -19,7 +19,7 @@ from av.stream import Disposition
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from data import workers
+from data import fingerprints, workers
 from data.workers import Decoded, Skipped
 from u2s_jax.errors import UserError
 
@@ -75,7 +75,7 @@ class Storage:
 
 def video_frames(
   file: str | io.BytesIO, short_edge: int, pixel_format: str, first: float = -math.inf
-) -> Iterator[tuple[float, UInt8[np.ndarray, "h w *c"]]]:
+) -> Iterator[tuple[float, float, UInt8[np.ndarray, "h w *c"]]]:
   """Decodes every coded frame of a video once: none is doubled or dropped to even out its rate.
 
   Args:
@@ -86,8 +86,8 @@ def video_frames(
       entered there.
 
   Yields:
-    The frames in order, each with its time in seconds since the first: all of one size, turned as
-    the file's display matrix asks for.
+    The frames in order, each behind its start and its end in seconds since the first (NaN where
+    the file has no time stamps): all of one size, turned as the file's display matrix asks for.
 
   Raises:
     UserError: the file does not decode, is cut short, or has no frame; one line, the reason alone.
@@ -124,7 +124,7 @@ def video_frames(
       is_own = stream.duration is not None or len(container.streams) == 1
       start = _seconds(stream.start_time, stream.time_base) or 0.0
       for frame in _entered(container, stream, start, first):
-        seconds = (frame.time or 0.0) - start
+        seconds = (math.nan if frame.time is None else frame.time) - start
         end = seconds + (_seconds(frame.duration, frame.time_base) or 0.0)
         count += 1
         workers.progress()
@@ -136,7 +136,7 @@ def video_frames(
         turns = round(frame.rotation / 90)
         # 'AREA' averages the pixels that fall together; bicubic would alias when shrinking.
         frame = reformatter.reformat(frame, *size, pixel_format, interpolation="AREA")
-        yield seconds, np.ascontiguousarray(np.rot90(frame.to_ndarray(), turns))
+        yield seconds, end, np.ascontiguousarray(np.rot90(frame.to_ndarray(), turns))
   except av.error.EOFError:
     pass  # FFmpeg's word for a file that ends before its first frame.
   except av.error.FFmpegError as error:
@@ -279,11 +279,13 @@ class Stored(NamedTuple):
   Attributes:
     start: seconds of the frame, of flow those of the first one.
     seconds: of the frame, of flow those of the second one.
+    end: seconds until which that one is shown.
     jpegs: the frame, or the components x and y of the flow.
   """
 
   start: float
   seconds: float
+  end: float
   jpegs: tuple[bytes, ...]
 
 
@@ -307,8 +309,8 @@ def moments(file: str | io.BytesIO, storage: Storage, start: float = -math.inf) 
 
 def _frames(file: str | io.BytesIO, storage: Storage, start: float) -> Iterator[Stored]:
   """Decodes the frames of a video, see `moments`."""
-  for seconds, frame in video_frames(file, storage.short_edge, "rgb24", start):
-    yield Stored(seconds, seconds, (_jpeg(Image.fromarray(frame), storage.jpeg_quality),))
+  for seconds, end, frame in video_frames(file, storage.short_edge, "rgb24", start):
+    yield Stored(seconds, seconds, end, (_jpeg(Image.fromarray(frame), storage.jpeg_quality),))
 
 
 def _flow(file: str | io.BytesIO, storage: Storage, start: float) -> Iterator[Stored]:
@@ -319,15 +321,15 @@ def _flow(file: str | io.BytesIO, storage: Storage, start: float) -> Iterator[St
 
   cv2.setNumThreads(1)  # There is a process for every core already.
   maker, before, pairs = flow.make(storage.flow_algorithm), None, 0
-  for seconds, frame in video_frames(file, storage.short_edge, "gray", start):
+  for seconds, end, frame in video_frames(file, storage.short_edge, "gray", start):
     if before is not None:
       codes = flow.quantize(flow.compute(maker, before[1], frame))
       planes = (np.ascontiguousarray(codes[..., k]) for k in (0, 1))
       jpegs = tuple(_jpeg(Image.fromarray(plane), storage.jpeg_quality) for plane in planes)
-      yield Stored(before[0], seconds, jpegs)
+      yield Stored(before[0], seconds, end, jpegs)
       pairs += 1
     before = seconds, frame
-  if not pairs:
+  if not pairs and start <= 0:
     raise UserError("it has one frame only, so no flow")
 
 
@@ -337,7 +339,7 @@ class Part:
 
   Attributes:
     start: seconds since the video's first frame; frames from there on belong to it.
-    end: seconds; frames in front of it belong to it. At the video's end that of the last frame.
+    end: seconds; frames in front of it belong to it. At the video's end that of its last frame.
     frames: JPEG files, of flow two for each pair.
     size: bytes of the frames.
     planned: the end that was asked for.
@@ -353,9 +355,7 @@ class Part:
     self.planned = self.end
 
   def add(self, moment: Stored) -> None:
-    """Adds what is of the part; UserError where it is too much for one record."""
-    if not (self.start <= moment.start and moment.seconds < self.end):
-      return
+    """Adds what is stored of a moment; UserError where it is too much for one record."""
     for jpeg in moment.jpegs:
       self.frames.append(jpeg)
       self.size += len(jpeg)
@@ -383,11 +383,13 @@ def parts(
     is that of the last frame. None of a span behind the video's end.
 
   Raises:
-    UserError: as `moments`, or a part is too long.
+    UserError: as `moments`, a part is too long, or the video has no time stamps.
   """
   spans = iter(spans)
   following, begun, last = next(spans, None), [], 0.0
   for moment in moments(file, storage, following[0] if following else 0.0):
+    if math.isnan(moment.seconds):
+      raise UserError("it has no time stamps, so no parts: write it into an .mp4 file, say")
     while following and following[0] <= moment.seconds:
       begun.append(Part(*following))
       following = next(spans, None)
@@ -397,8 +399,9 @@ def parts(
     if not begun and following is None:
       return
     for part in begun:
-      part.add(moment)
-    last = moment.seconds
+      if part.start <= moment.start and moment.seconds < part.end:
+        part.add(moment)
+    last = moment.end
   for part in begun:
     part.end = min(part.end, last)
     yield part
@@ -469,7 +472,7 @@ def parts_of(
     elif part.end - part.start < 0.85 * (part.planned - part.start) - 0.1:
       answers.append(Skipped(f"the video ends there after {part.end - part.start:.1f} seconds"))
     else:
-      answers.append(Decoded(part.frames))
+      answers.append(_decoded(part.frames, storage))
   return answers
 
 
@@ -490,7 +493,7 @@ def worker(
     try:
       if spans:
         return parts_of(file, stored, [tuple(span) for span in spans])
-      return Decoded(frames_of(file, stored, is_image=is_image))
+      return _decoded(frames_of(file, stored, is_image=is_image), stored)
     except UserError as error:
       return Skipped(" ".join(str(error).split()))
     except MemoryError:
@@ -499,6 +502,11 @@ def worker(
       return unreadable(error)
 
   return decode
+
+
+def _decoded(frames: list[bytes], storage: Storage) -> Decoded:
+  """Returns a clip with its fingerprint."""
+  return Decoded(frames, fingerprints.of_frames(frames) if storage.modality == "rgb" else "")
 
 
 def unreadable(error: OSError) -> Skipped:

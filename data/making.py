@@ -91,7 +91,10 @@ def decoded(job: Job, clips: Iterable[Clip], num_workers: int) -> Iterator[Decod
 
 
 def _runs(clips: Iterable[Clip]) -> Iterator[list[Clip]]:
-  """Yields clips that one process decodes in one go: neighbouring parts of a video, or one clip."""
+  """Yields clips that one process decodes in one go: neighbouring parts of a video, or one clip.
+
+  What lies between two parts would be decoded too: where it is long the next run jumps over it.
+  """
   run: list[Clip] = []
   for clip in clips:
     joins = (
@@ -100,6 +103,7 @@ def _runs(clips: Iterable[Clip]) -> Iterator[list[Clip]]:
       and run[-1].span
       and clip.file == run[-1].file
       and clip.span[0] >= run[-1].span[0]
+      and clip.span[0] <= max(end for _, end in (c.span for c in run)) + decode.SEEK_FROM
       and len(run) < MAX_PARTS
       and sum(end - start for start, end in (c.span for c in [*run, clip])) <= MAX_SECONDS
     )
@@ -131,9 +135,11 @@ def write(
   """
   split, shard = key
   skipped: list[shards.SkippedClip] = []
+  prints: list[str] = []
 
   def examples() -> Iterator[dict[str, Any]]:
     for clip, answer in zip(clips, itertools.islice(answers, len(clips)), strict=True):
+      prints.append("" if isinstance(answer, Skipped) else answer.fingerprint)
       if isinstance(answer, Skipped):
         state = None if answer.retry else shards.file_state(clip.file)
         skipped.append(shards.SkippedClip(clip.path, answer.reason, state, clip.file))
@@ -147,4 +153,4 @@ def write(
   count, size = store.write_shard(
     folder, split, shard, job.num_shards[split], examples(), job.names
   )
-  return shards.Shard(count, size, skipped)
+  return shards.Shard(count, size, skipped, prints)

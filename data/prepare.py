@@ -235,6 +235,12 @@ def report(dataset: store.PreparedDataset, listing: Listing) -> str:
   skipped = dataset.info.metadata["skipped"]
   if skipped:
     lines.append(f"  skipped: {skipped}, see {dataset.folder / shards.SKIPPED}")
+  leaks = dataset.info.metadata.get("leaks", 0)
+  if leaks:
+    lines.append(
+      f"  {leaks} {unit} look like a training one (copies, or one scene), so the accuracy may"
+      f" promise too much: see {dataset.folder / shards.LEAKS}"
+    )
   of_class = collections.Counter(clip.label for clip in listing.splits["train"])
   rare = [f"{name} ({of_class[i]})" for i, name in enumerate(names) if of_class[i] < FEW]
   if rare:
@@ -256,7 +262,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   add = parser.add_argument
   add("--dataset", required=True, choices=DATASETS)
   add("--source", required=True, type=pathlib.Path, help="the data set's folder, or a CSV file")
-  add("--out", required=True, type=pathlib.Path, help="folder for the prepared data set")
+  add("--out", required=True, help="folder for the prepared data set")
   add("--split", type=int, default=1, help="official split of ucf101 and hmdb51 (default: 1)")
   add(
     "--group_pattern",
@@ -286,6 +292,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   args = parse(argv)
   handlers = {number: signal.signal(number, _interrupt) for number in SIGNALS}
   try:
+    out = files.data_folder(args.out, "--out")
     listing = DATASETS[args.dataset](args)
     listing_lib.check(listing, str(args.source))
     for note in listing.notes:
@@ -297,7 +304,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     storage = Storage(args.modality, args.short_edge, args.jpeg_quality, algorithm)
     dataset = prepare(
       listing,
-      args.out,
+      out,
       storage,
       origin=origin,
       num_workers=args.workers,

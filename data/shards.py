@@ -4,6 +4,7 @@ preparation.json   what the folder was begun with; another preparation is refuse
 .lock              held by the process that prepares
 .progress.jsonl    a line for each shard that is done
 skipped.csv        clips that could not be read, with the reasons
+leaks.csv          clips of validation and test that look like a training clip
 """
 
 import collections
@@ -16,7 +17,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from data import store
+from data import fingerprints, store
 from data.sources.listing import Clip, Listing
 from u2s_jax import files
 from u2s_jax.errors import UserError, spreadsheet_cell
@@ -25,6 +26,7 @@ SETTINGS = "preparation.json"
 LOCK = ".lock"
 PROGRESS = ".progress.jsonl"
 SKIPPED = "skipped.csv"
+LEAKS = "leaks.csv"
 # A reader keeps every shard open, so there are few; an interruption loses one of them at most, and
 # flow takes a hundred times as long.
 MAX_SHARDS = {"rgb": 128, "flow": 512}
@@ -56,11 +58,13 @@ class Shard(NamedTuple):
     count: clips.
     bytes: of its records.
     skipped: clips that it should hold and does not.
+    fingerprints: of all its clips, empty for those that are skipped or have none.
   """
 
   count: int
   bytes: int
   skipped: list[SkippedClip]
+  fingerprints: list[str]
 
 
 def digest(listing: Listing) -> str:
@@ -174,7 +178,9 @@ class Progress:
         with contextlib.suppress(ValueError):  # The last line may be cut off.
           entry = json.loads(line)
           skipped = [SkippedClip(*clip) for clip in entry["skipped"]]
-          done[tuple(entry["key"])] = Shard(entry["count"], entry["bytes"], skipped)
+          none = [""] * (entry["count"] + len(skipped))  # begun before there were any
+          prints = entry.get("fingerprints", none)
+          done[tuple(entry["key"])] = Shard(entry["count"], entry["bytes"], skipped, prints)
     return {
       key: shard
       for key, shard in done.items()
@@ -206,6 +212,24 @@ def skipped_of(out: pathlib.Path, clips: Sequence[Clip]) -> set[str]:
   return {clip.path for clip in clips if spreadsheet_cell(clip.path) in cells}
 
 
+def _write_leaks(listing: Listing, out: pathlib.Path, done: Mapping[Key, Shard]) -> int:
+  """Writes the clips that look like a training clip, the most alike first; returns how many."""
+  prints = collections.defaultdict(list)
+  for (split, _), shard in done.items():
+    prints[split] += shard.fingerprints
+  rows = []
+  for split in sorted(listing.splits.keys() - {"train"}):
+    for i, j, distance in fingerprints.copies(prints[split], prints["train"]):
+      clip, other = listing.splits[split][i], listing.splits["train"][j]
+      names = (listing.names[c.label] if c.label >= 0 else "" for c in (clip, other))
+      rows.append((distance, split, clip.path, other.path, *names))
+  with files.whole_file(out / LEAKS) as file:
+    writer = csv.writer(file)
+    writer.writerow(["bits", "split", "path", "training_path", "label", "training_label"])
+    writer.writerows(map(spreadsheet_cell, row) for row in sorted(rows))
+  return len(rows)
+
+
 def percent(share: float) -> str:
   """Returns a share as text."""
   return f"{100 * share:.3g} %"
@@ -218,7 +242,7 @@ def finish(
   done: Mapping[Key, Shard],
   max_unreadable: float,
 ) -> None:
-  """Writes skipped.csv, and the metadata unless too much is skipped.
+  """Writes skipped.csv, and unless too much is skipped leaks.csv and the metadata.
 
   Args:
     listing: of the data set.
@@ -263,6 +287,6 @@ def finish(
     out,
     listing.names,
     shards,
-    metadata | {"skipped": len(skipped)},
+    metadata | {"skipped": len(skipped), "leaks": _write_leaks(listing, out, done)},
     f"{settings['modality']} frames of short edge {settings['short_edge']}",
   )

@@ -187,7 +187,7 @@ class Split:
     short_edge: of the stored frames, pixels.
   """
 
-  def __init__(self, dataset: "PreparedDataset", name: str, records: Sequence[bytes]):
+  def __init__(self, dataset: "PreparedDataset", name: str, records: Sequence[Any]):
     self.name, self.records = name, records
     whole = dataset.info.splits[name.split("[")[0]]
     self.shards = dict(zip(map(pathlib.Path, whole.filepaths), whole.shard_lengths, strict=True))

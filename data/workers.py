@@ -35,9 +35,10 @@ CONTENT = "bytes"  # key of what stands in the header for bytes behind it
 
 
 class Decoded(NamedTuple):
-  """A clip's JPEG frames."""
+  """A clip's JPEG frames, and of RGB its fingerprint, see `fingerprints`."""
 
   frames: list[bytes]
+  fingerprint: str = ""
 
 
 class Skipped(NamedTuple):

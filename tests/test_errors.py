@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from u2s_jax.errors import UserError, one_line, printable, spreadsheet_cell
+from u2s_jax.errors import UserError, cell_text, one_line, printable, spreadsheet_cell
 from u2s_jax.serving import answers
 from u2s_jax.workdir import write_csv
 
@@ -26,12 +26,16 @@ def test_nothing_moves_a_terminals_cursor():
     ("+12.50", "+12.50"),
     ("-3", "-3"),
     ("a=1", "a=1"),
+    ("'-a", "''-a"),
+    ("it's", "it's"),
+    ("'", "'"),
     ("", ""),
     (-3.5, -3.5),
   ],
 )
 def test_a_spreadsheet_computes_nothing(value, cell, tmp_path):
   assert spreadsheet_cell(value) == cell
+  assert cell_text(str(cell)) == str(value)
   write_csv(tmp_path / "a.csv", [{"class": value}])
   with open(tmp_path / "a.csv", newline="") as file:
     assert next(csv.DictReader(file))["class"] == str(cell)

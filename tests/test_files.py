@@ -44,6 +44,11 @@ def test_a_full_disk_is_named_and_left_as_it_was(tmp_path, full_disk):
   assert (disk / "before").read_text() == "whole"
 
 
+def test_a_data_set_in_a_bucket_is_refused():
+  with pytest.raises(UserError, match=r"^--out gs://bucket/a: a data set is read on a disk"):
+    files.data_folder("gs://bucket/a", "--out")
+
+
 def test_a_lock_is_one_process_s_and_ends_with_it(tmp_path):
   path = tmp_path / ".lock"
   with files.locked(path, "taken"), pytest.raises(UserError, match=r"^taken$"):

@@ -303,8 +303,10 @@ def test_predicted_intervals_are_rows_that_name_path_time_and_class(
   for wrong, words in (
     (("--csv", "--json"), "choose one"),
     (("--window=0",), "no lengths"),
+    (("--threshold=2",), "a score is in [0, 1]"),
+    (("--shortest=-1",), "no length"),
+    (("--overlay=a.mp4",), "--overlay: goes without --window"),
     (("--views=9crop",), "eval.views"),
-    (("--features=/none/a.npz",), "no folder /none"),
   ):
     _, status = call_mode("predict", finished[0], *arguments, *wrong, monkeypatch=monkeypatch)
     assert status.startswith("error: ") and words in status
@@ -323,6 +325,9 @@ def test_features_are_what_the_analysis_has(finished, model, data, tmp_path, mon
       vector[names == name], arrays[f"pooled_{name}"][0], rtol=1e-4, atol=1e-5
     )
   file = tmp_path / "features.npz"
+  unwritable = (f"--video={video}", "--features=/none/a.npz")
+  _, status = call_mode("predict", finished[0], *unwritable, monkeypatch=monkeypatch)
+  assert status == "error: --features /none/a.npz: no folder /none"
   arguments = (f"--video={video}", f"--features={file}")
   assert call_mode("predict", finished[0], *arguments, monkeypatch=monkeypatch)[1] == 0
   written = np.load(file)

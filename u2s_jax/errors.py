@@ -11,7 +11,10 @@ INTERRUPTED = 75  # exit status of a command that was asked to end: EX_TEMPFAIL 
 # What a disk says when it is full, read-only or gone.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG)
 # What reaches a bucket: their errors have no type in common.
-BUCKET_PACKAGES = ("gcsfs", "fsspec", "aiohttp", "google", "requests")
+BUCKET_PACKAGES = (
+  "gcsfs fsspec aiohttp requests google.auth google.api_core google.cloud google.resumable_media"
+).split()
+COMPUTED = ("=", "+", "-", "@", "\t", "\r")  # beginnings of what a spreadsheet computes
 _TENSORSTORE = 'Error reading "gs://'
 _PATH = re.compile(r"(?<![^\s\"'])/[^\s\"';,]+")
 
@@ -35,8 +38,11 @@ def printable(text: str) -> str:
 
 
 def spreadsheet_cell(value: Any) -> Any:
-  """Returns a cell of a CSV file: text that a spreadsheet would compute gets a quote in front."""
-  if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+  """Returns a cell of a CSV file: text that a spreadsheet would compute gets a quote in front.
+
+  So does text that begins with such a quote: `cell_text` takes it away again.
+  """
+  if not isinstance(value, str) or not value.lstrip("'").startswith(COMPUTED):
     return value
   try:
     float(value)
@@ -45,12 +51,18 @@ def spreadsheet_cell(value: Any) -> Any:
   return value
 
 
+def cell_text(cell: str) -> str:
+  """Returns the text that `spreadsheet_cell` made a cell of."""
+  return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(COMPUTED) else cell
+
+
 def bucket_error(error: BaseException | None) -> str | None:
   """Returns what an object store said where one is behind an error, None where none is."""
   while error is not None:
-    package = type(error).__module__.partition(".")[0]
+    module = f"{type(error).__module__}."
     text = " ".join(str(error).split())
-    if package in BUCKET_PACKAGES or text.startswith("Forbidden: ") or _TENSORSTORE in text:
+    packaged = any(module.startswith(f"{package}.") for package in BUCKET_PACKAGES)
+    if packaged or text.startswith("Forbidden: ") or _TENSORSTORE in text:
       return f"the bucket cannot be read or written: {text or type(error).__name__}"
     error = error.__cause__
   return None

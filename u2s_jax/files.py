@@ -49,6 +49,21 @@ def named(text: str) -> Path:
   return path
 
 
+def data_folder(text: str, said: str) -> pathlib.Path:
+  """Returns a data set's folder, which has to be on a disk.
+
+  Args:
+    text: its path, as the user named it.
+    said: what named it, for the error.
+
+  Raises:
+    UserError: it is an address.
+  """
+  if "://" in text:
+    raise UserError(f"{said} {text}: a data set is read on a disk, see docs/scaling.md; copy it")
+  return pathlib.Path(text)
+
+
 def in_bucket(path: Path) -> bool:
   """Tells whether a path of `named` lies in a bucket, which has no folders, locks or renames."""
   return not isinstance(path, pathlib.Path)
@@ -122,8 +137,11 @@ def copied(path: Path, every: float) -> Iterator[pathlib.Path]:
     try:
       with repeated(copy_changed, every):
         yield folder
-    finally:
-      copy_changed()
+    except BaseException:
+      with contextlib.suppress(Exception):  # why the block ended stays
+        copy_changed()
+      raise
+    copy_changed()
 
 
 def _copy(source: Path, target: Path) -> None:

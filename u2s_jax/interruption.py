@@ -68,6 +68,8 @@ def handled() -> Iterator[None]:
   unraisable, main_thread = sys.unraisablehook, threading.get_ident()
 
   def interrupt() -> None:
+    if _state.deferring:  # since then: `reached`, or the block's end, tells it
+      return
     ctypes.pythonapi.PyThreadState_SetAsyncExc(
       ctypes.c_ulong(main_thread), ctypes.py_object(Interrupted)
     )

@@ -102,13 +102,16 @@ class _Lease:
 
   def _is_free(self, number: int) -> bool:
     """Tells whether a lease was given back, or stays without a sign of life."""
-    first, end = self._read(number), time.monotonic() + EXPIRES
-    if first["sign"] != RELEASED:
-      log(f"{self._folder}: held by {first['holder'].split()[0]}; looking for {EXPIRES:g} s")
-    seen = first
-    while seen == first and seen["sign"] != RELEASED and time.monotonic() < end:
-      time.sleep(EVERY / 4)
-      seen = self._read(number)
+    try:
+      first, end = self._read(number), time.monotonic() + EXPIRES
+      if first["sign"] != RELEASED:
+        log(f"{self._folder}: held by {first['holder'].split()[0]}; looking for {EXPIRES:g} s")
+      seen = first
+      while seen == first and seen["sign"] != RELEASED and time.monotonic() < end:
+        time.sleep(EVERY / 4)
+        seen = self._read(number)
+    except FileNotFoundError:  # deleted by one that was faster
+      return False
     return seen == first or seen["sign"] == RELEASED
 
   def _content(self) -> bytes:

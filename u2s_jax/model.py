@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import functools
-import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -20,7 +19,8 @@ from u2s_jax.serving.predict import Prediction, Scorer, Trained
 from u2s_jax.workdir import Workdir
 
 WINDOW, STRIDE = 2.0, 0.5  # seconds
-THRESHOLD = 0.0  # least score of an interval
+THRESHOLD = 0.0  # least score of an interval's windows
+SHORTEST = 0.0  # seconds of an interval
 NETWORKS = ("universal", "specific")  # in the order of their features
 
 T = TypeVar("T")
@@ -88,7 +88,7 @@ class Model:
       UserError: it does not decode, after the windows in front of that; or lengths that cannot be.
       OSError: it cannot be read.
     """
-    check_lengths(window, stride)
+    check_windows(window, stride)
     read = pipeline.read_windows(
       file, self._clip, self._storage, self._views, length=window, stride=stride
     )
@@ -103,7 +103,7 @@ class Model:
     stride: float = STRIDE,
     *,
     threshold: float = THRESHOLD,
-    shortest: float = 0.0,
+    shortest: float = SHORTEST,
   ) -> Iterator[Interval]:
     """Returns the parts of a video with one class each, see `serving.intervals.merged`.
 
@@ -113,7 +113,12 @@ class Model:
       stride: see `windows`.
       threshold: least score of a window's best class, in [0, 1].
       shortest: least length of an interval, seconds.
+
+    Raises:
+      UserError: as `windows`, after the intervals in front of that.
+      OSError: as `windows`.
     """
+    check_windows(window, stride, threshold, shortest)
     windows = self.windows(file, window, stride)
     return merged(windows, stride=stride, threshold=threshold, shortest=shortest)
 
@@ -165,10 +170,16 @@ class Model:
     return jax.jit(self.trained.outputs, compiler_options=devices.compiler_options())
 
 
-def check_lengths(window: float, stride: float) -> None:
-  """Raises UserError where a window or the stride between two is no length in seconds."""
+def check_windows(
+  window: float, stride: float, threshold: float = THRESHOLD, shortest: float = SHORTEST
+) -> None:
+  """Raises UserError where windows cannot be so, see `Model.intervals`."""
   if not (0 < window < np.inf and 0 < stride < np.inf):
     raise UserError(f"--window {window:g}, --stride {stride:g}: they are no lengths in seconds")
+  if not 0 <= threshold <= 1:
+    raise UserError(f"--threshold {threshold:g}: a score is in [0, 1]")
+  if not 0 <= shortest < np.inf:
+    raise UserError(f"--shortest {shortest:g}: it is no length in seconds")
 
 
 def load(workdir: str, views: str | None = None) -> Model:
@@ -177,9 +188,19 @@ def load(workdir: str, views: str | None = None) -> Model:
 
 
 def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-  """Yields items in lists of `size`, the last one shorter; Python 3.12 has it in `itertools`."""
-  items = iter(items)
-  while batch := list(itertools.islice(items, size)):
+  """Yields items in lists of `size`, the last one shorter, also where a file breaks off."""
+  batch = []
+  try:
+    for item in items:
+      batch.append(item)
+      if len(batch) == size:
+        yield batch
+        batch = []
+  except (UserError, OSError):
+    if batch:
+      yield batch
+    raise
+  if batch:
     yield batch
 
 

@@ -62,7 +62,7 @@ class Stage:
       raise UserError(f"{self.name}.decay: {self.decay!r} is not one of {DECAYS}")
     if self.patience < 1:
       raise UserError(f"{self.name}.patience: {self.patience} is not at least 1 epoch")
-    if not 0 <= self.warmup_epochs <= self.epochs:
+    if self.warmup_epochs and not 0 < self.warmup_epochs < self.epochs:
       raise UserError(
         f"{self.name}.warmup_epochs: {self.warmup_epochs} is not between 0 and the stage's end"
         f" ({self.name}.epochs = {self.epochs:g})"

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from data.sources.listing import SPLITS, Clip, Listing, check, suffix
-from u2s_jax.errors import UserError
+from u2s_jax.errors import UserError, cell_text
 
 VIDEO_EXTENSIONS = tuple(
   ".mp4 .webm .avi .mkv .mov .m4v .mpg .mpeg .wmv .flv .3gp .ts .gif .ogv".split()
@@ -202,7 +202,11 @@ def _by_groups(entries: Sequence[_Entry]) -> tuple[set[str], str]:
     raise UserError(f"{entries[0].where}: no class has two clips, of which one could be held out")
   folds = StratifiedGroupKFold(max(2, min(5, count, most)), shuffle=True, random_state=0)
   with warnings.catch_warnings(action="ignore", category=UserWarning):  # of small classes
-    _, rows = next(folds.split(names, names, groups))
+    # The first that leaves every class some clips for training, where there is one.
+    rows = max(
+      (test for _, test in folds.split(names, names, groups)),
+      key=lambda test: len({name for row, name in enumerate(names) if row not in {*test}}),
+    )
   held_out = {entries[row].id for row in rows}
   return held_out, (
     f"there are no splits: about a fifth of each class went to validation, {len(held_out)} of"
@@ -361,7 +365,8 @@ def _from_csv(path: pathlib.Path) -> list[_Entry]:
         raise UserError(f"{where}: the split {split!r} is none of train, val and test")
       split = split and SPLIT_NAMES[split.lower()]
       file = str(path.parent / fields["path"])
-      entries.append(_Entry(where, clip_id, file, fields["label"], split, span, group))
+      label = cell_text(fields["label"])  # of rows that `--mode=predict --csv` wrote
+      entries.append(_Entry(where, clip_id, file, label, split, span, group))
   except csv.Error as error:
     raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from error
   if not entries:

@@ -370,8 +370,24 @@ def test_parts_are_the_frames_between_two_times(moving):
   found = decode.parts_of(path, storage, spans)
   for (start, end), part in zip(spans[:5], found, strict=False):
     assert part.frames == frames[round(12 * start) : round(12 * end)]
-  assert "ends there after 0.4 seconds" in found[5].reason
+  assert "ends there after 0.5 seconds" in found[5].reason
   assert found[6].reason == "the video has no frames there"
+
+
+def test_the_last_part_ends_with_its_last_frame(moving):
+  path, storage, frames = moving
+  (last,) = decode.parts(path, storage, [(29.5, 99.0)])
+  assert last.end == pytest.approx(len(frames) / 12, abs=1e-3)
+  (again,) = decode.parts(path, storage, [(last.start, last.end)])
+  assert again.frames == last.frames and len(last.frames) == 6
+
+
+def test_a_video_without_time_stamps_is_whole_or_not_at_all(tmp_path, write_video):
+  path = str(write_video(tmp_path / "a.h264", 10, codec="libx264"))
+  storage = Storage("rgb", 32, 100)
+  assert len(decode.whole(path, storage)) == 10
+  (part,) = decode.parts_of(path, storage, [(0.0, 0.5)])
+  assert "no time stamps" in part.reason
 
 
 def test_a_part_far_on_is_found_without_decoding_what_is_in_front_of_it(moving, monkeypatch):
@@ -410,6 +426,11 @@ def test_flow_of_a_part_is_of_its_own_pairs(moving):
   whole = decode.whole(path, storage)
   (part,) = decode.parts_of(path, storage, [(1.0, 2.0)])
   assert part.frames == whole[2 * 12 : 2 * 23]  # 12 frames are 11 pairs
+
+
+def test_flow_of_a_part_behind_the_end_says_so(moving):
+  (part,) = decode.parts_of(moving[0], Storage("flow", 32, 95, "dis"), [(99.0, 100.0)])
+  assert part.reason == "the video has no frames there"
 
 
 def test_decoding_imports_neither_tensorflow_nor_jax():

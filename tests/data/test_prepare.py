@@ -463,6 +463,31 @@ def test_a_worker_of_a_cluster_that_dies_changes_no_record(source, tmp_path, fre
   assert not list(out.glob(f"{cluster.PARTIAL}*"))
 
 
+def test_copies_of_training_clips_are_named(tmp_path, write_video, capsys):
+  random = np.random.default_rng(0)
+
+  def scene():
+    pictures = random.integers(0, 256, (8, 6, 9, 3), np.uint8)
+    return [
+      np.asarray(Image.fromarray(p).resize((96, 64), Image.Resampling.BICUBIC)) for p in pictures
+    ]
+
+  scenes = [scene() for _ in range(6)]
+  for k, frames in enumerate(scenes):
+    write_video(tmp_path / f"{k}.webm", frames)
+  smaller = [np.asarray(Image.fromarray(frame).resize((72, 48))) for frame in scenes[2]]
+  write_video(tmp_path / "copy.mkv", smaller, codec="libx264")
+  splits = ["train"] * 4 + ["val", "test"]
+  rows = [f"{k}.webm,{'ab'[k % 2]},{split}" for k, split in enumerate(splits)]
+  (tmp_path / "a.csv").write_text("\n".join(["path,label,split", *rows, "copy.mkv,b,val"]))
+  prepare.main(_arguments(tmp_path / "a.csv", tmp_path / "out"))
+  assert "1 clips look like a training one" in capsys.readouterr().out
+  with open(tmp_path / "out/leaks.csv", newline="") as file:
+    (row,) = csv.DictReader(file)
+  assert (row["path"], row["training_path"]) == (f"{tmp_path}/copy.mkv", f"{tmp_path}/2.webm")
+  assert (row["split"], row["label"], row["training_label"]) == ("validation", "b", "a")
+
+
 def test_no_cluster_is_a_line(source, capsys, monkeypatch):
   pytest.importorskip("distributed", reason="--cluster needs the package distributed")
   monkeypatch.setattr(cluster, "CONNECT", 1)

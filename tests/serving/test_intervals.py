@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from u2s_jax.errors import UserError
 from u2s_jax.serving import answers
 from u2s_jax.serving.intervals import Interval, ScoredWindow, merged
 from u2s_jax.serving.predict import Prediction
@@ -31,6 +32,17 @@ def test_a_boundary_lies_between_the_middles_of_two_windows():
 def test_one_window_is_the_whole_video():
   assert of(0.75) == [(0, 2, "a", 0.75)]
   assert of() == []
+
+
+def test_what_was_seen_of_a_video_that_breaks_off_counts():
+  def broken():
+    yield from windows(0.75, 0.75, 0.25)
+    raise UserError("cut short")
+
+  found = merged(broken(), stride=0.5, threshold=0.0, shortest=0.0)
+  assert [(next(found).end, next(found).end) for _ in range(1)] == [(1.75, 3)]
+  with pytest.raises(UserError, match="cut short"):
+    next(found)
 
 
 def test_windows_below_the_threshold_have_no_class():

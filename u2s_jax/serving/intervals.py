@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Iterator
 
+from u2s_jax.errors import UserError
 from u2s_jax.serving.predict import Prediction
 
 
@@ -53,7 +54,8 @@ def merged(
     shortest: least length of an interval, seconds.
 
   Yields:
-    The intervals in order, each as soon as it has ended; between them may be gaps.
+    The intervals in order, each as soon as it has ended; between them may be gaps. Errors of
+    `windows` come after the interval that is open then.
   """
   run: list[ScoredWindow] = []
   begun = 0.0
@@ -65,14 +67,19 @@ def merged(
       yield Interval(begun, end, label, mean)
 
   last = None
-  for window in windows:
-    middle = 0.0 if last is None else window.start + (last.end - last.start - stride) / 2
-    label = window.prediction.label if window.prediction.score >= threshold else None
-    if label != (run[0].prediction.label if run else None):
-      yield from interval(middle)
-      run, begun = [], middle
-    if label is not None:
-      run.append(window)
-    last = window
+  try:
+    for window in windows:
+      middle = 0.0 if last is None else window.start + (last.end - last.start - stride) / 2
+      label = window.prediction.label if window.prediction.score >= threshold else None
+      if label != (run[0].prediction.label if run else None):
+        yield from interval(middle)
+        run, begun = [], middle
+      if label is not None:
+        run.append(window)
+      last = window
+  except (UserError, OSError):  # the video breaks off, and what was seen of it counts
+    if last is not None:
+      yield from interval(last.end)
+    raise
   if last is not None:
     yield from interval(last.end)

@@ -240,6 +240,21 @@ def test_a_video_is_one_group_however_it_is_spelled(tmp_path):
   _fails(_csv(tmp_path, "path,label,group\na,x,p\nb,y,q\n"), "no class has two clips")
 
 
+def test_groups_are_held_out_that_leave_every_class_some_clips(tmp_path):
+  # Every class is one person's, but for a clip of each that is of one more; of 'e' there is none.
+  rows = [f"{label}{k}.mp4,{label},{label}" for label in "abcde" for k in range(4)]
+  rows += [f"z{label}.mp4,{label},z" for label in "abcd"]
+  for seed_of_order in range(5):
+    turned = rows[seed_of_order:] + rows[:seed_of_order]
+    found = folders.videos(_csv(tmp_path, "\n".join(["path,label,group", *turned])))
+    assert {*_labels(found, "train").values()} == {*"abcde"}
+
+
+def test_a_label_of_a_predicted_row_is_the_class(tmp_path):
+  found = folders.videos(_csv(tmp_path, "path,label,split\na.mp4,'-none,train\nb.mp4,-none,val\n"))
+  assert found.names == ["-none"]
+
+
 def test_a_pattern_finds_the_groups_of_a_folder(tmp_path):
   for label in "xy":
     for person in range(5):
