@@ -281,7 +281,10 @@ def finish(
       raise UserError(f"no clip of the split {split!r} can be read: {advice}")
   for split, clips in listing.splits.items():
     if clips:
-      store.write_labels(out, split, [clip.label for clip in clips if clip.path not in without])
+      whole = [clip for clip in clips if clip.path not in without]
+      store.write_labels(out, split, [clip.label for clip in whole])
+      paths = {clip.id: os.path.abspath(clip.file) for clip in whole if clip.load is None}
+      store.write_paths(out, split, paths)
   metadata = {key: value for key, value in settings.items() if key != "clips"}
   store.finish(
     out,

@@ -42,6 +42,8 @@ class PreparedSource:
       "train_batches": self.train_batches,
       "eval_batches": self.eval_batches,
       "stored": self.dataset.how_stored(),
+      "class_sizes": self.dataset.class_sizes(),
+      "paths": self.dataset.paths,
     }
 
   def train_batches(self, stage: int, first_step: int) -> Batches:

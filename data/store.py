@@ -9,6 +9,7 @@ an image is a clip of one frame. Optical flow: two grey JPEGs for each pair of n
 first x, then y, as `flow.quantize` codes them; `num_frames` counts pairs.
 """
 
+import json
 import os
 import pathlib
 import re
@@ -31,6 +32,7 @@ BLOCK = 16  # records that are read at once to see whether they are whole
 # What ArrayRecord says of a damaged file, in a RuntimeError.
 DAMAGE = re.compile("(Corrupted|Invalid) Riegeli|ArrayRecord file should be")
 LABELS = "labels_{}.npy"  # by split
+PATHS = "paths_{}.json"
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
@@ -151,6 +153,12 @@ def write_labels(folder: pathlib.Path, split: str, labels: Sequence[int]) -> Non
   """Writes the labels of a split in the order of its records, which alone are too slow to read."""
   with files.whole_file(folder / LABELS.format(split), "wb") as file:
     np.save(file, np.asarray(labels, np.int32))
+
+
+def write_paths(folder: pathlib.Path, split: str, paths: Mapping[str, str]) -> None:
+  """Writes where the files of a split lay when it was prepared, by the clips' ids."""
+  with files.whole_file(folder / PATHS.format(split)) as file:
+    json.dump(paths, file, ensure_ascii=False, indent=0)
 
 
 def parse(record: bytes) -> tuple[bytes, int, Sequence[bytes]]:
@@ -274,6 +282,19 @@ class PreparedDataset:
       records = self._builder.as_data_source(name, deserialize_method=raw)
       self._splits[name] = Split(self, name, records)
     return self._splits[name]
+
+  def paths(self, split: str) -> dict[str, str]:
+    """Returns where files lay when they were prepared, by the clips' ids; of some data none."""
+    path = self.folder / PATHS.format(split)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+  def class_sizes(self) -> tuple[int, ...]:
+    """Returns how many training clips each class has; empty for data of an earlier version."""
+    try:
+      labels = self.split("train").labels()
+    except UserError:
+      return ()
+    return tuple(np.bincount(labels, minlength=len(self.class_names)).tolist())
 
   def how_stored(self) -> dict[str, Any]:
     """Returns what became of the frames when the data set was prepared, in JSON's types."""

@@ -39,6 +39,8 @@ class Source:
     eval_batches: (split, views) -> this host's batches of one pass over a split: `video`
       (b, v, t, h, w, c) uint8, `label` (-1 where unknown), `valid` (False for padding), `id`.
     stored: in JSON's types, how the data set was prepared, kept in every checkpoint for `predict`.
+    class_sizes: training clips of each class; empty where nobody counted.
+    paths: split -> the files' paths by the clips' ids, of those that have one.
   """
 
   class_names: tuple[str, ...]
@@ -47,6 +49,8 @@ class Source:
   train_batches: Callable[[int, int], Batches]
   eval_batches: Callable[[str, str], Batches]
   stored: Mapping[str, Any]
+  class_sizes: tuple[int, ...] = ()
+  paths: Callable[[str], Mapping[str, str]] = lambda split: {}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -463,6 +463,17 @@ def test_a_worker_of_a_cluster_that_dies_changes_no_record(source, tmp_path, fre
   assert not list(out.glob(f"{cluster.PARTIAL}*"))
 
 
+def test_where_files_lie_and_how_many_a_class_has(source):
+  data = _prepare(source)
+  paths = data.paths("validation")
+  assert len(paths) == 10 and paths["Bend it/04.webm"] == f"{source}/Bend it/04.webm"
+  assert data.class_sizes() == (20, 20)
+  (data.folder / "labels_train.npy").unlink()
+  (data.folder / "paths_validation.json").unlink()
+  data = store.open_dataset(data.folder)
+  assert data.class_sizes() == () and data.paths("validation") == {}
+
+
 def test_copies_of_training_clips_are_named(tmp_path, write_video, capsys):
   random = np.random.default_rng(0)
 

@@ -66,6 +66,13 @@ def test_what_the_report_is_made_of(finished):
   np.testing.assert_array_equal(arrays["example_label"], labels[rows])
   np.testing.assert_array_equal(arrays["video"], batch["video"][rows])
   np.testing.assert_allclose(arrays["mask"], np.asarray(after["mask"])[rows, ..., 0], atol=1e-4)
+  final = scores.read(folder / "scores/validation.npz")
+  wrong = final.ids[final.merged.argmax(1) != final.labels]
+  assert len(wrong) and sorted(arrays["mistake_id"]) == sorted(wrong)
+  stills = batch["video"][arrays["mistake_id"].astype(int), 1]  # of two frames
+  np.testing.assert_array_equal(arrays["mistake_still"], stills)
+  assert arrays["mistake_path"].tolist() == [f"/videos/{name}" for name in arrays["mistake_id"]]
+  assert json.loads((folder / "summary.json").read_text())["training_clips"] == [9, 9, 6]
   kernel = state_at(config_of(), folder)[0].params["mask"]["kernel"]
   masks = np.asarray(after["universal_features"]) @ np.asarray(kernel)
   for k, (row, classes) in enumerate(zip(rows, arrays["mask_classes"], strict=True)):

@@ -40,6 +40,15 @@ def test_summary():
   json.dumps(summary)
 
 
+def test_the_most_confident_mistakes_come_first():
+  labels = np.array([0, 1, 2, 0, 1])
+  values = np.array([[0.5, 0.4, 0.1], [0.1, 0.8, 0.1], [0.9, 0.1, 0.0], [0.3, 0.6, 0.1], [0, 0, 1]])
+  found = scores_of(labels, universal=values)
+  assert results.confident_mistakes(found, 9).tolist() == [4, 2, 3]  # leads of 1, 0.9 and 0.3
+  assert results.confident_mistakes(found, 2).tolist() == [4, 2]
+  assert results.confident_mistakes(scores_of(labels[:2], universal=values[:2]), 9).size == 0
+
+
 # Eight clips; class 2 has none. One-pass: both of class 0 and 3 of 6 of class 1 are right; at the
 # end 1 of class 0 (the other goes to class 3) and 4 of class 1 (one to class 0, one to class 3).
 LABELS = np.array([0, 0, 1, 1, 1, 1, 1, 1])

@@ -75,6 +75,22 @@ def test_classes_stand_in_the_order_of_their_gain():
   assert [label.get_text() for label in few.get_yticklabels()] == ["gains", "loses"]
 
 
+def test_accuracy_against_the_size_of_a_class():
+  rows = [{"clips": n, "merged": accuracy} for n, accuracy in ((4, 25.0), (0, None), (2, 50.0))]
+  (line,) = figures.accuracy_against_size([3, 9, 300], rows).axes[0].lines
+  np.testing.assert_array_equal(line.get_data(), [[3, 300], [25, 50]])
+
+
+def test_panels_one_below_the_other_keep_their_size(tmp_path):
+  figure = figures.similarity_and_accuracy(SIMILARITY, np.array([40.0, 90.0, 50.0]), NAMES)
+  width, height = figure.get_size_inches()
+  figures.stack(figure)
+  figure.draw_without_rendering()
+  left, right = (axis.get_position() for axis in figure.axes[:2])
+  assert left.y0 > right.y1
+  assert figure.get_size_inches().tolist() == [width / 2, height * 2]
+
+
 def test_figure_1_by_hand():
   figure = figures.similarity_and_accuracy(SIMILARITY, np.array([40.0, 90.0, 50.0]), NAMES)
   left, right = figure.axes[:2]

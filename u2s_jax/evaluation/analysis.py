@@ -15,6 +15,7 @@ from u2s_jax.evaluation.scores import Scores
 from u2s_jax.state import TrainState
 
 CLIPS = 200  # of a class of a pair: pooled features that are kept for t-SNE
+MISTAKES = 40  # most confident ones whose stills are kept
 OTHERS = 3  # classes outside the pair whose masks of an example are kept, as in Fig. 6
 
 
@@ -24,7 +25,8 @@ def collect(
   batches: Iterable[dict[str, np.ndarray]],
   *,
   classes: Sequence[int],
-  examples: Sequence[str],
+  examples: Sequence[str] = (),
+  stills: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
   """Passes once over a split.
 
@@ -34,15 +36,17 @@ def collect(
     batches: of this host, the centre view alone: see `run.Source`.
     classes: whose clips' pooled features are kept, of the first 200 clips each.
     examples: ids of clips whose frames and masks are kept.
+    stills: ids of clips whose middle frame is kept.
 
   Returns:
     For each network, 'universal' and behind stage 1 'specific', the class sparsity of Eq. 1
     `sparsity_*` (m, c), NaN for a class without a clip, and `pooled_*` (k, c) of the kept clips,
     whose `label` is (k,). Of the examples, where there are any: `example_id`, `example_label`,
     `predicted` (e,), `video` (e, t, h, w, c) uint8, and with a mask network `mask` (e, t', h', w')
-    and `masks` (e, t', h', w', m).
+    and `masks` (e, t', h', w', m). Of the stills, where there are any: `mistake_id`,
+    `mistake_still` (s, h, w, c) uint8.
   """
-  sums, kept, shown, room = {}, [], [], dict.fromkeys(classes, CLIPS)
+  sums, kept, shown, frames, room = {}, [], [], [], dict.fromkeys(classes, CLIPS)
   for results in inference.pass_over(step, state, batches):
     ids = inference.read_id_codes(np.asarray(results["id"]))
     labels, valid = (np.asarray(results[name]) for name in ("label", "valid"))
@@ -60,13 +64,17 @@ def collect(
       names = [name for name in ("predicted", "mask", "masks", "video") if name in results]
       fields = {name: np.asarray(results[name])[rows] for name in names}
       shown.append({"example_id": ids[rows], "example_label": labels[rows], **fields})
+    rows = np.flatnonzero(valid & np.isin(ids, stills))
+    if rows.size:
+      video = np.asarray(results["video"])[rows]
+      frames.append({"mistake_id": ids[rows], "mistake_still": video[:, video.shape[1] // 2]})
   arrays = {}
   for name in ("universal", "specific"):
     if f"zeros_{name}" in sums:
       responses = sums[f"responses_{name}"][:, None]
       counts = np.where(responses, responses, np.nan)
       arrays[f"sparsity_{name}"] = (sums[f"zeros_{name}"] / counts).astype(np.float32)
-  for parts in (kept, shown):
+  for parts in (kept, shown, frames):
     for key in parts[0] if parts else ():
       arrays[key] = np.concatenate([part[key] for part in parts])
   return arrays

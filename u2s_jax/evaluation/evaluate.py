@@ -149,19 +149,24 @@ def analyse(
   pairs = analysis.confusing_pairs(similarity, final.labels, count)
   step = inference.analysis_step(run.network)
 
-  def collect(state, examples):
+  def collect(state, **ids):
     batches = run.source.eval_batches(split, "center")
-    return analysis.collect(step, state, batches, classes=pairs.ravel().tolist(), examples=examples)
+    return analysis.collect(step, state, batches, classes=pairs.ravel().tolist(), **ids)
 
+  examples = analysis.choose_examples(pairs, one_pass, final)
+  mistakes = final.ids[results.confident_mistakes(final, analysis.MISTAKES)]
   arrays = analysis.gather(
-    collect(run.restore_one_pass(), ()),
-    collect(state, analysis.choose_examples(pairs, one_pass, final)),
+    collect(run.restore_one_pass()),
+    collect(state, examples=examples, stills=mistakes.tolist()),
     pairs,
     similarity,
     state,
     run.source.class_names,
   )
   if jax.process_index() == 0:
+    if "mistake_id" in arrays:
+      paths = run.source.paths(split)
+      arrays["mistake_path"] = np.array([paths.get(name, "") for name in arrays["mistake_id"]], str)
     workdir.write_npz(folder.analysis(split), arrays)
 
 
@@ -188,6 +193,8 @@ def conclude(
     name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in state.params.items()
   }
   summary = results.summarize(one_pass, final, csm, parameters) | {"config": run.name}
+  if run.source.class_sizes:
+    summary["training_clips"] = list(run.source.class_sizes)
   log(results.fusions_table(summary["one_pass"], summary["predictions"]))
   rows = results.per_class(one_pass, final, csm.matrix)
   log(f"\n{results.per_class_table(rows)}")

@@ -59,6 +59,21 @@ def confusion(scores: Scores) -> Integer[np.ndarray, "m m"]:
   return counts
 
 
+def confident_mistakes(scores: Scores, count: int) -> Integer[np.ndarray, " k"]:
+  """Returns the rows of the clips that the merged prediction gets wrong, the most confident first.
+
+  Where a label is wrong, the prediction leads the label's class by the most.
+
+  Args:
+    scores: with a label for every clip.
+    count: how many at most.
+  """
+  merged, rows = scores.merged, np.arange(len(scores.labels))
+  lead = merged.max(1) - merged[rows, scores.labels]
+  order = np.argsort(-lead, kind="stable")
+  return order[lead[order] > 0][:count]
+
+
 def per_class(one_pass: Scores, final: Scores, csm: Num[np.ndarray, "m m"]) -> list[Row]:
   """Returns how well each class is recognised, a row for each.
 

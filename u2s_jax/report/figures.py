@@ -5,6 +5,7 @@ every series has its own marker or line style as well.
 """
 
 import functools
+import io
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
@@ -60,9 +61,28 @@ def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 def save(figure: Figure, path: pathlib.Path) -> None:
   """Writes `<path>.png`, on white, and `<path>.svg`, on nothing."""
-  with matplotlib.rc_context(STYLE | {"svg.hashsalt": path.name}):
+  with matplotlib.rc_context(STYLE):
     figure.savefig(path.with_suffix(".png"), dpi=150, facecolor="white")
-    figure.savefig(path.with_suffix(".svg"), transparent=True, metadata={"Date": None})
+  path.with_suffix(".svg").write_text(svg(figure, path.name), encoding="utf-8")
+
+
+def svg(figure: Figure, name: str) -> str:
+  """Returns a figure as SVG, always the same for the same figure and name."""
+  file = io.StringIO()
+  with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+  return file.getvalue()
+
+
+def stack(figure: Figure) -> None:
+  """Puts the panels of a figure one below the other, as a telephone shows them."""
+  panels = [axis for axis in figure.axes if axis.get_subplotspec()]  # without colour bars
+  rows, columns, *_ = panels[0].get_subplotspec().get_geometry()
+  width, height = figure.get_size_inches()
+  grid = figure.add_gridspec(len(panels), 1)
+  for k, axis in enumerate(panels):
+    axis.set_subplotspec(grid[k])
+  figure.set_size_inches(width / columns, height / rows * len(panels))
 
 
 @_styled
@@ -154,7 +174,7 @@ def class_accuracy(rows: Sequence[Mapping], limit: int = 40) -> Figure:
   rows = sorted((row for row in rows if row["clips"]), key=lambda row: -row["gain"])
   if len(rows) > limit:
     rows = rows[: limit // 2] + rows[-(limit // 2) :]
-  figure = Figure(figsize=(8, 1.2 + 0.2 * len(rows)), layout="constrained")
+  figure = Figure(figsize=(6.5, 1.2 + 0.2 * len(rows)), layout="constrained")
   axis = figure.subplots()
   places = np.arange(len(rows))[::-1]
   before, after = (np.array([row[key] for row in rows]) for key in ("one_pass", "merged"))
@@ -166,6 +186,27 @@ def class_accuracy(rows: Sequence[Mapping], limit: int = 40) -> Figure:
   axis.set_xlim(-2, 102)
   axis.margins(y=0.02)
   figure.legend(loc="outside upper right", ncols=2)
+  return figure
+
+
+@_styled
+def accuracy_against_size(sizes: Sequence[int], rows: Sequence[Mapping]) -> Figure:
+  """Accuracy of each class against its training clips.
+
+  Args:
+    sizes: training clips of each class.
+    rows: of `results.per_class`; classes without a clip are left out.
+  """
+  known = [(size, row["merged"]) for size, row in zip(sizes, rows, strict=True) if row["clips"]]
+  figure = Figure(figsize=(5, 3.2), layout="constrained")
+  axis = figure.subplots()
+  axis.plot(*zip(*known, strict=True), "P", color=KINDS["U2S"][1])
+  axis.set_xscale("log")
+  axis.xaxis.set_major_formatter("{x:g}")
+  axis.xaxis.set_minor_formatter("{x:g}" if max(sizes) < 10 * min(sizes) else "")
+  axis.set_xlabel("training clips of the class")
+  axis.set_ylabel("top-1 accuracy (%)")
+  axis.set_ylim(-2, 102)
   return figure
 
 

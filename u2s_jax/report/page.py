@@ -26,6 +26,7 @@ from u2s_jax.report.run import RunFiles, differences, read
 from u2s_jax.workdir import Workdir
 
 PAGE = "index.html"
+FEW = 20  # training clips of a class, below which it is named
 WORST_PAIRS = 100  # rows of the table of confused pairs
 
 
@@ -41,11 +42,12 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-  """A figure of the page, as SVG."""
+  """A figure of the page, as SVG, and the same for narrow screens."""
 
   name: str
   caption: str
   svg: str
+  narrow: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +66,19 @@ class Clip:
   strip_alt: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Mistake:
+  """A clip that was not recognised; the still is a data URI, the link empty for no file."""
+
+  id: str
+  link: str
+  still: str
+  label: str
+  said: str
+  score: float
+  of_label: float
+
+
 @dataclasses.dataclass
 class Section:
   """A section of the page."""
@@ -74,6 +89,7 @@ class Section:
   tables: list[Table] = dataclasses.field(default_factory=list)
   figures: list[Chart] = dataclasses.field(default_factory=list)
   clips: list[Clip] = dataclasses.field(default_factory=list)
+  mistakes: list[Mistake] = dataclasses.field(default_factory=list)
 
 
 def write(workdir: Path, compare: Sequence[Path] = (), control: Path | None = None) -> Path:
@@ -132,10 +148,13 @@ def _page(runs: dict[str, RunFiles], said: str, folder: pathlib.Path) -> str:
 
   def chart(name: str, caption: str, figure: Figure) -> Chart:
     figures.save(figure, folder / name)
-    return Chart(name, caption, inline((folder / f"{name}.svg").read_text()))
+    wide = inline((folder / f"{name}.svg").read_text())
+    figures.stack(figure)
+    return Chart(name, caption, wide, inline(figures.svg(figure, name)))
 
   sections = [
     _summary(runs),
+    _mistakes(run),
     _training(runs, chart),
     _confusion(run, chart),
     _classes(run, chart),
@@ -214,6 +233,37 @@ def _summary(runs: dict[str, RunFiles]) -> Section:
   return section
 
 
+def _mistakes(run: RunFiles) -> Section | None:
+  arrays, scores = run.analysis or {}, run.final
+  if "mistake_id" not in arrays:
+    return None
+  section = Section("mistakes", "What to look at")
+  section.texts.append(
+    "The clips that the merged prediction gets wrong, the most confident first: where it is right,"
+    " mend the label. A name leads to the file as it lay when the data were prepared."
+  )
+  kept = {str(name): k for k, name in enumerate(arrays["mistake_id"])}
+  for row in results.confident_mistakes(scores, len(kept)):
+    name, label = str(scores.ids[row]), int(scores.labels[row])
+    if name not in kept:
+      continue
+    said, k = int(scores.merged[row].argmax()), kept[name]
+    still = overlay.frames_of(arrays["mistake_still"][k][None])[0]
+    path = str(arrays["mistake_path"][k])
+    section.mistakes.append(
+      Mistake(
+        id=name,
+        link=pathlib.Path(path).as_uri() if path else "",
+        still=_uri(_jpeg(overlay.strip([still[None]])), "jpeg"),
+        label=run.class_names[label],
+        said=run.class_names[said],
+        score=100 * float(scores.merged[row, said]),
+        of_label=100 * float(scores.merged[row, label]),
+      )
+    )
+  return section
+
+
 def _training(runs: dict[str, RunFiles], chart: Callable[..., Chart]) -> Section | None:
   history = {name: run.history for name, run in runs.items() if run.history}
   if not history:
@@ -270,6 +320,15 @@ def _classes(run: RunFiles, chart: Callable[..., Chart]) -> Section:
     "Top-1 accuracy of each class before and after U2S, from the largest gain to the largest loss."
   )
   section.figures.append(chart("classes", caption, figures.class_accuracy(rows)))
+  sizes = run.summary.get("training_clips", ())
+  if len(set(sizes)) > 1:
+    caption = "Top-1 accuracy of each class against its training clips."
+    section.figures.append(
+      chart("class_sizes", caption, figures.accuracy_against_size(sizes, rows))
+    )
+  few = [f"{row['class']} ({n})" for n, row in zip(sizes, rows, strict=False) if n < FEW]
+  if few:
+    section.texts.append(f"Classes of fewer than {FEW} training clips: {', '.join(few)}.")
   return section
 
 
