@@ -343,8 +343,8 @@ def _similarity(run: RunFiles, chart: Callable[..., Chart]) -> Section | None:
   section = Section("similarity", "Category similarity")
   names = [run.class_names[i] for i in run.known_classes()]
   caption = (
-    "Fig. 1: similarity of the classes by the one-pass features' sparsity (left); accuracy of each"
-    " class against its mean similarity with the others (right), with the correlation r."
+    "Fig. 1: similarity of the classes by the one-pass features' sparsity (first); accuracy of each"
+    " class against its mean similarity with the others (second), with the correlation r."
   )
   section.figures.append(
     chart(
@@ -355,7 +355,7 @@ def _similarity(run: RunFiles, chart: Callable[..., Chart]) -> Section | None:
   )
   caption = (
     "Fig. 4: accuracy of each class against its mean similarity with the others, by kind of"
-    " features (left); how many classes have which similarity (right). One scale for all kinds."
+    " features (first); how many classes have which similarity (second). One scale for all kinds."
   )
   section.figures.append(
     chart("fig4", caption, figures.similarity_by_features(similarities, accuracies))
