@@ -64,6 +64,9 @@ VIDEO = flags.DEFINE_string(
 VIEWS_OF = flags.DEFINE_string(
   "views", None, "Of --mode=predict: center, 3crop, 5crop or 10crop; else those of the evaluation."
 )
+BEST = flags.DEFINE_bool(
+  "best", False, "Of --mode=predict and export: the checkpoint that eval.keep_best kept."
+)
 DETAILS = flags.DEFINE_bool(
   "details", False, "Of --mode=predict: every prediction and every fusion, not only their mean."
 )
@@ -108,7 +111,7 @@ def main(argv: list[str]) -> None:
   elif MODE.value == "predict":
     sys.exit(0 if predict_files(workdir) else 1)
   elif MODE.value == "export":
-    export.export(predict.load(workdir), workdir, control_of())
+    export.export(predict.load(workdir, BEST.value), workdir, control_of())
     print(f"written: {workdir.export}")
   else:
     from u2s_jax.report import page  # with what draws, which takes seconds to import
@@ -220,7 +223,7 @@ def predict_files(workdir: Workdir) -> bool:
     if flag.present:
       raise UserError(f"--{flag.name}: goes {'with' if flag in windowed else 'without'} --window")
   devices.use_compilation_cache(workdir.compiled)
-  model = Model(predict.load(workdir), VIEWS_OF.value)
+  model = Model(predict.load(workdir, BEST.value), VIEWS_OF.value)
   if overlay and not model.has_masks:
     raise UserError("--overlay: this run has no mask network's masks")
   heads = answers.HEADS if WINDOW.value is None else answers.INTERVAL_HEADS

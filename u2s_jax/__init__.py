@@ -14,17 +14,18 @@ if TYPE_CHECKING:
 os.environ["EPATH_USE_TF"] = "false"
 
 
-def load(workdir: str, views: str | None = None) -> "Model":
+def load(workdir: str, views: str | None = None, best: bool = False) -> "Model":
   """Loads what a run has learned, to score videos and images.
 
   Args:
     workdir: the run's folder, or its place in a bucket.
     views: that scores are averaged over: 'center', '3crop', '5crop' or '10crop'; None: as in the
       run's evaluation.
+    best: whether to take the checkpoint that `eval.keep_best` chose, not the last one.
 
   Raises:
-    UserError: there is no run that has trained, or views that it cannot have.
+    UserError: there is no run that has trained, no best checkpoint, or views that it cannot have.
   """
   from u2s_jax import model  # with JAX and TensorFlow, which take seconds to import
 
-  return model.load(workdir, views)
+  return model.load(workdir, views, best)

@@ -182,9 +182,9 @@ def check_windows(
     raise UserError(f"--shortest {shortest:g}: it is no length in seconds")
 
 
-def load(workdir: str, views: str | None = None) -> Model:
+def load(workdir: str, views: str | None = None, best: bool = False) -> Model:
   """Reads a run's newest checkpoint, see `u2s_jax.load`."""
-  return Model(predict.load(Workdir(files.named(workdir))), views)
+  return Model(predict.load(Workdir(files.named(workdir)), best), views)
 
 
 def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -17,7 +17,7 @@ from u2s_jax.checkpoint import Checkpoints, DamagedError, abstract_state
 from u2s_jax.console import log
 from u2s_jax.errors import UserError
 from u2s_jax.models.network import Network
-from u2s_jax.stages import STAGES, Stage
+from u2s_jax.stages import BEST, STAGES, Stage
 from u2s_jax.state import TrainState
 from u2s_jax.views import VIEWS, mirrored_labels, mirrors
 from u2s_jax.workdir import Workdir
@@ -107,7 +107,8 @@ class Run:
   def restore(self, stage_name: str, step: int) -> tuple[TrainState, dict[str, Any]]:
     """Returns state and record of a checkpoint, replicated over the devices."""
     previous = None
-    for stage in self.stages[: STAGES.index(stage_name) + 1]:
+    last = len(STAGES) if stage_name == BEST else STAGES.index(stage_name) + 1
+    for stage in self.stages[:last]:
       previous = jax.eval_shape(self.begin(stage), previous)
     placement = devices.replicated(devices.data_mesh())
     return self.checkpoints.restore(stage_name, step, abstract_state(previous, placement))
@@ -138,6 +139,11 @@ class Run:
     """Returns the state after stage 1."""
     state, _ = self.restore(STAGES[0], self.checkpoints.last_step(STAGES[0]))
     return state
+
+  def restore_best(self) -> tuple[int, TrainState] | None:
+    """Returns step and state of the best checkpoint, None where none is kept; by host 0's word."""
+    (step,) = devices.broadcast_from_host0([self.checkpoints.last_step(BEST) or 0])
+    return (int(step), self.restore(BEST, int(step))[0]) if step else None
 
   def mirrors(self, views: str) -> tuple[tuple[int, ...] | None, ...]:
     """Returns for each view None, or for a mirrored one the class that each class turns into."""

@@ -7,6 +7,7 @@ from numbers import Real
 from u2s_jax.errors import UserError
 
 STAGES = ("universal", "specific", "joint")  # in the order of training
+BEST = "best"  # beside the stages' checkpoints: the one that `eval.keep_best` chose
 PREDICTIONS = ("universal", "bridge", "specific")  # of UN, MN, CSN
 SUBNETWORKS = ("trunk", "universal", "specific", "mask", "non_local")
 SPECIFIC_INITS = ("universal", "pretrained", "random")

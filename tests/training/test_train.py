@@ -24,6 +24,7 @@ from u2s_jax.console import Board
 from u2s_jax.errors import UserError, one_line
 from u2s_jax.evaluation import results, scores
 from u2s_jax.run import locked
+from u2s_jax.serving import card, predict
 from u2s_jax.stages import STAGES
 from u2s_jax.training import rate, start
 from u2s_jax.training import train as training
@@ -34,7 +35,9 @@ from u2s_jax.workdir import Workdir
 def test_a_run_leaves_scores_summary_and_checkpoints(finished):
   workdir, writer, _ = finished
   summary = json.loads((workdir / "summary.json").read_text())
-  assert set(summary) == {"one_pass", "predictions", "csm", "parameters", "config"}
+  assert set(summary) == {
+    *("one_pass", "predictions", "csm", "parameters", "config", "training_clips")
+  }
   assert len(summary["predictions"]) == 7 and summary["config"] == "tests/config.py"
   final = scores.read(workdir / "scores/validation.npz")
   assert set(final.predictions) == {"universal", "bridge", "specific"}
@@ -48,6 +51,8 @@ def test_a_run_leaves_scores_summary_and_checkpoints(finished):
   assert set(writer.scalars) >= {3, 6, 9}  # three steps a stage, counted through
   assert "joint/validation_merged" in writer.scalars[9]
   assert len(list(workdir.glob("profile/**/perfetto_trace.json.gz"))) == 1
+  with pytest.raises(UserError, match="--best: .* see eval.keep_best"):
+    predict.load(Workdir(workdir), best=True)
 
 
 def test_an_epoch_ends_with_a_picture_of_the_masks(finished):
@@ -63,9 +68,37 @@ def test_an_epoch_ends_with_a_picture_of_the_masks(finished):
   assert picture.shape[1:] == (8 * frame - 2, 2 * frame - 2, 3)
 
 
-def test_a_long_stage_has_few_pictures(tmp_path):
-  board = MemoryBoard()
-  train(config_of(**{"joint.epochs": 6.0, "eval.every_epochs": 1}), tmp_path, board=board)
+def test_a_long_stage_has_few_pictures_and_keeps_its_best_checkpoint(tmp_path, monkeypatch):
+  board, save = MemoryBoard(), checkpoint.Checkpoints.save
+  config = config_of(**{"joint.epochs": 6.0, "eval.every_epochs": 1, "eval.keep_best": True})
+
+  def crash_at_the_first_best(self, stage, *args):
+    if stage == "best":
+      raise Crash
+    save(self, stage, *args)
+
+  with monkeypatch.context() as context, pytest.raises(Crash):
+    context.setattr(checkpoint.Checkpoints, "save", crash_at_the_first_best)
+    train(config, tmp_path, board=board)
+  train(config, tmp_path, board=board)
+  told = {
+    step - 6: by_name["joint/validation_merged"]
+    for step, by_name in board.scalars.items()
+    if "joint/validation_merged" in by_name
+  }
+  summary = json.loads((tmp_path / "summary.json").read_text())
+  best = summary["best"]
+  assert (best["stage"], best["step"], best["chosen_on"]) == (
+    "joint",
+    max(told, key=told.get),  # the first of equal ones
+    "validation",
+  )
+  assert len(told) == 6 and best["top1"] == pytest.approx(max(told.values()))
+  trained, last = (predict.load(Workdir(tmp_path), best=choice) for choice in (True, False))
+  kept = state_at(config, tmp_path, stage="best", step=best["step"])[0]
+  jax.tree.map(np.testing.assert_array_equal, trained.state.params, kept.params)
+  assert "expect less" in card.text(trained, Workdir(tmp_path))
+  assert "expect less" not in card.text(last, Workdir(tmp_path))
   joint = [step - 6 for step, by_name in board.images.items() if "joint/masks" in by_name]
   assert joint == [3, 6, 12, 18]  # of three steps an epoch: the first, second, fourth and last
 

@@ -2,12 +2,13 @@
 
 import contextlib
 import math
+from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 
-from u2s_jax import devices, saved_config, settings, workdir
+from u2s_jax import devices, metrics, saved_config, settings, workdir
 from u2s_jax.console import log
 from u2s_jax.errors import UserError
 from u2s_jax.evaluation import analysis, inference, results, scores
@@ -58,8 +59,21 @@ def finish(run: Run, state: TrainState) -> None:
   final = score(run, state, run.config.eval.views, VALIDATION_SPLIT)
   one_pass = one_pass_scores(run)
   analyse(run, run.workdir, state, one_pass, final, VALIDATION_SPLIT)
+  best = score_best(run)
   if jax.process_index() == 0:
-    conclude(run, run.workdir, state, one_pass, final, VALIDATION_SPLIT)
+    conclude(run, run.workdir, state, one_pass, final, VALIDATION_SPLIT, best)
+
+
+def score_best(run: Run) -> dict[str, Any] | None:
+  """Returns what the summary says of the checkpoint that `eval.keep_best` chose, None for none."""
+  kept = run.restore_best()
+  if kept is None:
+    return None
+  step, state = kept
+  log(f"evaluating the best checkpoint, step {step}, views: {run.config.eval.views}")
+  scored = score(run, state, run.config.eval.views, VALIDATION_SPLIT)
+  accuracies = metrics.summarize(scored.merged, scored.labels)
+  return {"stage": STAGES[-1], "step": step, "chosen_on": VALIDATION_SPLIT, **accuracies}
 
 
 def one_pass_scores(run: Run) -> Scores:
@@ -109,9 +123,10 @@ def evaluate_latest(
       log(f"evaluating the one-pass model, views: {views}")
       one_pass = score(run, run.restore_one_pass(), views, split)
     analyse(run, folder, state, one_pass, final, split)
+    best = score_best(run) if folder == run.workdir else None
     if jax.process_index() == 0:
       scores.write(folder.one_pass_scores(split), one_pass)
-      conclude(run, folder, state, one_pass, final, split)
+      conclude(run, folder, state, one_pass, final, split, best)
 
 
 def _folder(run: Run, stage_name: str, step: int) -> Workdir:
@@ -171,7 +186,13 @@ def analyse(
 
 
 def conclude(
-  run: Run, folder: Workdir, state: TrainState, one_pass: Scores, final: Scores, split: str
+  run: Run,
+  folder: Workdir,
+  state: TrainState,
+  one_pass: Scores,
+  final: Scores,
+  split: str,
+  best: dict[str, Any] | None,
 ) -> None:
   """Writes scores and, where all labels are known, accuracies; prints them; on host 0 alone.
 
@@ -182,6 +203,7 @@ def conclude(
     one_pass: scores of the model after stage 1.
     final: scores of `state`.
     split: of the data set.
+    best: of `score_best`.
   """
   scores.write(folder.scores(split), final)
   if final.num_unknown:
@@ -196,6 +218,9 @@ def conclude(
   if run.source.class_sizes:
     summary["training_clips"] = list(run.source.class_sizes)
   log(results.fusions_table(summary["one_pass"], summary["predictions"]))
+  if best:
+    summary["best"] = best
+    log(f"best checkpoint, chosen on this split: step {best['step']}, top-1 {best['top1']:.2f} %")
   rows = results.per_class(one_pass, final, csm.matrix)
   log(f"\n{results.per_class_table(rows)}")
   if run.config.eval.classes:

@@ -82,7 +82,7 @@ def _accuracy(trained: Trained, workdir: Workdir, control: Workdir | None) -> li
   summary = json.loads(workdir.summary.read_text())
   rows = {
     "one-pass (after stage 1)": summary["one_pass"],
-    "all predictions": results.merged(summary),
+    "all predictions": summary["best"] if trained.best else results.merged(summary),
   }
   if control is not None:
     rows["control (the one-pass model, trained as long)"] = control_lib.accuracy(
@@ -98,6 +98,8 @@ def _accuracy(trained: Trained, workdir: Workdir, control: Workdir | None) -> li
       for name, row in rows.items()
     ),
   ]
+  if trained.best:
+    lines += ["", "They are of the step that did best on this very split: expect less elsewhere."]
   if control is None:
     lines += ["", control_lib.NONE]
   return lines

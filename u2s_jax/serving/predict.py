@@ -17,7 +17,7 @@ from u2s_jax.errors import UserError
 from u2s_jax.evaluation import inference
 from u2s_jax.evaluation.scores import FUSIONS, fuse
 from u2s_jax.models.network import Network
-from u2s_jax.stages import STAGES
+from u2s_jax.stages import BEST, STAGES
 from u2s_jax.state import TrainState
 from u2s_jax.views import mirrors
 from u2s_jax.workdir import Workdir
@@ -39,6 +39,7 @@ class Trained:
     network: the networks; the universal network's prediction selects the masks, also where
       `csm.guide` was the label, which a file does not have.
     state: their parameters and statistics, and the CSM.
+    best: whether it is the checkpoint that `eval.keep_best` chose, not the last one.
   """
 
   config: ml_collections.ConfigDict
@@ -46,6 +47,7 @@ class Trained:
   stored: dict[str, Any]
   network: Network
   state: TrainState
+  best: bool
 
   @property
   def variables(self) -> dict[str, Any]:
@@ -58,14 +60,15 @@ class Trained:
     return functools.partial(inference.make_predict_step(self.network), self.state)
 
 
-def load(workdir: Workdir) -> Trained:
+def load(workdir: Workdir, best: bool = False) -> Trained:
   """Reads a run's newest checkpoint.
 
   Args:
     workdir: the run's folder.
+    best: whether to take the one that `eval.keep_best` chose instead.
 
   Raises:
-    UserError: there is no run, or none that has trained.
+    UserError: there is no run, none that has trained, or none that kept its best checkpoint.
   """
   config = saved_config.read(workdir)
   if config:
@@ -73,7 +76,10 @@ def load(workdir: Workdir) -> Trained:
       settings.check_values(config)
     except UserError as error:
       raise UserError(f"{workdir.config}: {error}") from error
-  newest = checkpoint.read_networks(workdir.checkpoints, STAGES) if config else None
+  kept = (BEST,) if best else STAGES
+  newest = checkpoint.read_networks(workdir.checkpoints, kept) if config else None
+  if best and not newest:
+    raise UserError(f"--best: {workdir.root} kept no best checkpoint, see eval.keep_best")
   if not newest:
     raise UserError(f"--workdir {workdir.root}: no run that has trained; train first")
   _, tree, record = newest
@@ -85,7 +91,8 @@ def load(workdir: Workdir) -> Trained:
   state = TrainState(
     step=0, momentum=(), csm=csm, params=tree["params"], batch_stats=tree["batch_stats"]
   )
-  return Trained(config, class_names, record["stored"], network, jax.tree.map(jnp.asarray, state))
+  state = jax.tree.map(jnp.asarray, state)
+  return Trained(config, class_names, record["stored"], network, state, best)
 
 
 @dataclasses.dataclass(frozen=True)

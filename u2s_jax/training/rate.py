@@ -54,18 +54,22 @@ def learning_rate(stage: Stage, epoch: float, plateau: Plateau) -> float:
   return stage.learning_rate * DECAY_FACTOR**decays
 
 
-def record(run: Run, stage: Stage, plateau: Plateau, *, validated: bool = True) -> dict[str, Any]:
+def record(
+  run: Run, stage: Stage, plateau: Plateau, best: float | None = None, *, validated: bool = True
+) -> dict[str, Any]:
   """Returns what is saved beside a state, in JSON's types.
 
   Args:
     run: the run.
     stage: of the state.
     plateau: history of the learning rate.
+    best: top-1 in percent of the stage's best checkpoint, None where none is kept.
     validated: whether nothing is to be evaluated before the next step.
   """
   return {
     "validated": validated,
     "plateau": dataclasses.asdict(plateau),
+    "best": best,
     "total_steps": run.total_steps(stage),
     "stored": dict(run.source.stored),
   }

@@ -16,7 +16,7 @@ from u2s_jax.console import Board, Meter, Profiler, log
 from u2s_jax.errors import UserError
 from u2s_jax.evaluation import evaluate
 from u2s_jax.run import VALIDATION_SPLIT, Run, Source, open_run
-from u2s_jax.stages import STAGES, Stage
+from u2s_jax.stages import BEST, STAGES, Stage
 from u2s_jax.state import TrainState
 from u2s_jax.training import rate as rate_lib
 from u2s_jax.training import start, steps
@@ -105,8 +105,10 @@ def run_stage(
   config, first, total = run.config, int(state.step), run.total_steps(stage)
   plateau = rate_lib.Plateau(**record["plateau"])
   pictures, offset = Pictures(run, board.write_images), run.steps_before(stage)
+  best = record.get("best")
   if not record.get("validated", True):  # earlier versions saved afterwards
-    validate(run, stage, state, plateau, board, pictures)
+    top1 = validate(run, stage, state, plateau, board, pictures)
+    best = keep_best(run, stage, state, record, top1, best)
   if first >= total:
     return state
   mesh, num_train = devices.data_mesh(), run.source.num_train
@@ -153,12 +155,13 @@ def run_stage(
       # Orbax would begin a new folder. Of host 0: others' views of a shared one may be old.
       if jax.process_index() == 0 and not run.workdir.config.exists():
         raise UserError(f"{run.workdir.config}: gone while the run was training; it ends here")
-      beside = rate_lib.record(run, stage, plateau, validated=not due)
+      beside = rate_lib.record(run, stage, plateau, best, validated=not due)
       run.checkpoints.save(stage.name, step, state, beside)
     if ends:
       raise interruption.Interrupted(f"saved at stage {stage.name}, step {step}")
     if due:
-      validate(run, stage, state, plateau, board, pictures)
+      top1 = validate(run, stage, state, plateau, board, pictures)
+      best = keep_best(run, stage, state, beside, top1, best)
     if epoch_done:
       meter.restart(step)
   run.checkpoints.wait()
@@ -172,7 +175,7 @@ def validate(
   plateau: rate_lib.Plateau,
   board: Board,
   pictures: Pictures,
-) -> None:
+) -> float:
   """Evaluates a state between two steps, on the centre view: shows it, and tells the plateau.
 
   Args:
@@ -183,6 +186,9 @@ def validate(
     board: takes what TensorBoard shows.
     pictures: of the stage.
 
+  Returns:
+    Top-1 in percent of all predictions together.
+
   Raises:
     UserError: a score is not finite.
     Interrupted: the process is asked to end.
@@ -192,8 +198,40 @@ def validate(
     accuracies = validation_accuracies(run, state)
     pictures.write(stage, state, step)
   board.write_scalars(step, {f"{stage.name}/validation_{k}": v for k, v in accuracies.items()})
+  top1 = list(accuracies.values())[-1]
   if stage.decay == "plateau":
-    plateau.update(1 - list(accuracies.values())[-1] / 100, stage.patience)
+    plateau.update(1 - top1 / 100, stage.patience)
+  return top1
+
+
+def keep_best(
+  run: Run,
+  stage: Stage,
+  state: TrainState,
+  record: dict[str, Any],
+  top1: float,
+  best: float | None,
+) -> float | None:
+  """Keeps a state of the last stage where it is the best so far, and the config asks for that.
+
+  Args:
+    run: the run.
+    stage: of the state.
+    state: the networks, whose own checkpoint is begun.
+    record: saved beside it.
+    top1: of the state, as `validate` returned it.
+    best: of the best one so far; None: there is none.
+
+  Returns:
+    The best one's from now on.
+  """
+  if not run.config.eval.keep_best or stage.name != STAGES[-1]:
+    return None
+  if best is not None and top1 <= best:
+    return best
+  run.checkpoints.save(BEST, int(state.step), state, record)
+  run.checkpoints.wait()  # before a later checkpoint says that there is this one
+  return top1
 
 
 def validation_accuracies(run: Run, state: TrainState) -> dict[str, float]:
