@@ -25,7 +25,7 @@ from clu import metric_writers
 from ml_collections import config_flags
 
 import configs
-from data import clips, memory, source
+from data import clips, decode, memory, source
 from data.sources import folders
 from data.tiny_something import prepare as rendered
 from u2s_jax import devices, files, interruption, peers, settings
@@ -238,10 +238,17 @@ def predict_files(workdir: Workdir) -> bool:
       else:
         if form == "text":
           print(printable(file), flush=True)
-        for interval in model.intervals(
-          file, WINDOW.value, STRIDE.value, threshold=THRESHOLD.value, shortest=SHORTEST.value
-        ):
-          print(answers.of_interval(file, interval, form), flush=True)
+        with answers.progress(decode.duration(file)) as bar:
+          for interval in model.intervals(
+            file,
+            WINDOW.value,
+            STRIDE.value,
+            threshold=THRESHOLD.value,
+            shortest=SHORTEST.value,
+            told=lambda window, bar=bar: bar.update(window.end - bar.n),
+          ):
+            with bar.external_write_mode():
+              print(answers.of_interval(file, interval, form), flush=True)
       if overlay:
         answers.write_video(overlay, model.masked(file))
       if features:

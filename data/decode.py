@@ -150,6 +150,17 @@ def video_frames(
     raise UserError(f"it ends after {end:.1f} of {declared:.1f} seconds")
 
 
+def duration(file: str) -> float | None:
+  """Returns the seconds that a video says it lasts; None where it says nothing or is none."""
+  with contextlib.suppress(UserError, OSError, av.error.FFmpegError):
+    with (
+      opened(file) as content,
+      av.open(content, options=SAFE, metadata_errors="replace") as video,
+    ):
+      return _seconds(video.duration, 1 / av.time_base)
+  return None
+
+
 def _entered(
   container: av.container.InputContainer, stream: av.VideoStream, start: float, first: float
 ) -> Iterator[av.VideoFrame]:

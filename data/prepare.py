@@ -9,13 +9,16 @@ import argparse
 import collections
 import contextlib
 import dataclasses
+import datetime
 import functools
 import json
 import os
 import pathlib
+import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -28,11 +31,14 @@ from data.making import Job, Plan, Told
 from data.sources import folders, hmdb51, something_something, tfds_images, ucf101
 from data.sources import listing as listing_lib
 from data.sources.listing import Clip, Listing
+from data.workers import Decoded
 from u2s_jax import files
 from u2s_jax.errors import INTERRUPTED, UserError, one_line, printable
 
 VERSION = 1  # goes up when the same settings come to mean other shards or other pixels
 NAMES_SHOWN = 10
+# Before many clips a few are decoded, for so many seconds at most, to say what all of them take.
+MANY, SAMPLE, SAMPLE_SECONDS = {"rgb": 240, "flow": 48}, 24, 60.0
 FEW = 20  # training clips of a class, below which it is named
 Written = Callable[..., Iterator[tuple[shards.Key, shards.Shard]]]
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -114,7 +120,7 @@ def prepare(
       shards.check_folder(out, settings)  # Another process may just have begun it, or ended.
       if not store.is_finished(out):
         shards.begin(out, settings)
-        _decode_all(listing, job, settings, plan, written, max_unreadable)
+        _decode_all(listing, job, settings, plan, written, max_unreadable, num_workers)
       elif missing := shards.missing(out, plan):
         _make_missing(listing, job, {key: plan[key] for key in missing}, written)
   return store.open_dataset(out)
@@ -127,18 +133,56 @@ def _decode_all(
   plan: Plan,
   written: Written,
   max_unreadable: float,
+  num_workers: int,
 ) -> None:
   """Writes the shards that are not there yet, then what makes them a data set."""
   total = sum(len(clips) for clips in listing.splits.values())
   _check_present(listing, total, max_unreadable)
   progress = shards.Progress(job.out, job.num_shards)
   todo = {key: clips for key, clips in plan.items() if key not in progress.done}
+  foresee(job, todo, num_workers)
   with _bar(listing, todo) as told:
     for key, shard in written(job, todo, told=told):
       progress.add(key, shard)
   done = {key: progress.done[key] for key in plan}
   shards.finish(listing, job.out, settings, done, max_unreadable)
   progress.end()
+
+
+def foresee(job: Job, todo: Plan, num_workers: int) -> None:
+  """Decodes a few clips, and says what disk and time all of them will take; few are not worth it.
+
+  Args:
+    job: what they are decoded for.
+    todo: the clips.
+    num_workers: processes that decode.
+
+  Raises:
+    UserError: the disk has no room for them.
+  """
+  clips = [clip for of_shard in todo.values() for clip in of_shard]
+  if len(clips) < MANY[job.storage.modality]:
+    return
+  sample = clips[len(clips) // (2 * SAMPLE) :: len(clips) // SAMPLE][:SAMPLE]
+  size, times = 0, []
+  with contextlib.closing(making.decoded(job, sample, num_workers)) as answers:
+    begin = time.monotonic()
+    for answer in answers:
+      size += sum(map(len, answer.frames)) if isinstance(answer, Decoded) else 0
+      times.append(time.monotonic() - begin)
+      if times[-1] > SAMPLE_SECONDS:
+        break
+  # The processes' start is in the first one's time, and in no other's.
+  each = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else times[0]
+  needed, free = len(clips) * size / len(times), shutil.disk_usage(job.out).free
+  took = datetime.timedelta(seconds=round(each * len(clips)))
+  said = f"about {needed / 1e9:.1f} GB for {len(clips)} clips, by {len(times)} of them"
+  if needed > free:
+    raise UserError(f"{job.out}: {said}, but only {free / 1e9:.1f} GB are free: make room")
+  line = f"{said}; {free / 1e9:.1f} GB are free; {took} (h:mm:ss) with {num_workers} processes"
+  if job.storage.flow_algorithm == "tvl1":
+    line += "; --flow_algorithm=dis is far faster, TV-L1 is the paper's"
+  print(f"note: {line}", flush=True)
 
 
 def _make_missing(listing: Listing, job: Job, todo: Plan, written: Written) -> None:

@@ -104,6 +104,7 @@ class Model:
     *,
     threshold: float = THRESHOLD,
     shortest: float = SHORTEST,
+    told: Callable[[ScoredWindow], object] = lambda window: None,
   ) -> Iterator[Interval]:
     """Returns the parts of a video with one class each, see `serving.intervals.merged`.
 
@@ -113,14 +114,20 @@ class Model:
       stride: see `windows`.
       threshold: least score of a window's best class, in [0, 1].
       shortest: least length of an interval, seconds.
+      told: called with every window that is scored.
 
     Raises:
       UserError: as `windows`, after the intervals in front of that.
       OSError: as `windows`.
     """
     check_windows(window, stride, threshold, shortest)
-    windows = self.windows(file, window, stride)
-    return merged(windows, stride=stride, threshold=threshold, shortest=shortest)
+
+    def windows() -> Iterator[ScoredWindow]:
+      for scored in self.windows(file, window, stride):
+        told(scored)
+        yield scored
+
+    return merged(windows(), stride=stride, threshold=threshold, shortest=shortest)
 
   def features(self, file: str) -> Float[np.ndarray, " c"]:
     """Returns what the classifiers read of a file's centre view, averaged over space and time.

@@ -474,6 +474,23 @@ def test_where_files_lie_and_how_many_a_class_has(source):
   assert data.class_sizes() == () and data.paths("validation") == {}
 
 
+def test_what_it_takes_is_said_before_it_begins(source, capsys, monkeypatch):
+  monkeypatch.setattr(prepare, "MANY", {"rgb": 50, "flow": 50})
+  monkeypatch.setattr(prepare, "SAMPLE", 10)
+  space = shutil.disk_usage(source)._replace(free=1000)
+  with monkeypatch.context() as context:
+    context.setattr(shutil, "disk_usage", lambda path: space)
+    with pytest.raises(UserError, match="out: about 0.0 GB for 50 clips, .* only 0.0 GB are free"):
+      _prepare(source)
+  assert not list((source.parent / "out").glob("clips-*"))
+  data = _prepare(source)
+  said = capsys.readouterr().out
+  assert "note: about 0.0 GB for 50 clips, by 10 of them" in said and "with 2 processes" in said
+  assert data.info.splits["train"].num_examples == 40
+  prepare.foresee(making.Job(source, (), False, Storage("flow", 32, 95, "tvl1"), {}), {}, 1)
+  assert capsys.readouterr().out == ""
+
+
 def test_copies_of_training_clips_are_named(tmp_path, write_video, capsys):
   random = np.random.default_rng(0)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import av
 import numpy as np
+import tqdm
 from jaxtyping import UInt8
 
 from u2s_jax.errors import printable, spreadsheet_cell
@@ -70,6 +71,19 @@ def of_interval(file: str, interval: Interval, form: str) -> str:
     shown = interval.label.replace("&", "&amp;").replace("<", "&lt;")
     return printable(f"{said}\n{shown} ({100 * interval.score:.0f} %)\n")
   return printable(f"  {said}  {100 * interval.score:5.1f} %  {interval.label}")
+
+
+def progress(seconds: float | None) -> tqdm.tqdm:
+  """Returns a bar that shows on a terminal how far a video is, None where its length is unknown."""
+  return tqdm.tqdm(
+    total=seconds,
+    unit="s",
+    disable=not sys.stderr.isatty(),
+    leave=False,
+    bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} s of video, {elapsed}<{remaining}"
+    if seconds
+    else "{n:.0f} s of video, {elapsed}",
+  )
 
 
 def clock(seconds: float) -> str:
