@@ -1,4 +1,4 @@
-"""Decodes one video or image into JPEG frames, as they are stored.
+"""Decodes one video, image or folder of frames into JPEG frames, as they are stored.
 
 Processes of `workers` run it, so it imports no TensorFlow, and OpenCV only where flow is asked for.
 """
@@ -9,7 +9,6 @@ import io
 import math
 import numbers
 import os
-import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -17,9 +16,9 @@ import av
 import numpy as np
 from av.stream import Disposition
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
-from data import fingerprints, workers
+from data import fingerprints, images, workers
 from data.workers import Decoded, Skipped
 from u2s_jax.errors import UserError
 
@@ -27,10 +26,7 @@ from u2s_jax.errors import UserError
 MAX_CLIP_BYTES = 256 * 2**20
 MAX_FRAMES = 100_000  # of a clip
 SEEK_FROM = 10.0  # seconds in front of a part that are decoded rather than skipped
-MAX_PIXELS = 2**26  # of a frame; 8K has half of it
-MAX_EDGE = 65_500  # pixels, JPEG's
 JPEG_QUALITY = 95  # of frames, unless asked for another
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is another one
 # Containers of videos, pictures and sound. Others, playlists above all, would open further files,
 # whatever a file is called; so may no container (the protocols).
 SAFE = {
@@ -100,7 +96,7 @@ def video_frames(
     # Opened here: FFmpeg would take 'http:/...' or 'concat:...' for more than a name of a file.
     # Tags in another coding than UTF-8 are no reason to refuse the video.
     with (
-      opened(file) as content,
+      images.opened(file) as content,
       av.open(content, options=SAFE, metadata_errors="replace", buffer_size=2**18) as container,
     ):
       # A cover picture in a sound file is a video stream too.
@@ -114,8 +110,10 @@ def video_frames(
       stream = streams[0]
       if stream.codec_context is None:
         raise UserError("FFmpeg has no decoder for its codec")
-      _check_pixels(stream.codec_context.width, stream.codec_context.height)
-      stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # it may change on the way
+      images.check_pixels(stream.codec_context.width, stream.codec_context.height)
+      stream.codec_context.options = {
+        "max_pixels": str(images.MAX_PIXELS)
+      }  # it may change on the way
       stream.codec_context.thread_count = 1  # There is a process for every core already.
       declared = _seconds(stream.duration, stream.time_base) or _seconds(
         container.duration, 1 / av.time_base
@@ -154,7 +152,7 @@ def duration(file: str) -> float | None:
   """Returns the seconds that a video says it lasts; None where it says nothing or is none."""
   with contextlib.suppress(UserError, OSError, av.error.FFmpegError):
     with (
-      opened(file) as content,
+      images.opened(file) as content,
       av.open(content, options=SAFE, metadata_errors="replace") as video,
     ):
       return _seconds(video.duration, 1 / av.time_base)
@@ -178,25 +176,6 @@ def _entered(
   yield from container.decode(stream)
 
 
-def opened(file: str | io.BytesIO) -> contextlib.AbstractContextManager[io.BufferedIOBase]:
-  """Opens a file that is really one: a pipe or a device may never end.
-
-  Raises:
-    UserError: it is none.
-    OSError: it cannot be opened.
-  """
-  if not isinstance(file, str):
-    return contextlib.nullcontext(file)
-  if not stat.S_ISREG(os.stat(file).st_mode):
-    raise UserError("it is no regular file")
-  return open(file, "rb")
-
-
-def _check_pixels(width: int, height: int) -> None:
-  if width * height > MAX_PIXELS:
-    raise UserError(f"it has {width} x {height} pixels, more than {MAX_PIXELS // 10**6} million")
-
-
 def _seconds(duration: int | None, unit: numbers.Real) -> float | None:
   return None if duration is None else float(duration * unit)
 
@@ -205,83 +184,8 @@ def _even_size(width: int, height: int, short_edge: int) -> tuple[int, int]:
   """Width and height after resizing."""
   long_edge = max(width, height) * short_edge / min(width, height)
   long_edge = max(2 * round(long_edge / 2), short_edge)
-  _check_edge(long_edge)
+  images.check_edge(long_edge)
   return (short_edge, long_edge) if width < height else (long_edge, short_edge)
-
-
-def _check_edge(pixels: int) -> None:
-  if pixels > MAX_EDGE:
-    raise UserError(
-      f"with its short edge resized its long edge would have {pixels} pixels, more than JPEG's"
-      f" {MAX_EDGE}"
-    )
-
-
-def image_frame(file: str | io.BytesIO, short_edge: int, jpeg_quality: int) -> bytes:
-  """Makes a JPEG of an image.
-
-  Args:
-    file: path or open file, of any format that Pillow reads, whatever its extension.
-    short_edge: pixels; the image is resized to it, the long edge keeps the aspect.
-    jpeg_quality: 1 to 100.
-
-  Returns:
-    An RGB JPEG, turned as EXIF asks for; the first frame of several; transparent parts on white. An
-    RGB JPEG of that size that needs no turning is kept as it is.
-
-  Raises:
-    UserError: the file is no image, or damaged, too large, or of a kind whose range of values is
-      not known; one line, the reason alone.
-    OSError: it cannot be opened.
-  """
-  with opened(file) as content:
-    return _image_frame(content, short_edge, jpeg_quality)
-
-
-def _image_frame(content: io.BufferedIOBase, short_edge: int, jpeg_quality: int) -> bytes:
-  """Makes a JPEG of an open image, see `image_frame`."""
-  try:
-    with Image.open(content) as picture:
-      _check_pixels(*picture.size)
-      picture.load()
-      image = ImageOps.exif_transpose(picture)
-      if (
-        picture.format == "JPEG"
-        and picture.mode == "RGB"
-        and image.size == picture.size
-        and picture.getexif().get(0x0112, 1) == 1  # Orientation: upright
-        and min(image.size) == short_edge
-      ):
-        content.seek(0)
-        return content.read()
-  except UserError:
-    raise
-  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-    # Pillow names the file in some messages; the caller does in all.
-    reason = "cannot identify it" if isinstance(error, Image.UnidentifiedImageError) else error
-    raise UserError(f"it does not decode ({reason})") from error
-  if picture.format == "PPM" and image.mode == "I":  # PGM of 16 bits, which Pillow widens
-    image = image.point(lambda value: value * (1 / 256)).convert("L")
-  if image.mode in ("I", "F"):
-    raise UserError(f"its pixels have 32 bits (mode {image.mode}): save it with 8")
-  if image.mode.startswith("I;16"):
-    image = image.point(lambda value: value * (1 / 256)).convert("L")
-  if image.has_transparency_data:
-    image = image.convert("RGBA")
-    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-  image = image.convert("RGB")
-  scale = short_edge / min(image.size)
-  size = tuple(max(short_edge, round(scale * edge)) for edge in image.size)
-  _check_edge(max(size))
-  if size != image.size:
-    image = image.resize(size, Image.Resampling.BILINEAR)  # averages over pixels when shrinking
-  return _jpeg(image, jpeg_quality)
-
-
-def _jpeg(image: Image.Image, quality: int) -> bytes:
-  file = io.BytesIO()
-  image.save(file, "JPEG", quality=quality)
-  return file.getvalue()
 
 
 class Stored(NamedTuple):
@@ -307,7 +211,7 @@ def moments(file: str | io.BytesIO, storage: Storage, start: float = -math.inf) 
   takes for chroma.
 
   Args:
-    file: see `video_frames`.
+    file: see `video_frames`; or a folder of frames, see `images.folder_frames`.
     storage: what becomes of the frames.
     start: see `video_frames`.
 
@@ -320,8 +224,14 @@ def moments(file: str | io.BytesIO, storage: Storage, start: float = -math.inf) 
 
 def _frames(file: str | io.BytesIO, storage: Storage, start: float) -> Iterator[Stored]:
   """Decodes the frames of a video, see `moments`."""
+  if _is_folder(file):
+    for jpeg in images.folder_frames(file, storage.short_edge, storage.jpeg_quality):
+      yield Stored(math.nan, math.nan, math.nan, (jpeg,))
+    return
   for seconds, end, frame in video_frames(file, storage.short_edge, "rgb24", start):
-    yield Stored(seconds, seconds, end, (_jpeg(Image.fromarray(frame), storage.jpeg_quality),))
+    yield Stored(
+      seconds, seconds, end, (images.jpeg(Image.fromarray(frame), storage.jpeg_quality),)
+    )
 
 
 def _flow(file: str | io.BytesIO, storage: Storage, start: float) -> Iterator[Stored]:
@@ -332,16 +242,32 @@ def _flow(file: str | io.BytesIO, storage: Storage, start: float) -> Iterator[St
 
   cv2.setNumThreads(1)  # There is a process for every core already.
   maker, before, pairs = flow.make(storage.flow_algorithm), None, 0
-  for seconds, end, frame in video_frames(file, storage.short_edge, "gray", start):
+  for seconds, end, frame in _grey_frames(file, storage.short_edge, start):
     if before is not None:
       codes = flow.quantize(flow.compute(maker, before[1], frame))
       planes = (np.ascontiguousarray(codes[..., k]) for k in (0, 1))
-      jpegs = tuple(_jpeg(Image.fromarray(plane), storage.jpeg_quality) for plane in planes)
+      jpegs = tuple(images.jpeg(Image.fromarray(plane), storage.jpeg_quality) for plane in planes)
       yield Stored(before[0], seconds, end, jpegs)
       pairs += 1
     before = seconds, frame
   if not pairs and start <= 0:
     raise UserError("it has one frame only, so no flow")
+
+
+def _grey_frames(
+  file: str | io.BytesIO, short_edge: int, start: float
+) -> Iterator[tuple[float, float, UInt8[np.ndarray, "h w"]]]:
+  """Yields what `video_frames` does, of a folder of frames too, which have no times."""
+  if not _is_folder(file):
+    yield from video_frames(file, short_edge, "gray", start)
+    return
+  for jpeg in images.folder_frames(file, short_edge, jpeg_quality=100):
+    with Image.open(io.BytesIO(jpeg)) as picture:
+      yield math.nan, math.nan, np.asarray(picture.convert("L"))
+
+
+def _is_folder(file: str | io.BytesIO) -> bool:
+  return isinstance(file, str) and os.path.isdir(file)
 
 
 @dataclasses.dataclass
@@ -400,7 +326,7 @@ def parts(
   following, begun, last = next(spans, None), [], 0.0
   for moment in moments(file, storage, following[0] if following else 0.0):
     if math.isnan(moment.seconds):
-      raise UserError("it has no time stamps, so no parts: write it into an .mp4 file, say")
+      raise UserError("it has no time stamps, so no parts: make an .mp4 file of it, say")
     while following and following[0] <= moment.seconds:
       begun.append(Part(*following))
       following = next(spans, None)
@@ -430,7 +356,7 @@ def frames_of(file: str | io.BytesIO, storage: Storage, *, is_image: bool) -> li
   """Decodes a file as it is stored: one JPEG a frame, or two for each pair of optical flow.
 
   Args:
-    file: path or open file.
+    file: path, also of a folder of frames, or open file.
     storage: what becomes of the frames.
     is_image: whether the file is an image.
 
@@ -440,7 +366,7 @@ def frames_of(file: str | io.BytesIO, storage: Storage, *, is_image: bool) -> li
   """
   if is_image:
     with _in_a_line():
-      return [image_frame(file, storage.short_edge, storage.jpeg_quality)]
+      return [images.jpeg_of(file, storage.short_edge, storage.jpeg_quality)]
   return whole(file, storage)
 
 

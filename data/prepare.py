@@ -28,7 +28,7 @@ from data import cluster as cluster_lib
 from data import decode, flow, making, shards, store
 from data.decode import Storage
 from data.making import Job, Plan, Told
-from data.sources import folders, hmdb51, something_something, tfds_images, ucf101
+from data.sources import folders, frame_lists, hmdb51, something_something, tfds_images, ucf101
 from data.sources import listing as listing_lib
 from data.sources.listing import Clip, Listing
 from data.workers import Decoded
@@ -51,6 +51,7 @@ DATASETS = {
   "cars196": lambda args: tfds_images.listing(args.source, "cars196"),
   "stanford_dogs": lambda args: tfds_images.listing(args.source, "stanford_dogs"),
   "videos": lambda args: folders.videos(args.source, args.group_pattern),
+  "frames": lambda args: frame_lists.listing(args.source, args.group_pattern),
   "images": lambda args: folders.images(args.source, args.group_pattern),
 }
 

@@ -2,6 +2,7 @@
 
   <source>/<class>/.../<file>
   <source>/{train,val,test}/<class>/.../<file>; `valid` and `validation` stand for `val` too
+  <source>/[train/]<class>/.../<clip>/img_00001.jpg, ...: of `frames`, folders of extracted ones
   <source>.csv: the header `path,label,split`, then a row for each clip. `label` is the class's
   name, empty where it is not known (`test` only); `split` is train, val or test. Paths are absolute
   or start at the CSV file's folder. `start,end` make a clip of a part of a video: seconds, or
@@ -112,6 +113,11 @@ def images(source: pathlib.Path, group_pattern: str = "") -> Listing:
   """Lists a user's images; all else as `videos`."""
   listing = _listing(source, "images", IMAGE_EXTENSIONS, group_pattern)
   return dataclasses.replace(listing, images=True)
+
+
+def frames(source: pathlib.Path, group_pattern: str = "") -> Listing:
+  """Lists clips that are folders of extracted frames; all else as `videos`."""
+  return _listing(source, "folders of frames", IMAGE_EXTENSIONS, group_pattern)
 
 
 def _listing(
@@ -267,6 +273,8 @@ def _from_folder(
           kept.append(path)
         else:
           ignored[path.suffix.lower()] += 1
+      if kind == "folders of frames":
+        kept = sorted({path.parent for path in kept} - {folder})
       if not kept and split in (None, "train"):
         raise UserError(f"{folder}: the class folder holds no {kind}: add some, or move it away")
       for path in kept:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import decode
+from data import decode, images
 from data.decode import Storage
 from u2s_jax.errors import UserError
 
@@ -180,7 +180,7 @@ def test_a_video_too_long_for_a_record(tmp_path, write_video, monkeypatch):
 
 
 def _image(path, short_edge=32):
-  return _pixels(decode.image_frame(str(path), short_edge, 100))
+  return _pixels(images.jpeg_of(str(path), short_edge, 100))
 
 
 def _rgb16(path):
@@ -221,8 +221,8 @@ def test_images_turn_as_exif_asks(tmp_path):
 def test_a_fitting_jpeg_is_kept_as_it_is(tmp_path):
   path = tmp_path / "a.jpg"
   Image.fromarray(QUADRANTS).save(path, quality=40)
-  assert decode.image_frame(str(path), 32, 100) == path.read_bytes()
-  assert decode.image_frame(io.BytesIO(path.read_bytes()), 32, 100) == path.read_bytes()
+  assert images.jpeg_of(str(path), 32, 100) == path.read_bytes()
+  assert images.jpeg_of(io.BytesIO(path.read_bytes()), 32, 100) == path.read_bytes()
   assert _image(path, 16).shape == (16, 24, 3)
   assert _image(path, 33).shape == (33, 50, 3)  # 49.5
 
@@ -268,7 +268,7 @@ def test_no_pipe_and_no_device_is_waited_for(tmp_path):
   os.mkfifo(tmp_path / "f.mp4")
   for path in (tmp_path / "f.mp4", "/dev/zero"):
     _unreadable(path, "no regular file")
-    _unreadable(path, "no regular file", decoder=lambda path: decode.image_frame(str(path), 32, 90))
+    _unreadable(path, "no regular file", decoder=lambda path: images.jpeg_of(str(path), 32, 90))
 
 
 def _gif(width, height):
@@ -284,7 +284,7 @@ def test_frames_have_a_limit(tmp_path):
   _unreadable(tmp_path / "large.gif", "16000 x 16000 pixels, more than 67 million")
 
   def image(path):
-    return decode.image_frame(str(path), 32, 90)
+    return images.jpeg_of(str(path), 32, 90)
 
   _unreadable(tmp_path / "large.gif", "16000 x 16000 pixels", decoder=image)
   Image.new("L", (70000, 30)).save(tmp_path / "long.png")

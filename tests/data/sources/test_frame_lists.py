@@ -1,0 +1,117 @@
+"""Frames that are already extracted: lists as TSM and mmaction2 write them, class folders, CSV."""
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from data import decode, images, prepare
+from data.decode import Storage
+from data.sources import frame_lists
+from u2s_jax.errors import UserError
+
+
+def extract(video, folder, name="img_{:05d}.png"):
+  folder.mkdir(parents=True)
+  with av.open(str(video)) as container:
+    for k, frame in enumerate(container.decode(video=0), 1):
+      Image.fromarray(frame.to_ndarray(format="rgb24")).save(folder / name.format(k))
+
+
+@pytest.fixture
+def moving(tmp_path, write_video):
+  noise = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+  return write_video(tmp_path / "a.webm", [np.roll(noise, k, axis=1) for k in range(12)])
+
+
+def test_frames_of_a_folder_are_those_of_the_video(moving, tmp_path):
+  extract(moving, tmp_path / "a", name="{}.png")  # 10 comes behind 9
+  (tmp_path / "a/flow_x_00001.jpg").write_bytes(b"")
+  (tmp_path / "a/notes.txt").touch()
+  for storage in (Storage("rgb", 32, 90), Storage("flow", 32, 90, "dis")):
+    expected = decode.whole(str(moving), storage)
+    found = decode.frames_of(str(tmp_path / "a"), storage, is_image=False)
+    if storage.modality == "rgb":
+      assert found == expected
+    else:  # grey by way of a JPEG
+      pixels = [
+        [np.asarray(Image.open(decode.io.BytesIO(j)), int) for j in js] for js in (found, expected)
+      ]
+      assert len(found) == len(expected) == 22
+      assert np.mean(np.abs(np.array(pixels[0]) - np.array(pixels[1]))) < 2
+  (part,) = decode.parts_of(str(tmp_path / "a"), Storage("rgb", 32, 90), [(0.0, 1.0)])
+  assert "no time stamps" in part.reason
+
+
+def test_folders_that_cannot_be(moving, tmp_path):
+  extract(moving, tmp_path / "a")
+  Image.new("RGB", (32, 32)).save(tmp_path / "a/img_00013.png")
+  with pytest.raises(UserError, match="img_00013.png is of another size"):
+    list(images.folder_frames(str(tmp_path / "a"), 32, 90))
+  (tmp_path / "a/img_00001.png").write_bytes(b"no image")
+  with pytest.raises(UserError, match="img_00001.png: it does not decode"):
+    list(images.folder_frames(str(tmp_path / "a"), 32, 90))
+  (tmp_path / "a/first.png").touch()
+  with pytest.raises(UserError, match="first.png has no number"):
+    list(images.folder_frames(str(tmp_path / "a"), 32, 90))
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(UserError, match="holds no frames"):
+    list(images.folder_frames(str(tmp_path / "empty"), 32, 90))
+
+
+def test_lists_class_folders_and_csv_are_the_same_clips(moving, tmp_path, capsys):
+  for k in range(4):
+    extract(moving, tmp_path / f"frames/rawframes/clip {k}")
+  (tmp_path / "frames/some_train_list_rawframes.txt").write_text("clip 0 12 1\nclip 1 12 0\n")
+  (tmp_path / "frames/some_val_list_rawframes.txt").write_text("clip 2 12 1\nclip 3 12 0\n\n")
+  (tmp_path / "frames/category.txt").write_text("no\nyes\n")
+  rows = [
+    f"rawframes/clip {k},{'yes' if k in (0, 2) else 'no'},{'val' if k > 1 else 'train'}"
+    for k in range(4)
+  ]
+  (tmp_path / "frames/all.csv").write_text("\n".join(["path,label,split", *rows]))
+  for k in range(4):
+    extract(
+      moving,
+      tmp_path / f"folders/{'val' if k > 1 else 'train'}/{'yes' if k in (0, 2) else 'no'}/{k}",
+    )
+  found = []
+  for dataset, source in (
+    ("frames", "frames"),
+    ("videos", "frames/all.csv"),
+    ("frames", "folders"),
+  ):
+    out = tmp_path / f"out{len(found)}"
+    arguments = [f"--dataset={dataset}", f"--source={tmp_path / source}", f"--out={out}"]
+    prepare.main([*arguments, "--short_edge=32", "--workers=1"])
+    data = prepare.store.open_dataset(out)
+    records = [prepare.store.parse(data.split("validation").records[k]) for k in range(2)]
+    assert data.class_names == ("no", "yes") and data.class_sizes() == (1, 1)
+    found.append({label: list(frames) for _, label, frames in records})
+  assert found[0] == found[1] == found[2] and len(found[0][0]) == 12
+
+
+@pytest.mark.parametrize(
+  ("files", "words"),
+  [
+    ({"a_train.txt": "clip 12 0 x"}, "line 1: 'clip 12 0 x' should be '<folder> <frames> <label>'"),
+    ({"a_train.txt": "clip 12 2", "classes.txt": "a\nb"}, "the label 2, but 2 classes are named"),
+    ({"a_train.txt": "clip 12 0\nclip 12 0"}, "line 2: clip occurs twice"),
+    ({"a_train.txt": "clip 12 0", "b_train.txt": ""}, "train is in a_train.txt too"),
+    ({"a_train.txt": "clip 12 0"}, "validation"),
+  ],
+)
+def test_lists_that_cannot_be(tmp_path, files, words):
+  for name, text in files.items():
+    (tmp_path / name).write_text(text)
+  with pytest.raises(UserError, match=words):
+    frame_lists.listing(tmp_path)
+
+
+def test_a_test_list_stands_in_for_validation_and_numbers_for_names(tmp_path):
+  (tmp_path / "train.txt").write_text("a 1 0\nb 1 2\nc 1 1\n")
+  (tmp_path / "test.txt").write_text("d 1 2\n")
+  found = frame_lists.listing(tmp_path)
+  assert found.names == ["0", "1", "2"] and [*found.splits] == ["train", "validation"]
+  with pytest.raises(UserError, match="--group_pattern"):
+    frame_lists.listing(tmp_path, "x")
