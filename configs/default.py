@@ -17,7 +17,8 @@ def get_config() -> ml_collections.ConfigDict:
   # Parts of a batch that are computed one after the other, where memory is short: their gradients
   # are added up, BN sees each as a batch. 1: off (paper).
   config.accumulate_steps = 1
-  # Another run's workdir, or a file of weights (docs/weights.md), that stage 1 starts from.
+  # Another run's workdir, or a file of weights (docs/weights.md; also gs://... or
+  # hf://<owner>/<repository>/<file>), that stage 1 starts from.
   config.init_from = ""
 
   config.data = ml_collections.ConfigDict()

@@ -8,6 +8,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from u2s_jax import devices
 from u2s_jax.checkpoint import Checkpoints, DamagedError, abstract_state, read_networks
 from u2s_jax.csm import no_similarity
 from u2s_jax.errors import UserError
@@ -53,6 +54,20 @@ def test_only_the_newest_of_a_stage_stay(tmp_path):
   checkpoints.save("specific", 1, state_of(1), {})
   checkpoints.close()
   assert sorted(path.name for path in (tmp_path / "universal").iterdir()) == ["2", "3"]
+
+
+def test_replicas_that_differ_are_not_saved(tmp_path, monkeypatch):
+  checkpoints = Checkpoints(tmp_path, STAGES, MODEL, {})
+  checkpoints.save("universal", 1, state_of(1), {})
+  other = np.uint32(checksum(state_of(2))) ^ np.uint32(1)  # as process 0 has it
+  monkeypatch.setattr(devices, "broadcast_from_host0", lambda value: other)
+  with pytest.raises(
+    UserError, match="at stage universal, step 2 the processes do not have the sa"
+  ):
+    checkpoints.save("universal", 2, state_of(2), {})
+  monkeypatch.undo()
+  assert checkpoints.latest() == ("universal", 1)
+  checkpoints.close()
 
 
 def test_a_step_saved_twice_stays_as_it_was(tmp_path):

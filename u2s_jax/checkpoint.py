@@ -73,11 +73,22 @@ class Checkpoints:
     return self._manager(stage).latest_step() if (self._folder / stage).exists() else None
 
   def save(self, stage: str, step: int, state: TrainState, record: dict[str, Any]) -> None:
-    """Begins to write; returns once the state may change. A step that is there already stays."""
+    """Begins to write; returns once the state may change. A step that is there already stays.
+
+    Raises:
+      UserError: the processes' replicas of the state differ.
+    """
     manager = self._manager(stage)
     if step in manager.all_steps():
       return
-    record = {**record, "model": self._model, "checksum": int(state_lib.checksum(state))}
+    checksum = np.uint32(state_lib.checksum(state))  # of this process's replica
+    if devices.on_any_process(checksum != devices.broadcast_from_host0(checksum)):
+      raise UserError(
+        f"{self._folder}: at stage {stage}, step {step} the processes do not have the same numbers:"
+        " their programs were compiled on unlike machines, here or for a cache; start all on equal"
+        " ones, with an empty cache (<workdir>/compiled, JAX_COMPILATION_CACHE_DIR)"
+      )
+    record = {**record, "model": self._model, "checksum": int(checksum)}
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
     with self._named():
       manager.save(step, args=args)

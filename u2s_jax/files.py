@@ -21,6 +21,7 @@ from u2s_jax.repeating import repeated
 
 Path = pathlib.Path | epath.Path
 BUCKET = "gs://"
+HUB = "hf://"
 
 
 def named(text: str) -> Path:
@@ -47,6 +48,36 @@ def named(text: str) -> Path:
   if not (bucket and epath.Path(BUCKET + bucket).exists()):
     raise UserError(f"{text}: no such bucket, or it may not be read")
   return path
+
+
+def weights(text: str) -> Path:
+  """Returns the path of weights to start from, as `init_from` names them.
+
+  Args:
+    text: what `named` takes, or `hf://<owner>/<repository>[@<revision>]/<file>`, which is fetched
+      from a Hugging Face hub and kept in its cache.
+
+  Raises:
+    UserError: as `named`; no such file there, or no package to reach it.
+  """
+  if not text.startswith(HUB):
+    return named(text)
+  if importlib.util.find_spec("huggingface_hub") is None:
+    raise UserError(f"{text}: needs the package `huggingface_hub`: install it")
+  import huggingface_hub
+
+  owner, _, rest = text.removeprefix(HUB).partition("/")
+  repository, _, file = rest.partition("/")
+  repository, _, revision = repository.partition("@")
+  if not (owner and repository and file):
+    raise UserError(f"{text}: it has to be {HUB}<owner>/<repository>/<file>")
+  try:
+    found = huggingface_hub.hf_hub_download(
+      f"{owner}/{repository}", file, revision=revision or None
+    )
+  except (OSError, ValueError) as error:  # all of its own are one of these
+    raise UserError(f"{text}: {' '.join(str(error).split())[:300]}") from error
+  return pathlib.Path(found)
 
 
 def data_folder(text: str, said: str) -> pathlib.Path:

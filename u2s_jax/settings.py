@@ -83,7 +83,7 @@ def pretrained_weights(config: ml_collections.ConfigDict) -> str:
     A path, empty where stage 1 started from random weights.
   """
   while config.init_from and config.universal.epochs == 0:
-    began = saved_config.read(Workdir.holding(files.named(config.init_from)))
+    began = saved_config.read(Workdir.holding(files.weights(config.init_from)))
     if began is None:
       break
     config = began
@@ -342,7 +342,7 @@ def _check_mirrors(views, data):
 def _check_start(config):
   """Raises UserError for a run's beginning that lacks weights; only that reads them."""
   if config.init_from:
-    if not files.named(config.init_from).exists():
+    if not files.weights(config.init_from).exists():
       raise UserError(f"init_from: {config.init_from}: no such file or folder")
     return
   if config.universal.epochs == 0:

@@ -74,7 +74,7 @@ def start_from(run: Run, stage: Stage, state: TrainState, network: str, path: st
     for key in ("params", "batch_stats")
   }
   params, batch_stats = adapt.load(
-    files.named(path),
+    files.weights(path),
     **trees,
     target=adapt.Target(
       backbone=run.config.model.backbone.to_dict(),
