@@ -54,6 +54,7 @@ def asked(tmp_path):
 
   yield ask
   server.shutdown()
+  server.server_close()
 
 
 def test_a_file_of_a_hub_is_fetched_or_a_line_says_why(asked):

@@ -82,7 +82,7 @@ class Checkpoints:
     if step in manager.all_steps():
       return
     checksum = np.uint32(state_lib.checksum(state))  # of this process's replica
-    if devices.on_any_process(checksum != devices.broadcast_from_host0(checksum)):
+    if devices.on_any_process(bool(checksum != devices.broadcast_from_host0(checksum))):
       raise UserError(
         f"{self._folder}: at stage {stage}, step {step} the processes do not have the same numbers:"
         " their programs were compiled on unlike machines, here or for a cache; start all on equal"
