@@ -52,6 +52,15 @@ def config_of(name):
   return importlib.import_module(f"configs.{stem}").get_config(*[argument] * bool(argument))
 
 
+@pytest.mark.parametrize(("start", "other"), [("i3d", "ucf101_i3d"), ("tsm", "sthv2_tsm")])
+def test_a_start_for_ones_own_videos_has_the_network_of_its_config(start, other):
+  config, theirs = config_of(f"custom:{start}"), config_of(other)
+  assert config.model == theirs.model and config.data.num_frames == theirs.data.num_frames
+  assert not config.data.flip and not config.data.flip_label_map
+  with pytest.raises(ValueError, match="behind the colon goes resnet50, tsm, i3d"):
+    config_of("custom:c3d")
+
+
 def test_no_config_is_missing():
   assert {name.partition(":")[0] for name in PARAMETERS} == CONFIGS | {"tests"}
 

@@ -41,6 +41,8 @@ def begin_stage(
     similarity = category_similarity(run, previous)
   begin = jax.jit(run.begin(stage), out_shardings=devices.replicated(devices.data_mesh()))
   state = begin(previous)
+  if previous is None and not run.config.init_from and "render" not in run.config.data:
+    log("from random weights; --config.init_from takes others, docs/weights.md says which")
   if previous is None and run.config.init_from:
     state = start_from(run, stage, state, "universal", run.config.init_from)
   if stage.init == "pretrained":
