@@ -59,7 +59,10 @@ CONTROL = flags.DEFINE_string(
   "Of --mode=report and export: workdir of the same run with control=True, trained as long.",
 )
 VIDEO = flags.DEFINE_string(
-  "video", None, "Of --mode=predict: a video or image, a folder of them, or a pattern in quotes."
+  "video",
+  None,
+  "Of --mode=predict: a video or image, a folder of them, or a pattern in quotes; with --window"
+  " also a camera, rtsp://... or /dev/video0.",
 )
 VIEWS_OF = flags.DEFINE_string(
   "views", None, "Of --mode=predict: center, 3crop, 5crop or 10crop; else those of the evaluation."
@@ -208,7 +211,10 @@ def predict_files(workdir: Workdir) -> bool:
   """Prints what the run says of `--video`, and returns whether all files could be read."""
   if not VIDEO.value:
     raise UserError("--video: --mode=predict needs a video or image, a folder, or a pattern")
-  videos = folders.find_files(VIDEO.value)
+  camera = decode.live(VIDEO.value)
+  if camera and WINDOW.value is None:
+    raise UserError(f"--video {VIDEO.value}: a camera has no end; take --window")
+  videos = [VIDEO.value] if camera else folders.find_files(VIDEO.value)
   overlay, features = (written(flag, videos) for flag in (OVERLAY, FEATURES))
   forms = [flag.name for flag in (JSON, CSV, VTT) if flag.value]
   if len(forms) > 1:

@@ -39,6 +39,30 @@ SAFE = {
 MODALITIES = ("rgb", "flow")
 
 
+# How a camera's address is opened: it may open what it streams by, and nothing else.
+LIVE = {"rtsp_transport": "tcp", "protocol_whitelist": "rtsp,rtp,udp,tcp,tls"}
+LIVE_TIMEOUT = 30.0  # seconds without an answer
+
+
+@dataclasses.dataclass(frozen=True)
+class Live:
+  """A camera that a user named; no list of files can name one.
+
+  Attributes:
+    address: `rtsp://...`, or `/dev/video<number>` on Linux.
+  """
+
+  address: str
+
+
+Footage = str | io.BytesIO | Live
+
+
+def live(name: str) -> Live | None:
+  """Returns the camera that a name stands for, None where it stands for a file."""
+  return Live(name) if name.startswith(("rtsp://", "rtsps://", "/dev/video")) else None
+
+
 @dataclasses.dataclass(frozen=True)
 class Storage:
   """What becomes of frames when a data set is prepared.
@@ -70,12 +94,13 @@ class Storage:
 
 
 def video_frames(
-  file: str | io.BytesIO, short_edge: int, pixel_format: str, first: float = -math.inf
+  file: Footage, short_edge: int, pixel_format: str, first: float = -math.inf
 ) -> Iterator[tuple[float, float, UInt8[np.ndarray, "h w *c"]]]:
   """Decodes every coded frame of a video once: none is doubled or dropped to even out its rate.
 
   Args:
-    file: path or open file, of any format that FFmpeg reads, whatever its extension.
+    file: path or open file, of any format that FFmpeg reads, whatever its extension; or a camera,
+      whose damaged frames, and those without a time, are left out.
     short_edge: pixels; every frame is resized to it, the long edge keeps the aspect and is even.
     pixel_format: 'rgb24' or 'gray'.
     first: seconds; frames in front of it are left out, and not decoded where the file can be
@@ -93,12 +118,7 @@ def video_frames(
   # 0.36 ms a frame at 64 pixels.
   reformatter = av.video.reformatter.VideoReformatter()
   try:
-    # Opened here: FFmpeg would take 'http:/...' or 'concat:...' for more than a name of a file.
-    # Tags in another coding than UTF-8 are no reason to refuse the video.
-    with (
-      images.opened(file) as content,
-      av.open(content, options=SAFE, metadata_errors="replace", buffer_size=2**18) as container,
-    ):
+    with _opened(file) as container:
       # A cover picture in a sound file is a video stream too.
       streams = [
         stream
@@ -121,7 +141,12 @@ def video_frames(
       # Without one of its own, a stream's duration is that of the longest, maybe the sound.
       is_own = stream.duration is not None or len(container.streams) == 1
       start = _seconds(stream.start_time, stream.time_base) or 0.0
+      is_live = isinstance(file, Live)
       for frame in _entered(container, stream, start, first):
+        if is_live and (frame.time is None or frame.is_corrupt):
+          continue
+        if is_live and not count:  # what came before was not seen
+          start = frame.time
         seconds = (math.nan if frame.time is None else frame.time) - start
         end = seconds + (_seconds(frame.duration, frame.time_base) or 0.0)
         count += 1
@@ -138,7 +163,8 @@ def video_frames(
   except av.error.EOFError:
     pass  # FFmpeg's word for a file that ends before its first frame.
   except av.error.FFmpegError as error:
-    raise UserError(f"it does not decode ({error.strerror})") from error
+    what = "the camera does not answer" if isinstance(file, Live) else "it does not decode"
+    raise UserError(f"{what} ({error.strerror})") from error
   if not count:
     raise UserError("it has no frames")
   # FFmpeg takes the end of a half-downloaded file for the end of the video. Declared durations are
@@ -146,6 +172,25 @@ def video_frames(
   least = 0.85 if is_own and count >= 8 else 0.5
   if declared and (count > 1 or declared > 1) and end < least * declared:
     raise UserError(f"it ends after {end:.1f} of {declared:.1f} seconds")
+
+
+@contextlib.contextmanager
+def _opened(file: Footage) -> Iterator[av.container.InputContainer]:
+  """Opens a video or a camera."""
+  if isinstance(file, Live):
+    kind = "rtsp" if "://" in file.address else "v4l2"
+    options = LIVE if kind == "rtsp" else {}
+    times = (LIVE_TIMEOUT, LIVE_TIMEOUT)
+    with av.open(file.address, format=kind, options=options, timeout=times) as container:
+      yield container
+    return
+  # Opened here: FFmpeg would take 'http:/...' or 'concat:...' for more than a name of a file.
+  # Tags in another coding than UTF-8 are no reason to refuse the video.
+  with (
+    images.opened(file) as content,
+    av.open(content, options=SAFE, metadata_errors="replace", buffer_size=2**18) as container,
+  ):
+    yield container
 
 
 def duration(file: str) -> float | None:
@@ -204,7 +249,7 @@ class Stored(NamedTuple):
   jpegs: tuple[bytes, ...]
 
 
-def moments(file: str | io.BytesIO, storage: Storage, start: float = -math.inf) -> Iterator[Stored]:
+def moments(file: Footage, storage: Storage, start: float = -math.inf) -> Iterator[Stored]:
   """Decodes a video as it is stored.
 
   Flow is of each pair of frames, and grey: a colour JPEG would halve the resolution of what it
@@ -222,7 +267,7 @@ def moments(file: str | io.BytesIO, storage: Storage, start: float = -math.inf) 
     yield from (_frames if storage.modality == "rgb" else _flow)(file, storage, start)
 
 
-def _frames(file: str | io.BytesIO, storage: Storage, start: float) -> Iterator[Stored]:
+def _frames(file: Footage, storage: Storage, start: float) -> Iterator[Stored]:
   """Decodes the frames of a video, see `moments`."""
   if _is_folder(file):
     for jpeg in images.folder_frames(file, storage.short_edge, storage.jpeg_quality):
@@ -234,7 +279,7 @@ def _frames(file: str | io.BytesIO, storage: Storage, start: float) -> Iterator[
     )
 
 
-def _flow(file: str | io.BytesIO, storage: Storage, start: float) -> Iterator[Stored]:
+def _flow(file: Footage, storage: Storage, start: float) -> Iterator[Stored]:
   """Computes the optical flow of a video, see `moments`."""
   import cv2
 
@@ -255,7 +300,7 @@ def _flow(file: str | io.BytesIO, storage: Storage, start: float) -> Iterator[St
 
 
 def _grey_frames(
-  file: str | io.BytesIO, short_edge: int, start: float
+  file: Footage, short_edge: int, start: float
 ) -> Iterator[tuple[float, float, UInt8[np.ndarray, "h w"]]]:
   """Yields what `video_frames` does, of a folder of frames too, which have no times."""
   if not _is_folder(file):
@@ -266,7 +311,7 @@ def _grey_frames(
       yield math.nan, math.nan, np.asarray(picture.convert("L"))
 
 
-def _is_folder(file: str | io.BytesIO) -> bool:
+def _is_folder(file: Footage) -> bool:
   return isinstance(file, str) and os.path.isdir(file)
 
 
@@ -305,9 +350,7 @@ class Part:
       raise UserError(f"it has more than {MAX_FRAMES} frames: cut it into clips")
 
 
-def parts(
-  file: str | io.BytesIO, storage: Storage, spans: Iterable[tuple[float, float]]
-) -> Iterator[Part]:
+def parts(file: Footage, storage: Storage, spans: Iterable[tuple[float, float]]) -> Iterator[Part]:
   """Decodes a video once, for parts of it that may overlap.
 
   Args:

@@ -256,7 +256,7 @@ def read_windows(
   A window is, pixel for pixel, what `read_views` reads of a file that is cut there without loss.
 
   Args:
-    path: of the file.
+    path: of the file, or a camera's address, see `decode.live`.
     clip: what a window has to be.
     storage: of the data set that the network was trained on.
     views: one of `views.VIEWS`.
@@ -271,7 +271,7 @@ def read_windows(
     OSError: it cannot be read.
   """
   spans = ((k * stride, k * stride + length) for k in itertools.count())
-  for part in decode.parts(path, storage, spans):
+  for part in decode.parts(decode.live(path) or path, storage, spans):
     if part.frames and (part.start == 0 or part.end - part.start >= length / 2):
       yield Window(part.start, part.end, _views_of(part.frames, clip, storage, views))
 

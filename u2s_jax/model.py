@@ -77,7 +77,7 @@ class Model:
     A window's scores are, bit for bit, those of a file that is cut there without loss.
 
     Args:
-      file: the video's path.
+      file: the video's path, or a camera: `rtsp://...` or, on Linux, `/dev/video0`.
       window: length, seconds > 0.
       stride: between the starts of two windows, seconds > 0.
 

@@ -62,7 +62,14 @@ def of_interval(file: str, interval: Interval, form: str) -> str:
   start, end = interval.start, interval.end
   if form == "csv":
     times = (f"{start:.3f}", f"{end:.3f}")
-    return _row([os.path.abspath(file), *times, interval.label, f"{interval.score:.4f}"])
+    return _row(
+      [
+        file if "://" in file else os.path.abspath(file),
+        *times,
+        interval.label,
+        f"{interval.score:.4f}",
+      ]
+    )
   if form == "json":
     score = {"label": interval.label, "score": interval.score}
     return _json({"file": file, "start": start, "end": end, **score})
