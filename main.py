@@ -105,6 +105,8 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"unknown argument {argv[1]!r}")
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it writes
+  if BEST.value and MODE.value not in ("predict", "export"):
+    raise UserError(f"--best: of --mode=predict and export, not of {MODE.value}")
   memory.keep_freed()
   workdir = Workdir(files.named(WORKDIR.value))
   if MODE.value != "train" and not workdir.root.is_dir():
@@ -224,7 +226,7 @@ def predict_files(workdir: Workdir) -> bool:
   form = forms[0] if forms else "text"
   if WINDOW.value is not None:
     check_windows(WINDOW.value, STRIDE.value, THRESHOLD.value, SHORTEST.value)
-  whole, windowed = (FEATURES, OVERLAY), (STRIDE, THRESHOLD, SHORTEST)
+  whole, windowed = (FEATURES, OVERLAY, DETAILS), (STRIDE, THRESHOLD, SHORTEST)
   for flag in windowed if WINDOW.value is None else whole:
     if flag.present:
       raise UserError(f"--{flag.name}: goes {'with' if flag in windowed else 'without'} --window")
@@ -261,7 +263,9 @@ def predict_files(workdir: Workdir) -> bool:
         vectors[file] = model.features(file)
     except BrokenPipeError:  # who reads the lines has enough of them, as `head`
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-      return False
+      good = False
+      if not features:
+        break
     except (UserError, OSError) as error:
       if disk_error(error):
         raise

@@ -115,11 +115,13 @@ def folder_frames(folder: str, short_edge: int, jpeg_quality: int) -> Iterator[b
     numbers = re.findall(r"[0-9]+", stem)
     if not numbers:
       raise UserError(f"{name} has no number, by which frames are put in order")
-    numbered[name] = int(numbers[-1])
+    if (number := int(numbers[-1])) in numbered:
+      raise UserError(f"{name} and {numbered[number]} have one number: keep one of them")
+    numbered[number] = name
   if not numbered:
     raise UserError("the folder holds no frames")
   size = None
-  for name in sorted(numbered, key=lambda name: (numbered[name], name)):
+  for _, name in sorted(numbered.items()):
     try:
       frame = jpeg_of(os.path.join(folder, name), short_edge, jpeg_quality)
     except UserError as error:

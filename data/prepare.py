@@ -37,8 +37,9 @@ from u2s_jax.errors import INTERRUPTED, UserError, one_line, printable
 
 VERSION = 1  # goes up when the same settings come to mean other shards or other pixels
 NAMES_SHOWN = 10
-# Before many clips a few are decoded, for so many seconds at most, to say what all of them take.
-MANY, SAMPLE, SAMPLE_SECONDS = {"rgb": 240, "flow": 48}, 24, 60.0
+# Before many clips a few are decoded, for about so many seconds, to say what all of them take. More
+# than so many times the room ends it: clips differ.
+MANY, SAMPLE, SAMPLE_SECONDS, MARGIN = {"rgb": 240, "flow": 48}, 24, 60.0, 2.0
 FEW = 20  # training clips of a class, below which it is named
 Written = Callable[..., Iterator[tuple[shards.Key, shards.Shard]]]
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -121,7 +122,8 @@ def prepare(
       shards.check_folder(out, settings)  # Another process may just have begun it, or ended.
       if not store.is_finished(out):
         shards.begin(out, settings)
-        _decode_all(listing, job, settings, plan, written, max_unreadable, num_workers)
+        here = cluster is None
+        _decode_all(listing, job, settings, plan, written, max_unreadable, num_workers, here)
       elif missing := shards.missing(out, plan):
         _make_missing(listing, job, {key: plan[key] for key in missing}, written)
   return store.open_dataset(out)
@@ -135,13 +137,15 @@ def _decode_all(
   written: Written,
   max_unreadable: float,
   num_workers: int,
+  written_here: bool,
 ) -> None:
   """Writes the shards that are not there yet, then what makes them a data set."""
   total = sum(len(clips) for clips in listing.splits.values())
   _check_present(listing, total, max_unreadable)
   progress = shards.Progress(job.out, job.num_shards)
   todo = {key: clips for key, clips in plan.items() if key not in progress.done}
-  foresee(job, todo, num_workers)
+  if written_here:
+    foresee(job, todo, num_workers)
   with _bar(listing, todo) as told:
     for key, shard in written(job, todo, told=told):
       progress.add(key, shard)
@@ -178,8 +182,10 @@ def foresee(job: Job, todo: Plan, num_workers: int) -> None:
   needed, free = len(clips) * size / len(times), shutil.disk_usage(job.out).free
   took = datetime.timedelta(seconds=round(each * len(clips)))
   said = f"about {needed / 1e9:.1f} GB for {len(clips)} clips, by {len(times)} of them"
-  if needed > free:
+  if needed > MARGIN * free:
     raise UserError(f"{job.out}: {said}, but only {free / 1e9:.1f} GB are free: make room")
+  if needed > free:
+    said += ", which may not fit"
   line = f"{said}; {free / 1e9:.1f} GB are free; {took} (h:mm:ss) with {num_workers} processes"
   if job.storage.flow_algorithm == "tvl1":
     line += "; --flow_algorithm=dis is far faster, TV-L1 is the paper's"
@@ -286,6 +292,9 @@ def report(dataset: store.PreparedDataset, listing: Listing) -> str:
       f"  {leaks} {unit} look like a training one (copies, or one scene), so the accuracy may"
       f" promise too much: see {dataset.folder / shards.LEAKS}"
     )
+  not_compared = dataset.info.metadata.get("not_compared", 0)
+  if not_compared:
+    lines.append(f"  {not_compared} {unit} were too plain to be compared with others")
   of_class = collections.Counter(clip.label for clip in listing.splits["train"])
   rare = [f"{name} ({of_class[i]})" for i, name in enumerate(names) if of_class[i] < FEW]
   if rare:

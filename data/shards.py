@@ -4,7 +4,7 @@ preparation.json   what the folder was begun with; another preparation is refuse
 .lock              held by the process that prepares
 .progress.jsonl    a line for each shard that is done
 skipped.csv        clips that could not be read, with the reasons
-leaks.csv          clips of validation and test that look like a training clip
+leaks.csv          of RGB: clips of validation and test that look like a training clip
 """
 
 import collections
@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import pathlib
+import stat
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -195,10 +196,12 @@ class Progress:
 
 
 def file_state(path: str) -> list[int] | None:
-  """Returns numbers that change when a file does; None where there is none."""
+  """Returns numbers that change when a file does; None where there is none, or it is a folder."""
   try:
     status = os.stat(path)
   except OSError:
+    return None
+  if stat.S_ISDIR(status.st_mode):  # of frames: it stays the same when one of them changes
     return None
   return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
@@ -212,11 +215,18 @@ def skipped_of(out: pathlib.Path, clips: Sequence[Clip]) -> set[str]:
   return {clip.path for clip in clips if spreadsheet_cell(clip.path) in cells}
 
 
-def _write_leaks(listing: Listing, out: pathlib.Path, done: Mapping[Key, Shard]) -> int:
-  """Writes the clips that look like a training clip, the most alike first; returns how many."""
+def _write_leaks(listing: Listing, out: pathlib.Path, done: Mapping[Key, Shard]) -> dict[str, int]:
+  """Writes the clips that look like a training clip, the most alike first.
+
+  Returns:
+    How many there are, `leaks`, and how many clips could not be compared; of flow nothing.
+  """
   prints = collections.defaultdict(list)
   for (split, _), shard in done.items():
     prints[split] += shard.fingerprints
+  every = [text for of_split in prints.values() for text in of_split]
+  if not any(every):
+    return {}
   rows = []
   for split in sorted(listing.splits.keys() - {"train"}):
     for i, j, distance in fingerprints.copies(prints[split], prints["train"]):
@@ -227,7 +237,8 @@ def _write_leaks(listing: Listing, out: pathlib.Path, done: Mapping[Key, Shard])
     writer = csv.writer(file)
     writer.writerow(["bits", "split", "path", "training_path", "label", "training_label"])
     writer.writerows(map(spreadsheet_cell, row) for row in sorted(rows))
-  return len(rows)
+  skipped = sum(len(shard.skipped) for shard in done.values())
+  return {"leaks": len(rows), "not_compared": every.count("") - skipped}
 
 
 def percent(share: float) -> str:
@@ -290,6 +301,6 @@ def finish(
     out,
     listing.names,
     shards,
-    metadata | {"skipped": len(skipped), "leaks": _write_leaks(listing, out, done)},
+    metadata | {"skipped": len(skipped)} | _write_leaks(listing, out, done),
     f"{settings['modality']} frames of short edge {settings['short_edge']}",
   )

@@ -158,7 +158,7 @@ def write_labels(folder: pathlib.Path, split: str, labels: Sequence[int]) -> Non
 def write_paths(folder: pathlib.Path, split: str, paths: Mapping[str, str]) -> None:
   """Writes where the files of a split lay when it was prepared, by the clips' ids."""
   with files.whole_file(folder / PATHS.format(split)) as file:
-    json.dump(paths, file, ensure_ascii=False, indent=0)
+    json.dump(paths, file, indent=0)  # in ASCII: a path may be no Unicode
 
 
 def parse(record: bytes) -> tuple[bytes, int, Sequence[bytes]]:

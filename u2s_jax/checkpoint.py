@@ -18,6 +18,7 @@ from u2s_jax import devices
 from u2s_jax import state as state_lib
 from u2s_jax.errors import UserError, bucket_error
 from u2s_jax.files import Path, absolute, in_bucket
+from u2s_jax.stages import BEST
 from u2s_jax.state import TrainState
 
 KEEP = 2  # newest checkpoints of a stage
@@ -188,7 +189,9 @@ class Checkpoints:
 
   def _manager(self, stage: str) -> ocp.CheckpointManager:
     if stage not in self._managers:
-      options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, create=True)
+      # Of the best ones the one before is none.
+      keep = 1 if stage == BEST else KEEP
+      options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
       self._managers[stage] = ocp.CheckpointManager(self._folder / stage, options=options)
       if self._open is None and not in_bucket(self._folder):
         self._open = os.open(self._folder, os.O_RDONLY)

@@ -75,8 +75,9 @@ def weights(text: str) -> Path:
     found = huggingface_hub.hf_hub_download(
       f"{owner}/{repository}", file, revision=revision or None
     )
-  except (OSError, ValueError) as error:  # all of its own are one of these
-    raise UserError(f"{text}: {' '.join(str(error).split())[:300]}") from error
+  except Exception as error:  # of its own, and of the library that it speaks HTTP with
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    raise UserError(f"{text}: cannot be fetched ({reason})") from error
   return pathlib.Path(found)
 
 

@@ -141,9 +141,21 @@ class Run:
     return state
 
   def restore_best(self) -> tuple[int, TrainState] | None:
-    """Returns step and state of the best checkpoint, None where none is kept; by host 0's word."""
-    (step,) = devices.broadcast_from_host0([self.checkpoints.last_step(BEST) or 0])
-    return (int(step), self.restore(BEST, int(step))[0]) if step else None
+    """Returns step and state of the best checkpoint that is whole, None where there is none.
+
+    By host 0's word. Those that are not whole are set aside, and a line says so.
+    """
+    while step := int(devices.broadcast_from_host0(self.checkpoints.last_step(BEST) or 0)):
+      restored = error = None
+      try:
+        restored, _ = self.restore(BEST, step)
+      except DamagedError as damage:
+        error = damage
+      if not devices.on_any_process(error is not None):
+        return step, restored
+      aside = self.checkpoints.set_aside(BEST, step)
+      log(f"{error or 'damaged, says another process'}; set aside as {aside.name}")
+    return None
 
   def mirrors(self, views: str) -> tuple[tuple[int, ...] | None, ...]:
     """Returns for each view None, or for a mirrored one the class that each class turns into."""

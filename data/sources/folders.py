@@ -24,6 +24,7 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
+from data.images import FRAME_EXTENSIONS
 from data.sources.listing import SPLITS, Clip, Listing, check, suffix
 from u2s_jax.errors import UserError, cell_text
 
@@ -31,6 +32,7 @@ VIDEO_EXTENSIONS = tuple(
   ".mp4 .webm .avi .mkv .mov .m4v .mpg .mpeg .wmv .flv .3gp .ts .gif .ogv".split()
 )
 IMAGE_EXTENSIONS = tuple(".jpg .jpeg .png .bmp .webp .gif .tif .tiff .ppm .pgm".split())
+FRAMES = "folders of frames"  # a kind of clips
 TIME = re.compile(r"\d+(\.\d*)?|\.\d+")
 SPLIT_NAMES = {
   "train": "train",
@@ -117,7 +119,7 @@ def images(source: pathlib.Path, group_pattern: str = "") -> Listing:
 
 def frames(source: pathlib.Path, group_pattern: str = "") -> Listing:
   """Lists clips that are folders of extracted frames; all else as `videos`."""
-  return _listing(source, "folders of frames", IMAGE_EXTENSIONS, group_pattern)
+  return _listing(source, FRAMES, FRAME_EXTENSIONS, group_pattern)
 
 
 def _listing(
@@ -273,7 +275,8 @@ def _from_folder(
           kept.append(path)
         else:
           ignored[path.suffix.lower()] += 1
-      if kind == "folders of frames":
+      if kind == FRAMES:
+        stray += [path for path in kept if path.parent == folder]
         kept = sorted({path.parent for path in kept} - {folder})
       if not kept and split in (None, "train"):
         raise UserError(f"{folder}: the class folder holds no {kind}: add some, or move it away")
@@ -291,7 +294,12 @@ def _from_folder(
       "class, or list the files in a CSV file"
     )
   if stray:
-    notes.append(f"ignored {len(stray)} {kind} that lie in no class folder, such as {stray[0]}")
+    what = (
+      "images that lie in no clip's folder"
+      if kind == FRAMES
+      else f"{kind} that lie in no class folder"
+    )
+    notes.append(f"ignored {len(stray)} {what}, such as {stray[0]}")
   if ignored:
     counts = sorted(ignored.items(), key=lambda item: (-item[1], item[0]))
     counts = ", ".join(f"{ending or 'no extension'} {count}" for ending, count in counts)

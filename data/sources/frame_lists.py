@@ -61,18 +61,26 @@ def _lists(source: pathlib.Path) -> dict[str, pathlib.Path]:
     if path.name in CLASS_FILES or not splits:
       continue
     (split, *more) = sorted(splits)
-    if more or split in found:
-      other = found.get(split, path)
-      raise UserError(f"{path}: {split} is in {other.name} too: keep one list for each split")
+    if more:
+      raise UserError(f"{path}: its name says {split} and {more[0]}: rename it, or move it away")
+    if split in found:
+      raise UserError(f"{path}: {found[split].name} is of {split} too: keep one list a split")
     found[split] = path
   return found
+
+
+def _text(path: pathlib.Path) -> str:
+  try:
+    return path.read_text(encoding="utf-8-sig")
+  except UnicodeDecodeError as error:
+    raise UserError(f"{path}: the file is not UTF-8: save it as UTF-8") from error
 
 
 def _names(source: pathlib.Path) -> list[str]:
   """Reads the classes, empty where no file names them."""
   for name in CLASS_FILES:
     if (source / name).is_file():
-      lines = (source / name).read_text(encoding="utf-8", errors="replace").splitlines()
+      lines = _text(source / name).splitlines()
       return [line.strip() for line in lines if line.strip()]
   return []
 
@@ -80,8 +88,7 @@ def _names(source: pathlib.Path) -> list[str]:
 def _clips(path: pathlib.Path, source: pathlib.Path, num_classes: int) -> list[Clip]:
   """Reads a list; `num_classes` is 0 where nobody says."""
   clips = {}
-  text = path.read_text(encoding="utf-8", errors="replace")
-  for number, line in enumerate(text.splitlines(), 1):
+  for number, line in enumerate(_text(path).splitlines(), 1):
     if not line.strip():
       continue
     where, fields = f"{path}, line {number}", line.rsplit(maxsplit=2)

@@ -477,18 +477,32 @@ def test_where_files_lie_and_how_many_a_class_has(source):
 def test_what_it_takes_is_said_before_it_begins(source, capsys, monkeypatch):
   monkeypatch.setattr(prepare, "MANY", {"rgb": 50, "flow": 50})
   monkeypatch.setattr(prepare, "SAMPLE", 10)
-  space = shutil.disk_usage(source)._replace(free=1000)
-  with monkeypatch.context() as context:
-    context.setattr(shutil, "disk_usage", lambda path: space)
-    with pytest.raises(UserError, match="out: about 0.0 GB for 50 clips, .* only 0.0 GB are free"):
-      _prepare(source)
-  assert not list((source.parent / "out").glob("clips-*"))
-  data = _prepare(source)
-  said = capsys.readouterr().out
-  assert "note: about 0.0 GB for 50 clips, by 10 of them" in said and "with 2 processes" in said
-  assert data.info.splits["train"].num_examples == 40
-  prepare.foresee(making.Job(source, (), False, Storage("flow", 32, 95, "tvl1"), {}), {}, 1)
-  assert capsys.readouterr().out == ""
+  asked = []
+
+  def decoded(job, clips, num_workers):
+    for clip in clips:
+      asked.append(clip.id)
+      time.sleep(0.05)
+      yield workers.Decoded([b"x" * 600, b"x" * 400])
+
+  monkeypatch.setattr(making, "decoded", decoded)
+  job = making.Job(source, ("a", "b"), False, SMALL, {})
+  clips = [Clip(str(k), 0, "") for k in range(50)]
+  space = shutil.disk_usage(source)
+  for free, line in ((24_000, None), (26_000, "which may not fit"), (51_000, "of them; 0.0 GB")):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: space._replace(free=free))
+    if line is None:  # 50 times 1,000 bytes are more than twice as much
+      with pytest.raises(UserError, match="about 0.0 GB for 50 clips, by 10 of them, but only 0.0"):
+        prepare.foresee(job, {("train", 0): clips}, 2)
+    else:
+      prepare.foresee(job, {("train", 0): clips}, 2)
+      said = capsys.readouterr().out
+      assert line in said and "with 2 processes" in said
+      seconds = int(re.search(r"0:00:(\d\d) \(h:mm:ss\)", said)[1])
+      assert 2 <= seconds <= 6  # 50 times 0.05 s
+  assert asked[:10] == [str(k) for k in range(2, 50, 5)]
+  prepare.foresee(job, {("train", 0): clips[:49]}, 2)
+  assert len(asked) == 30
 
 
 def test_copies_of_training_clips_are_named(tmp_path, write_video, capsys):

@@ -99,6 +99,12 @@ def test_a_long_stage_has_few_pictures_and_keeps_its_best_checkpoint(tmp_path, m
   jax.tree.map(np.testing.assert_array_equal, trained.state.params, kept.params)
   assert "expect less" in card.text(trained, Workdir(tmp_path))
   assert "expect less" not in card.text(last, Workdir(tmp_path))
+  (tmp_path / f"checkpoints/best/{best['step']}/record/metadata").write_text("{")
+  (tmp_path / "summary.json").unlink()
+  train(config, tmp_path)
+  again = json.loads((tmp_path / "summary.json").read_text())
+  assert (tmp_path / f"checkpoints/best/damaged_{best['step']}_0").is_dir()
+  assert again == {key: value for key, value in summary.items() if key != "best"}
   joint = [step - 6 for step, by_name in board.images.items() if "joint/masks" in by_name]
   assert joint == [3, 6, 12, 18]  # of three steps an epoch: the first, second, fourth and last
 

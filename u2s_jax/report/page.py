@@ -150,7 +150,7 @@ def _page(runs: dict[str, RunFiles], said: str, folder: pathlib.Path) -> str:
     figures.save(figure, folder / name)
     wide = inline((folder / f"{name}.svg").read_text())
     figures.stack(figure)
-    return Chart(name, caption, wide, inline(figures.svg(figure, name)))
+    return Chart(name, caption, wide, inline(figures.svg(figure, f"{name}_narrow")))
 
   sections = [
     _summary(runs),

@@ -81,15 +81,19 @@ def of_interval(file: str, interval: Interval, form: str) -> str:
 
 
 def progress(seconds: float | None) -> tqdm.tqdm:
-  """Returns a bar that shows on a terminal how far a video is, None where its length is unknown."""
+  """Returns a bar that shows on a terminal how far a video is.
+
+  Args:
+    seconds: that the video says it lasts, which may be wrong; None: it says nothing.
+  """
+  how_far = "{n:.0f} s of video"
   return tqdm.tqdm(
     total=seconds,
-    unit="s",
     disable=not sys.stderr.isatty(),
     leave=False,
-    bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} s of video, {elapsed}<{remaining}"
+    bar_format="{l_bar}{bar}| " + f"{how_far} of {seconds:.0f}, {{elapsed}}<{{remaining}}"
     if seconds
-    else "{n:.0f} s of video, {elapsed}",
+    else how_far + ", {elapsed}",
   )
 
 

@@ -78,7 +78,7 @@ def load(workdir: Workdir, best: bool = False) -> Trained:
       raise UserError(f"{workdir.config}: {error}") from error
   kept = (BEST,) if best else STAGES
   newest = checkpoint.read_networks(workdir.checkpoints, kept) if config else None
-  if best and not newest:
+  if config and best and not newest:
     raise UserError(f"--best: {workdir.root} kept no best checkpoint, see eval.keep_best")
   if not newest:
     raise UserError(f"--workdir {workdir.root}: no run that has trained; train first")

@@ -51,6 +51,10 @@ def test_folders_that_cannot_be(moving, tmp_path):
   (tmp_path / "a/img_00001.png").write_bytes(b"no image")
   with pytest.raises(UserError, match="img_00001.png: it does not decode"):
     list(images.folder_frames(str(tmp_path / "a"), 32, 90))
+  (tmp_path / "a/1.jpg").touch()
+  with pytest.raises(UserError, match="have one number"):
+    list(images.folder_frames(str(tmp_path / "a"), 32, 90))
+  (tmp_path / "a/1.jpg").unlink()
   (tmp_path / "a/first.png").touch()
   with pytest.raises(UserError, match="first.png has no number"):
     list(images.folder_frames(str(tmp_path / "a"), 32, 90))
@@ -91,19 +95,38 @@ def test_lists_class_folders_and_csv_are_the_same_clips(moving, tmp_path, capsys
   assert found[0] == found[1] == found[2] and len(found[0][0]) == 12
 
 
+def test_a_frame_that_is_mended_is_read_again(moving, tmp_path, capsys):
+  for k in range(6):
+    extract(moving, tmp_path / f"source/{'train' if k < 4 else 'val'}/{'ab'[k % 2]}/{k}")
+  Image.new("RGB", (48, 32)).save(tmp_path / "source/val/a/5.png")  # beside the clips' folders
+  frame = tmp_path / "source/train/a/0/img_00003.png"
+  whole = frame.read_bytes()
+  frame.write_bytes(b"x" * len(whole))
+  arguments = ["--dataset=frames", f"--source={tmp_path}/source", f"--out={tmp_path}/out"]
+  with pytest.raises(SystemExit, match="1 of 6 clips cannot be read"):
+    prepare.main([*arguments, "--short_edge=32", "--workers=1"])
+  assert "ignored 1 images that lie in no clip's folder" in capsys.readouterr().out
+  with open(frame, "r+b") as file:
+    file.write(whole)
+  prepare.main([*arguments, "--short_edge=32", "--workers=1"])
+  assert prepare.store.open_dataset(tmp_path / "out").class_sizes() == (2, 2)
+
+
 @pytest.mark.parametrize(
   ("files", "words"),
   [
     ({"a_train.txt": "clip 12 0 x"}, "line 1: 'clip 12 0 x' should be '<folder> <frames> <label>'"),
     ({"a_train.txt": "clip 12 2", "classes.txt": "a\nb"}, "the label 2, but 2 classes are named"),
     ({"a_train.txt": "clip 12 0\nclip 12 0"}, "line 2: clip occurs twice"),
-    ({"a_train.txt": "clip 12 0", "b_train.txt": ""}, "train is in a_train.txt too"),
+    ({"a_train.txt": "clip 12 0", "b_train.txt": ""}, "a_train.txt is of train too"),
+    ({"train_val.txt": "clip 12 0"}, "its name says train and validation"),
+    ({"a_train.txt": b"caf\xe9 12 0"}, "a_train.txt: the file is not UTF-8"),
     ({"a_train.txt": "clip 12 0"}, "validation"),
   ],
 )
 def test_lists_that_cannot_be(tmp_path, files, words):
   for name, text in files.items():
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
   with pytest.raises(UserError, match=words):
     frame_lists.listing(tmp_path)
 
