@@ -227,9 +227,10 @@ def predict_files(workdir: Workdir) -> bool:
   if WINDOW.value is not None:
     check_windows(WINDOW.value, STRIDE.value, THRESHOLD.value, SHORTEST.value)
   whole, windowed = (FEATURES, OVERLAY, DETAILS), (STRIDE, THRESHOLD, SHORTEST)
-  for flag in windowed if WINDOW.value is None else whole:
+  goes, others = ("with", windowed) if WINDOW.value is None else ("without", whole)
+  for flag in others:
     if flag.present:
-      raise UserError(f"--{flag.name}: goes {'with' if flag in windowed else 'without'} --window")
+      raise UserError(f"--{flag.name}: goes {goes} --window")
   devices.use_compilation_cache(workdir.compiled)
   model = Model(predict.load(workdir, BEST.value), VIEWS_OF.value)
   if overlay and not model.has_masks:

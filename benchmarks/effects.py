@@ -63,8 +63,10 @@ def verdict(low: float, high: float, paper: float | None) -> str:
   """Says what an interval means for the paper's effect.
 
   'reproduced': all of it on the paper's side of 0; 'not reproduced': all on the other side, or it
-  holds 0 and not the paper's effect; 'undecided': it holds both.
+  holds 0 and not the paper's effect; 'undecided': it holds both, or no clip differs.
   """
+  if low == high == 0:
+    return "undecided"
   if paper is None:
     return "positive" if low > 0 else "negative" if high < 0 else "undecided"
   if (low > 0 and paper > 0) or (high < 0 and paper < 0):

@@ -99,6 +99,7 @@ def test_folds_are_pooled():
     (-3, -1, 1, "not reproduced"),
     (-0.5, 0.5, 1, "not reproduced"),
     (-0.5, 1.5, 1, "undecided"),
+    (0.0, 0.0, 1, "undecided"),  # no clip differs
     (0.1, 1, None, "positive"),
     (-1, 1, None, "undecided"),
   ],
