@@ -37,8 +37,6 @@ SAFE = {
   ),
 }
 MODALITIES = ("rgb", "flow")
-
-
 # How a camera's address is opened: it may open what it streams by, and nothing else.
 LIVE = {"rtsp_transport": "tcp", "protocol_whitelist": "rtsp,rtp,udp,tcp,tls"}
 LIVE_TIMEOUT = 30.0  # seconds without an answer
@@ -131,9 +129,8 @@ def video_frames(
       if stream.codec_context is None:
         raise UserError("FFmpeg has no decoder for its codec")
       images.check_pixels(stream.codec_context.width, stream.codec_context.height)
-      stream.codec_context.options = {
-        "max_pixels": str(images.MAX_PIXELS)
-      }  # it may change on the way
+      # The size may change on the way.
+      stream.codec_context.options = {"max_pixels": str(images.MAX_PIXELS)}
       stream.codec_context.thread_count = 1  # There is a process for every core already.
       declared = _seconds(stream.duration, stream.time_base) or _seconds(
         container.duration, 1 / av.time_base

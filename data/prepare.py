@@ -122,8 +122,8 @@ def prepare(
       shards.check_folder(out, settings)  # Another process may just have begun it, or ended.
       if not store.is_finished(out):
         shards.begin(out, settings)
-        here = cluster is None
-        _decode_all(listing, job, settings, plan, written, max_unreadable, num_workers, here)
+        here = 0 if cluster else num_workers
+        _decode_all(listing, job, settings, plan, written, max_unreadable, here)
       elif missing := shards.missing(out, plan):
         _make_missing(listing, job, {key: plan[key] for key in missing}, written)
   return store.open_dataset(out)
@@ -136,16 +136,18 @@ def _decode_all(
   plan: Plan,
   written: Written,
   max_unreadable: float,
-  num_workers: int,
-  written_here: bool,
+  here: int,
 ) -> None:
-  """Writes the shards that are not there yet, then what makes them a data set."""
+  """Writes the shards that are not there yet, then what makes them a data set.
+
+  `here` is the number of processes that decode on this machine, 0 where a cluster's do.
+  """
   total = sum(len(clips) for clips in listing.splits.values())
   _check_present(listing, total, max_unreadable)
   progress = shards.Progress(job.out, job.num_shards)
   todo = {key: clips for key, clips in plan.items() if key not in progress.done}
-  if written_here:
-    foresee(job, todo, num_workers)
+  if here:
+    foresee(job, todo, here)
   with _bar(listing, todo) as told:
     for key, shard in written(job, todo, told=told):
       progress.add(key, shard)

@@ -196,19 +196,19 @@ def load(workdir: str, views: str | None = None, best: bool = False) -> Model:
 
 def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
   """Yields items in lists of `size`, the last one shorter, also where a file breaks off."""
-  batch = []
+  batch, error = [], None
   try:
     for item in items:
       batch.append(item)
       if len(batch) == size:
         yield batch
         batch = []
-  except (UserError, OSError):
-    if batch:
-      yield batch
-    raise
+  except (UserError, OSError) as broken:
+    error = broken
   if batch:
     yield batch
+  if error is not None:
+    raise error
 
 
 def _ahead(items: Iterable[T]) -> Iterator[T]:

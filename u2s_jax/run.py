@@ -122,17 +122,23 @@ class Run:
       UserError: there are checkpoints, and none is whole.
     """
     while latest := self.latest():
-      restored = error = None
-      try:
-        restored = self.restore(*latest)
-      except DamagedError as damage:
-        error = damage
-      if not devices.on_any_process(error is not None):
+      if restored := self._restore_whole(*latest):
         return latest[0], *restored
-      aside = self.checkpoints.set_aside(*latest)
-      log(f"{error or 'damaged, says another process'}; set aside as {aside.name}")
     if self.checkpoints.any_damaged():
       raise UserError(f"{self.workdir.checkpoints}: no checkpoint is whole; take another --workdir")
+    return None
+
+  def _restore_whole(self, stage_name: str, step: int) -> tuple[TrainState, dict[str, Any]] | None:
+    """Returns what `restore` does, None for a checkpoint that is not whole, which is set aside."""
+    restored = error = None
+    try:
+      restored = self.restore(stage_name, step)
+    except DamagedError as damage:
+      error = damage
+    if not devices.on_any_process(error is not None):
+      return restored
+    aside = self.checkpoints.set_aside(stage_name, step)
+    log(f"{error or 'damaged, says another process'}; set aside as {aside.name}")
     return None
 
   def restore_one_pass(self) -> TrainState:
@@ -146,15 +152,8 @@ class Run:
     By host 0's word. Those that are not whole are set aside, and a line says so.
     """
     while step := int(devices.broadcast_from_host0(self.checkpoints.last_step(BEST) or 0)):
-      restored = error = None
-      try:
-        restored, _ = self.restore(BEST, step)
-      except DamagedError as damage:
-        error = damage
-      if not devices.on_any_process(error is not None):
-        return step, restored
-      aside = self.checkpoints.set_aside(BEST, step)
-      log(f"{error or 'damaged, says another process'}; set aside as {aside.name}")
+      if restored := self._restore_whole(BEST, step):
+        return step, restored[0]
     return None
 
   def mirrors(self, views: str) -> tuple[tuple[int, ...] | None, ...]:

@@ -243,11 +243,12 @@ def _mistakes(run: RunFiles) -> Section | None:
     " mend the label. A name leads to the file as it lay when the data were prepared."
   )
   kept = {str(name): k for k, name in enumerate(arrays["mistake_id"])}
+  merged = scores.merged
   for row in results.confident_mistakes(scores, len(kept)):
     name, label = str(scores.ids[row]), int(scores.labels[row])
     if name not in kept:
       continue
-    said, k = int(scores.merged[row].argmax()), kept[name]
+    said, k = int(merged[row].argmax()), kept[name]
     still = overlay.frames_of(arrays["mistake_still"][k][None])[0]
     path = str(arrays["mistake_path"][k])
     section.mistakes.append(
@@ -257,8 +258,8 @@ def _mistakes(run: RunFiles) -> Section | None:
         still=_uri(_jpeg(overlay.strip([still[None]])), "jpeg"),
         label=run.class_names[label],
         said=run.class_names[said],
-        score=100 * float(scores.merged[row, said]),
-        of_label=100 * float(scores.merged[row, label]),
+        score=100 * float(merged[row, said]),
+        of_label=100 * float(merged[row, label]),
       )
     )
   return section

@@ -66,7 +66,7 @@ def merged(
       mean = sum(window.prediction.score for window in run) / len(run)
       yield Interval(begun, end, label, mean)
 
-  last = None
+  last = error = None
   try:
     for window in windows:
       middle = 0.0 if last is None else window.start + (last.end - last.start - stride) / 2
@@ -77,9 +77,9 @@ def merged(
       if label is not None:
         run.append(window)
       last = window
-  except (UserError, OSError):  # the video breaks off, and what was seen of it counts
-    if last is not None:
-      yield from interval(last.end)
-    raise
+  except (UserError, OSError) as broken:  # the video breaks off, and what was seen of it counts
+    error = broken
   if last is not None:
     yield from interval(last.end)
+  if error is not None:
+    raise error
