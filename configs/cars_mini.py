@@ -27,7 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
   # These weights take bytes less a mean, not divided by anything.
   config.model.pixel_mean = (123.68 / 255, 116.779 / 255, 103.939 / 255)
   config.model.pixel_std = (1 / 255,) * 3
-  # The trunk stays as ImageNet left it: 27 to 37 images a class do it no good at these rates.
+  # The trunk stays as ImageNet left it: 27 to 37 images a class train it slowly.
   config.trainable = ("universal", "specific", "mask", "non_local")
   config.universal.learning_rate = 0.01  # higher than the paper's: few epochs here
   config.universal.epochs = 12.0
