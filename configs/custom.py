@@ -9,7 +9,8 @@
 Behind the colon stands the backbone: `resnet50` (the paper's, 3D), `tsm` (2D with temporal shift,
 for ImageNet's or TSM's own weights) or `i3d` (Inception-I3D, for Kinetics'). docs/weights.md says
 where weights are had; with few clips add
---config.trainable="('universal', 'specific', 'mask')", which leaves the trunk as it is.
+--config.trainable="('universal', 'specific', 'mask')", which leaves the trunk as it is, or
+with very few "('universal/head', 'specific/head', 'mask')": all but classifiers and masks.
 
 `/my/videos` holds a folder for each class, below `train/` and `val/` or not, or is a CSV file with
 the columns path, label, split. Copy this file and add what your data needs: `data.flip` and

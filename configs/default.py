@@ -113,8 +113,10 @@ def get_config() -> ml_collections.ConfigDict:
   # Stages 2 and 3 go on training the one-pass model instead, as long, at the same learning rates:
   # the control that a comparison with U2S has to carry.
   config.control = False
-  # Subnetworks that learn, in the stages that train them (paper: all). The others keep the weights
-  # that they start from and their BN statistics: without 'trunk', little data spoil it less.
+  # What learns, in the stages that train it (paper: all): subnetworks, or groups and layers of them
+  # by name, as 'universal/group3' or 'universal/head'. All else keeps the weights that it starts
+  # from, and its BN statistics: without 'trunk', little data spoil it less; heads alone: a linear
+  # probe. Where only parts of a subnetwork learn, its BN keeps its statistics too.
   config.trainable = ("trunk", "universal", "specific", "mask", "non_local")
 
   config.csm = ml_collections.ConfigDict()

@@ -70,6 +70,10 @@ def test_what_does_not_learn_keeps_its_start():
   universal, specific, joint = schedule(trainable=("universal", "specific", "mask"))
   assert universal.trainable == ("universal",) and set(specific.trainable) == {"specific", "mask"}
   assert set(joint.trainable) == {"universal", "specific", "mask"} and "trunk" in joint.networks
+  universal, specific, joint = schedule(trainable=("mask", "specific/group3", "universal/head"))
+  assert universal.trainable == ("universal/head",)
+  assert specific.trainable == ("specific/group3", "mask")
+  assert joint.trainable == ("universal/head", "specific/group3", "mask")
   with pytest.raises(UserError, match="trainable: 'head' is not one of trunk, universal"):
     schedule(trainable=("head",))
   with pytest.raises(UserError, match="none of specific, mask learns, so stage specific"):

@@ -21,7 +21,9 @@ class Stage:
   Attributes:
     name: the stage's name, also of its config section and of its checkpoint folder.
     networks: subnetworks that exist in this stage.
-    trainable: those of them that are trained; the others keep parameters and BN statistics.
+    trainable: parts of them that are trained: a subnetwork, or one of its groups or layers, as
+      `universal/head`. What is outside keeps its parameters; BN uses and moves batch statistics
+      only in subnetworks that are named as a whole.
     losses: predictions that carry a cross-entropy (Eq. 3): L_U, L_C, L_M.
     regularized: whether lambda * w_regular is added.
     init: where subnetworks come from that the stage before did not have: 'random', 'pretrained'
@@ -101,6 +103,11 @@ class Stage:
     )
 
 
+def subnetwork(part: str) -> str:
+  """Returns the subnetwork that a part of `Stage.trainable` is of."""
+  return part.split("/")[0]
+
+
 def schedule(
   durations: dict[str, dict],
   *,
@@ -117,15 +124,15 @@ def schedule(
     specific_init: 'universal' (a copy of its weights), 'pretrained' or 'random'.
     control: the second and third stage go on training the one-pass model for as many epochs at the
       same learning rates: what every comparison with U2S has to carry.
-    trainable: subnetworks that learn in the stages that train them; the others keep the weights
-      that they start from, and their BN statistics.
+    trainable: parts (see `Stage`) that learn in the stages that train their subnetworks; all else
+      keeps the weights that it starts from, and its BN statistics.
 
   Raises:
     UserError: an unknown start or subnetwork, a stage that would train nothing, or as `Stage`.
   """
   if specific_init not in SPECIFIC_INITS:
     raise UserError(f"model.specific_init: {specific_init!r} is not one of {SPECIFIC_INITS}")
-  if unknown := set(trainable) - set(SUBNETWORKS):
+  if unknown := {subnetwork(part) for part in trainable} - set(SUBNETWORKS):
     raise UserError(f"trainable: {min(unknown)!r} is not one of {', '.join(SUBNETWORKS)}")
   one_pass = ("trunk", "universal")
   attending = () if attention == "none" else (attention,)
@@ -143,7 +150,9 @@ def schedule(
   if control:
     fields["specific"] = fields["joint"] = fields["universal"]
   for name, stage in fields.items():
-    learning = tuple(network for network in stage["trainable"] if network in trainable)
+    learning = tuple(
+      part for network in stage["trainable"] for part in trainable if subnetwork(part) == network
+    )
     if not learning and durations[name]["epochs"]:
       raise UserError(
         f"trainable: none of {', '.join(stage['trainable'])} learns, so stage {name} has nothing"

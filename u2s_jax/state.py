@@ -7,9 +7,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax import traverse_util
 from jaxtyping import Array, Bool, PyTree, UInt
 
 from u2s_jax.csm import no_similarity
+from u2s_jax.errors import UserError
 from u2s_jax.models.u2s import U2S
 from u2s_jax.stages import Stage
 
@@ -23,7 +25,7 @@ class TrainState(flax.struct.PyTreeNode):
     step: steps done in this stage, a scalar.
     params: by subnetwork.
     batch_stats: BN running averages, by subnetwork.
-    momentum: optimizer state of the stage's trainable subnetworks alone.
+    momentum: optimizer state of the stage's trainable parts alone.
     csm: the `CategorySimilarity` whose matrix selects masks.
   """
 
@@ -74,6 +76,34 @@ def checksum(state: PyTree) -> UInt[Array, ""]:
   return jnp.sum(jnp.stack(sums), dtype=jnp.uint32)
 
 
+def learning(params: PyTree, parts: Sequence[str]) -> PyTree:
+  """Returns what learns: `params` without all that is outside the named parts.
+
+  Args:
+    params: by subnetwork.
+    parts: see `stages.Stage.trainable`.
+
+  Raises:
+    UserError: a part that is not there.
+  """
+  flat = traverse_util.flatten_dict(params)
+  kept = {}
+  for part in parts:
+    keys = tuple(part.split("/"))
+    below = {path: leaf for path, leaf in flat.items() if path[: len(keys)] == keys}
+    if not below:
+      names = sorted({"/".join(path[:2]) for path in flat if path[0] == keys[0]})
+      raise UserError(f"trainable: {part!r} is not there; {keys[0]} has {', '.join(names)}")
+    kept |= below
+  return traverse_util.unflatten_dict(kept)
+
+
+def with_learned(params: PyTree, learned: PyTree) -> PyTree:
+  """Returns `params` with what `learning` took from them in its new values."""
+  flat = traverse_util.flatten_dict(params) | traverse_util.flatten_dict(learned)
+  return traverse_util.unflatten_dict(flat)
+
+
 def begin(
   model: U2S,
   stage: Stage,
@@ -86,11 +116,14 @@ def begin(
 
   Args:
     model: the networks.
-    stage: decides which subnetworks exist and which of them have optimizer state.
+    stage: decides which subnetworks exist and what of them has optimizer state.
     tx: the optimizer.
     key: of the random initialisation.
     video_shape: (n, t, h, w, c) of a batch; parameters do not depend on n, t, h, w.
     previous: the state before; its subnetworks are kept as they are.
+
+  Raises:
+    UserError: the stage trains a part that is not there.
   """
   video = jnp.zeros(video_shape, jnp.float32)
   csm = no_similarity(model.num_classes) if previous is None else previous.csm
@@ -108,7 +141,7 @@ def begin(
       elif name == "specific" and stage.init == "universal":
         trees[name] = known["universal"]
     variables[collection] = trees
-  trained = {name: variables["params"][name] for name in stage.trainable}
+  trained = learning(variables["params"], stage.trainable)
   return TrainState(step=jnp.zeros((), jnp.int32), momentum=tx.init(trained), csm=csm, **variables)
 
 

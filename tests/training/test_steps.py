@@ -10,7 +10,8 @@ import pytest
 
 from benchmarks import step_cost
 from tests.small import CSM, NEIGHBOURS, NETWORK, PIXELS, STAGES, TEMPORAL, TX, batch
-from u2s_jax import regularizer
+from u2s_jax import regularizer, state
+from u2s_jax.errors import UserError
 from u2s_jax.models.backbones import build
 from u2s_jax.models.network import Network
 from u2s_jax.models.u2s import U2S
@@ -37,6 +38,36 @@ def test_frozen_networks_stay_bit_for_bit(trained):
       )
   moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), first.params, last.params)
   assert all(jax.tree.leaves(moved["specific"])) and all(jax.tree.leaves(moved["mask"]))
+
+
+def test_only_the_named_groups_and_heads_learn(trained):
+  parts = ("universal/head", "specific/group3", "mask")
+  stage = dataclasses.replace(STAGES[2], trainable=parts)
+  before = trained[1]["joint"][0]
+  learning = state.learning(before.params, parts)
+  assert {name: sorted(tree) for name, tree in learning.items()} == {
+    "universal": ["head"],
+    "specific": ["group3"],
+    "mask": ["kernel"],
+  }
+  first = before.replace(momentum=TX.init(learning))
+  network = dataclasses.replace(NETWORK, model=NETWORK.model.clone(dropout=0.5))
+  example = {name: jnp.asarray(value) for name, value in batch(3).items()}
+  last, metrics = train_step(stage, network)(first, example, 0.1, NEIGHBOURS)
+  moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), first.params, last.params)
+  assert all(jax.tree.leaves(state.learning(moved, parts)))
+  kept = state.with_learned(moved, jax.tree.map(lambda _: False, state.learning(moved, parts)))
+  assert not any(jax.tree.leaves(kept))
+  # Statistics of BN stay where only a part learns; channels are dropped all the same.
+  jax.tree.map(np.testing.assert_array_equal, first.batch_stats, last.batch_stats)
+  without = train_step(stage)(first, example, 0.1, NEIGHBOURS)[1]
+  for name in ("loss_universal", "loss_specific"):
+    assert metrics[name] != without[name]
+
+
+def test_a_part_that_is_not_there_is_named_with_those_that_are(trained):
+  with pytest.raises(UserError, match="'universal/fc' is not there; universal has universal/g"):
+    state.learning(trained[1]["joint"][0].params, ("trunk", "universal/fc"))
 
 
 def test_optimizer_state_only_for_what_is_trained(trained):

@@ -69,7 +69,7 @@ class Network:
       csm: selects the masks.
       video: bytes.
       labels: of the clips; read only where they guide.
-      train: subnetworks whose BN uses and updates batch statistics, and whose channels are dropped.
+      train: what learns, as in `U2S.one_pass`.
       key: of what is dropped; read only where something is.
 
     Returns:

@@ -13,6 +13,7 @@ from u2s_jax.errors import UserError
 from u2s_jax.models import mask as mask_lib
 from u2s_jax.models.backbones import Backbone
 from u2s_jax.models.non_local import NonLocal
+from u2s_jax.stages import subnetwork
 
 MASK_ACTIVATIONS = {"none": lambda x: x, "sigmoid": jax.nn.sigmoid}
 ATTENTIONS = ("mask", "non_local", "none")
@@ -81,8 +82,9 @@ class U2S(nn.Module):
 
     Args:
       video: normalised frames; c is 3 for RGB, two for each pair of optical flow.
-      train: names of the subnetworks whose BN uses and updates batch statistics; the others run
-        with their running averages.
+      train: what learns, see `stages.Stage.trainable`. BN uses and updates batch statistics in the
+        subnetworks named as a whole, and its running averages in all others; channels are dropped
+        in front of a classifier that learns or behind features that do.
 
     Returns:
       `universal` logits (n, m) and `universal_features` (n, t, h, w, c), non-negative.
@@ -129,12 +131,17 @@ class U2S(nn.Module):
       features = features * outputs["mask"]
     elif self.attention == "non_local":
       features = self.non_local(features)
-    features = self.drop(features, deterministic="specific" not in train)
+    features = self.drop(features, deterministic=not _learns("specific", train))
     outputs["specific"] = self.specific.classify(features)
     return outputs
 
   def _one_pass(self, video, train):
     trunk = self.trunk(video, train="trunk" in train)
     features = self.universal.features(trunk, train="universal" in train)
-    dropped = self.drop(features, deterministic="universal" not in train)
+    dropped = self.drop(features, deterministic=not _learns("universal", train))
     return trunk, {"universal": self.universal.classify(dropped), "universal_features": features}
+
+
+def _learns(name, train):
+  """Tells whether any part of a subnetwork is trained."""
+  return any(subnetwork(part) == name for part in train)

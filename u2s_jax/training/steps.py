@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Integer
 from u2s_jax import devices, losses, regularizer
 from u2s_jax.models.network import Network
 from u2s_jax.stages import STAGES, Stage
-from u2s_jax.state import TrainState
+from u2s_jax.state import TrainState, learning, with_learned
 
 Batch = dict[str, Array]
 Neighbours = Integer[ArrayLike, "m k"]
@@ -33,7 +33,8 @@ def make_train_step(
 ) -> TrainStep:
   """Returns a stage's update: (state, batch, learning rate, neighbours) -> (state, metrics), pure.
 
-  Only the stage's trainable subnetworks are differentiated, updated, and move their BN statistics.
+  Only the stage's trainable parts are differentiated and updated; BN statistics move in those
+  subnetworks that are trainable as a whole.
 
   Args:
     network: the networks and their masks.
@@ -56,7 +57,7 @@ def make_train_step(
   drops = network.model.dropout > 0
 
   def loss_fn(trained, state, batch, neighbours, key):
-    params = {**state.params, **trained}
+    params = with_learned(state.params, trained)
     outputs, batch_stats = network(
       params,
       state.batch_stats,
@@ -85,7 +86,7 @@ def make_train_step(
     gradients = _accumulated(gradients, accumulate_steps)
 
   def step(state, batch, learning_rate, neighbours=None):
-    trained = {name: state.params[name] for name in stage.trainable}
+    trained = learning(state.params, stage.trainable)
     key = None
     if drops:
       key = jax.random.fold_in(jax.random.key(seed), STAGES.index(stage.name))
@@ -97,7 +98,7 @@ def make_train_step(
     metrics["parameter_norm"] = optax.tree.norm(trained)  # the meter reads it before a save
     state = state.replace(
       step=state.step + 1,
-      params={**state.params, **trained},
+      params=with_learned(state.params, trained),
       batch_stats=batch_stats,
       momentum=momentum,
     )
