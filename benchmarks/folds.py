@@ -3,7 +3,8 @@
   python -m benchmarks.folds --source=/data/fights --folds=5 --out=/data/fight_folds
 
 `<out>/fold_<k>.csv` holds a k-th of each class's files out. A fold's files are neighbours by name,
-because neighbours are often of one scene.
+because neighbours are often of one scene. `--ratio=10` makes the training sets imbalanced: from one
+class to the next, in an order of the fold's own, they thin out to a tenth.
 """
 
 import argparse
@@ -11,6 +12,8 @@ import csv
 import pathlib
 import re
 import sys
+
+import numpy as np
 
 from data.sources.folders import find_files
 from u2s_jax.errors import UserError
@@ -48,6 +51,35 @@ def rows(source: pathlib.Path, classes: str, folds: int, fold: int) -> list[tupl
   return found
 
 
+def thinned(
+  found: list[tuple[str, str, str]], ratio: float, fold: int
+) -> list[tuple[str, str, str]]:
+  """Returns rows with a long tail of training files, and as many of every class held out.
+
+  The classes, in an order that the fold decides, keep from all training files (as many as the
+  class with the fewest has) down to 1/ratio of them, in geometric steps. Of equally large classes
+  top-1 accuracy is mean class accuracy.
+
+  Args:
+    found: of `rows`.
+    ratio: at least 1.
+    fold: seed of the order of the classes, and of which files are kept.
+  """
+  rng = np.random.default_rng(fold)
+  names = sorted({label for _, label, _ in found})
+  files = {(name, split): [] for name in names for split in ("train", "val")}
+  for row in found:
+    files[row[1:]].append(row)
+  most, held_out = (min(len(files[name, split]) for name in names) for split in ("train", "val"))
+  counts = np.rint(most * ratio ** -np.linspace(0, 1, len(names))).astype(int)
+  kept = set()
+  for name, count in zip(rng.permutation(names), counts, strict=True):
+    for split, size in (("train", max(1, count)), ("val", held_out)):
+      of_class = files[name, split]
+      kept |= {of_class[k] for k in rng.permutation(len(of_class))[:size]}
+  return [row for row in found if row in kept]
+
+
 def main() -> None:
   """Writes the folds that the command line asks for."""
   parser = argparse.ArgumentParser(
@@ -56,6 +88,7 @@ def main() -> None:
   parser.add_argument("--source", type=pathlib.Path, required=True)
   parser.add_argument("--classes", default="", help="regular expression; default: all classes")
   parser.add_argument("--folds", type=int, default=5)
+  parser.add_argument("--ratio", type=float, default=1.0, help="largest class over smallest")
   parser.add_argument("--out", type=pathlib.Path, required=True)
   known = parser.parse_args()
   known.out.mkdir(parents=True, exist_ok=True)
@@ -64,7 +97,8 @@ def main() -> None:
       with whole_file(known.out / f"fold_{fold}.csv") as file:
         writer = csv.writer(file)
         writer.writerow(("path", "label", "split"))
-        writer.writerows(rows(known.source, known.classes, known.folds, fold))
+        found = rows(known.source, known.classes, known.folds, fold)
+        writer.writerows(thinned(found, known.ratio, fold) if known.ratio > 1 else found)
   except UserError as error:
     sys.exit(str(error))
 

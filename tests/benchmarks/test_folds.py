@@ -1,4 +1,6 @@
-"""Every file is held out in one fold, and folds are of neighbours."""
+"""Every file is held out in one fold, folds are of neighbours, and a ratio makes a long tail."""
+
+import collections
 
 import pytest
 
@@ -23,3 +25,21 @@ def test_folds_hold_out_every_file_once(tmp_path):
     folds.rows(tmp_path, "", 8, 0)
   with pytest.raises(UserError, match="no folder of a class whose name contains 'bus'"):
     folds.rows(tmp_path, "bus", 3, 0)
+
+
+def test_a_ratio_makes_a_long_tail_of_training_files_alone():
+  sizes = {"a": 25, "b": 20, "c": 30}
+  found = [
+    (f"{name}{k}", name, "val" if k < size // 5 else "train")
+    for name, size in sizes.items()
+    for k in range(size)
+  ]
+  tails = []
+  for fold in range(6):
+    rows = folds.thinned(found, 16.0, fold)
+    assert rows == folds.thinned(found, 16.0, fold) and set(rows) <= set(found)
+    counts = collections.Counter(row[1:] for row in rows)
+    assert all(counts[name, "val"] == 4 for name in sizes)
+    assert sorted(counts[name, "train"] for name in sizes) == [1, 4, 16]
+    tails.append(min(sizes, key=lambda name: counts[name, "train"]))
+  assert len(set(tails)) > 1  # not of the same class in every fold
