@@ -218,19 +218,7 @@ def predict_files(workdir: Workdir) -> bool:
     raise UserError(f"--video {VIDEO.value}: a camera has no end; take --window")
   videos = [VIDEO.value] if camera else folders.find_files(VIDEO.value)
   overlay, features = (written(flag, videos) for flag in (OVERLAY, FEATURES))
-  forms = [flag.name for flag in (JSON, CSV, VTT) if flag.value]
-  if len(forms) > 1:
-    raise UserError(f"--{forms[0]} and --{forms[1]}: choose one")
-  if VTT.value and (WINDOW.value is None or len(videos) > 1):
-    raise UserError("--vtt: subtitles are of one video, with --window")
-  form = forms[0] if forms else "text"
-  if WINDOW.value is not None:
-    check_windows(WINDOW.value, STRIDE.value, THRESHOLD.value, SHORTEST.value)
-  whole, windowed = (FEATURES, OVERLAY, DETAILS), (STRIDE, THRESHOLD, SHORTEST)
-  goes, others = ("with", windowed) if WINDOW.value is None else ("without", whole)
-  for flag in others:
-    if flag.present:
-      raise UserError(f"--{flag.name}: goes {goes} --window")
+  form = form_of_answers(videos)
   devices.use_compilation_cache(workdir.compiled)
   model = Model(predict.load(workdir, BEST.value), VIEWS_OF.value)
   if overlay and not model.has_masks:
@@ -241,23 +229,7 @@ def predict_files(workdir: Workdir) -> bool:
   vectors, good = {}, True
   for file in videos:
     try:
-      if WINDOW.value is None:
-        said = model.predict(file)
-        print(answers.of_file(file, said, form, DETAILS.value), flush=True)
-      else:
-        if form == "text":
-          print(printable(file), flush=True)
-        with answers.progress(decode.duration(file)) as bar:
-          for interval in model.intervals(
-            file,
-            WINDOW.value,
-            STRIDE.value,
-            threshold=THRESHOLD.value,
-            shortest=SHORTEST.value,
-            told=lambda window, bar=bar: bar.update(window.end - bar.n),
-          ):
-            with bar.external_write_mode():
-              print(answers.of_interval(file, interval, form), flush=True)
+      answer(model, file, form)
       if overlay:
         answers.write_video(overlay, model.masked(file))
       if features:
@@ -278,6 +250,44 @@ def predict_files(workdir: Workdir) -> bool:
     arrays = {"ids": np.array([*vectors], str), "names": np.array(model.feature_names())}
     write_npz(features, arrays | {"vectors": np.stack([*vectors.values()])})
   return good
+
+
+def form_of_answers(videos: Sequence[str]) -> str:
+  """Returns 'text', 'json', 'csv' or 'vtt'; flags that do not go together are an error."""
+  forms = [flag.name for flag in (JSON, CSV, VTT) if flag.value]
+  if len(forms) > 1:
+    raise UserError(f"--{forms[0]} and --{forms[1]}: choose one")
+  if VTT.value and (WINDOW.value is None or len(videos) > 1):
+    raise UserError("--vtt: subtitles are of one video, with --window")
+  if WINDOW.value is not None:
+    check_windows(WINDOW.value, STRIDE.value, THRESHOLD.value, SHORTEST.value)
+  whole, windowed = (FEATURES, OVERLAY, DETAILS), (STRIDE, THRESHOLD, SHORTEST)
+  goes, others = ("with", windowed) if WINDOW.value is None else ("without", whole)
+  for flag in others:
+    if flag.present:
+      raise UserError(f"--{flag.name}: goes {goes} --window")
+  return forms[0] if forms else "text"
+
+
+def answer(model: Model, file: str, form: str) -> None:
+  """Prints the answer for a file, or its intervals as they come, behind a progress bar."""
+  if WINDOW.value is None:
+    print(answers.of_file(file, model.predict(file), form, DETAILS.value), flush=True)
+    return
+  if form == "text":
+    print(printable(file), flush=True)
+  with answers.progress(decode.duration(file)) as bar:
+    intervals = model.intervals(
+      file,
+      WINDOW.value,
+      STRIDE.value,
+      threshold=THRESHOLD.value,
+      shortest=SHORTEST.value,
+      told=lambda window: bar.update(window.end - bar.n),
+    )
+    for interval in intervals:
+      with bar.external_write_mode():
+        print(answers.of_interval(file, interval, form), flush=True)
 
 
 def written(flag: flags.FlagHolder[str | None], videos: Sequence[str]) -> pathlib.Path | None:
