@@ -91,8 +91,10 @@ def main() -> None:
   parser.add_argument("--ratio", type=float, default=1.0, help="largest class over smallest")
   parser.add_argument("--out", type=pathlib.Path, required=True)
   known = parser.parse_args()
-  known.out.mkdir(parents=True, exist_ok=True)
   try:
+    if known.ratio < 1:
+      raise UserError(f"--ratio {known.ratio:g}: is not at least 1")
+    known.out.mkdir(parents=True, exist_ok=True)
     for fold in range(known.folds):
       with whole_file(known.out / f"fold_{fold}.csv") as file:
         writer = csv.writer(file)

@@ -98,6 +98,17 @@ class Run:
       self.network.model, stage, self.tx, key, shape, previous
     )
 
+  def shapes(self, stage_name: str) -> TrainState:
+    """Returns shapes and types of a stage's state, made from the stages before.
+
+    Raises:
+      UserError: one of these stages trains a part that is not there.
+    """
+    state = None
+    for stage in self.stages[: STAGES.index(stage_name) + 1]:
+      state = jax.eval_shape(self.begin(stage), state)
+    return state
+
   def latest(self) -> tuple[str, int] | None:
     """Returns stage and step of the newest checkpoint, by host 0's word: all go on from one."""
     stage, step = self.checkpoints.latest() or (None, 0)
@@ -106,12 +117,9 @@ class Run:
 
   def restore(self, stage_name: str, step: int) -> tuple[TrainState, dict[str, Any]]:
     """Returns state and record of a checkpoint, replicated over the devices."""
-    previous = None
-    last = len(STAGES) if stage_name == BEST else STAGES.index(stage_name) + 1
-    for stage in self.stages[:last]:
-      previous = jax.eval_shape(self.begin(stage), previous)
+    last = STAGES[-1] if stage_name == BEST else stage_name
     placement = devices.replicated(devices.data_mesh())
-    return self.checkpoints.restore(stage_name, step, abstract_state(previous, placement))
+    return self.checkpoints.restore(stage_name, step, abstract_state(self.shapes(last), placement))
 
   def restore_latest(self) -> tuple[str, TrainState, dict[str, Any]] | None:
     """Returns stage, state and record of the newest checkpoint that is whole; None: there is none.

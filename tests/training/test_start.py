@@ -67,6 +67,16 @@ def test_stages_2_and_3_start_from_no_half_trained_stage_1(finished, tmp_path):
   settings.check(config_of(init_from=str(finished[0])), Workdir(folder))
 
 
+def test_a_part_that_a_later_stage_trains_is_missed_before_stage_1(tmp_path):
+  config = config_of(trainable=("trunk", "universal", "specific/fc", "mask"))
+  source = MemorySource()
+  with pytest.raises(UserError, match="^trainable: 'specific/fc' is not there; specific has "):
+    train(config, tmp_path, source)
+  assert source.started == []
+  # Whoever corrects it may do so in the same folder.
+  settings.check(config_of(), Workdir(tmp_path))
+
+
 @pytest.fixture(scope="module")
 def flow_run(finished, tmp_path_factory):
   """A flow run from the finished RGB run, that crashed after a step: folder, config."""

@@ -14,7 +14,7 @@ from u2s_jax.errors import UserError
 from u2s_jax.evaluation import evaluate, inference, results
 from u2s_jax.pretrained import adapt
 from u2s_jax.run import TRAIN_SPLIT, VALIDATION_SPLIT, Run
-from u2s_jax.stages import Stage
+from u2s_jax.stages import STAGES, Stage
 from u2s_jax.state import TrainState
 from u2s_jax.training.rate import Plateau, record
 
@@ -34,8 +34,11 @@ def begin_stage(
     previous: the last state of the stage before, None for the first stage.
 
   Raises:
-    UserError: weights that do not fit, or a class without a clip.
+    UserError: weights that do not fit, a class without a clip, or a part to train, of this stage or
+      a later one, that is not there.
   """
+  if previous is None:
+    run.shapes(STAGES[-1])  # says now, not behind stage 1, what a later stage would not find
   similarity = None
   if stage.name == "specific" and stage.regularized:
     similarity = category_similarity(run, previous)
