@@ -3,6 +3,7 @@
 import pathlib
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
@@ -271,7 +272,7 @@ def draw(compared: list[dict[str, Any]], path: pathlib.Path) -> None:
   axes.axvline(0, color="grey", linewidth=0.8)
   axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=8)
   axes.set_xlabel("points (cross: the paper's, on its data)")
-  figure.savefig(path)
+  save(figure, path)
 
 
 def draw_doses(compared: list[dict[str, Any]], path: pathlib.Path) -> None:
@@ -287,7 +288,13 @@ def draw_doses(compared: list[dict[str, Any]], path: pathlib.Path) -> None:
   axes.set_xlabel("dose")
   axes.set_ylabel("points")
   axes.legend()
-  figure.savefig(path)
+  save(figure, path)
+
+
+def save(figure: Figure, path: pathlib.Path) -> None:
+  """Writes a figure as SVG, the same bytes for the same figure: commits show changes only."""
+  with matplotlib.rc_context({"svg.hashsalt": path.name}):
+    figure.savefig(path, metadata={"Date": None})
 
 
 def write_page(study: Study, records: Records) -> None:

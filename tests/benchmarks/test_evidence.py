@@ -114,7 +114,11 @@ def test_effects_pair_clips_and_seeds(records):
   assert (top5["mean"], top5["low"], top5["high"]) == (0, 0, 0)
   text = effects.page(study(), records, compared)
   assert "| u2s | 2 | 0.0 |" in text and "| gain | 2 | +2.00 | +20.8 |" in text
-  effects.draw(compared, records.path.with_suffix(".svg"))
+  figure = records.path.with_suffix(".svg")
+  effects.draw(compared, figure)
+  drawn = figure.read_bytes()
+  effects.draw(compared, figure)
+  assert figure.read_bytes() == drawn  # no commit shows a change where there is none
 
 
 def test_a_dose_response_is_a_curve(records, tmp_path):
