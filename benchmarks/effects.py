@@ -23,7 +23,7 @@ from u2s_jax.errors import UserError
 from u2s_jax.files import whole_file
 
 RESAMPLES = 2000
-CLAIMED_ON = ("rendered", "cars", "fights")  # studies of the paper's claims
+CLAIMED_ON = ("rendered", "ablations", "cars", "fights")  # studies of the paper's claims
 # Top-1 in percent on Something-Something V2, the paper's Table I.
 PAPER_FUSIONS = {
   "universal": 57.67,
