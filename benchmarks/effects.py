@@ -173,12 +173,15 @@ def fusions(study: Study, records: Records) -> list[str]:
 
 def page(study: Study, records: Records, compared: list[dict[str, Any]]) -> str:
   """Returns the tables of a study as Markdown; `compared` is of `compare`."""
+  _, *own = [variant for variant in study.variants if not study.start(variant)]
+  but = f", but for {', '.join(own)}, each with its own" if own else ""
   lines = [
     f"# {study.name}",
     "",
     f"By `python -m benchmarks.evidence benchmarks/studies/{study.name}.toml`, which writes this"
     " page anew; with `--workdir` it trains what has no record yet. Top-1 in percent, means over"
-    " seeds; stage 1 is shared by the variants of a seed.",
+    f" seeds; stage 1 is shared by the variants of a seed{but}. Minutes: of all seeds; of a run that"
+    " was interrupted, since it went on.",
     "",
     "| variant | seeds | one-pass | universal | bridge | specific | merged (deviation) |"
     " parameters | training | minutes |",
