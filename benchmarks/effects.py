@@ -180,8 +180,8 @@ def page(study: Study, records: Records, compared: list[dict[str, Any]]) -> str:
     "",
     f"By `python -m benchmarks.evidence benchmarks/studies/{study.name}.toml`, which writes this"
     " page anew; with `--workdir` it trains what has no record yet. Top-1 in percent, means over"
-    f" seeds; stage 1 is shared by the variants of a seed{but}. Minutes: of all seeds; of a run that"
-    " was interrupted, since it went on.",
+    f" seeds; stage 1 is shared by the variants of a seed{but}. Minutes: of all seeds; of a run"
+    " that was interrupted, since it went on.",
     "",
     "| variant | seeds | one-pass | universal | bridge | specific | merged (deviation) |"
     " parameters | training | minutes |",
