@@ -37,27 +37,33 @@ PAPER_FUSIONS = {
 
 
 def interval(differences: list[np.ndarray], same_clips: bool = True) -> tuple[float, float, float]:
-  """Returns a mean in percent with its 95 % interval, by bootstrap over clips and seeds.
+  """Returns a mean in percent with its 95 % interval, by bootstrap over seeds and clips.
+
+  Of one seed it is over its clips alone.
 
   Args:
     differences: for each seed the difference of what is compared, clip by clip.
-    same_clips: whether all seeds saw the same clips, in the same order; folds do not.
+    same_clips: whether all seeds saw the same clips, in the same order. Folds did not: there clips
+      are drawn anew within every fold that is drawn.
   """
-  if len(differences) == 1 or not same_clips:
-    pooled = np.concatenate(differences)
-    resample = (np.arange(len(pooled)),)
-    statistic = lambda clips: pooled[clips].mean()  # noqa: E731
-  else:
-    table = np.stack(differences)
-    resample = tuple(map(np.arange, table.shape))
-    statistic = lambda seeds, clips: table[np.ix_(seeds, clips)].mean()  # noqa: E731
-  mean = float(np.mean(np.concatenate(differences)))
+  seeds, mean = len(differences), np.concatenate(differences).mean()
   if not np.any(np.concatenate(differences)):
     return 0.0, 0.0, 0.0
-  found = stats.bootstrap(
-    resample, statistic, n_resamples=RESAMPLES, vectorized=False, method="percentile", rng=0
-  ).confidence_interval
-  return 100 * mean, 100 * float(found.low), 100 * float(found.high)
+  if same_clips and seeds > 1:
+    table = np.stack(differences)
+    means = stats.bootstrap(
+      tuple(map(np.arange, table.shape)),
+      lambda seeds, clips: table[np.ix_(seeds, clips)].mean(),
+      n_resamples=RESAMPLES, vectorized=False, method="percentile", rng=0,
+    ).bootstrap_distribution  # fmt: skip
+  else:
+    rng = np.random.default_rng(0)
+    drawn = [
+      [differences[k] for k in folds] for folds in rng.integers(seeds, size=(RESAMPLES, seeds))
+    ]
+    means = [np.concatenate([rng.choice(d, len(d)) for d in folds]).mean() for folds in drawn]
+  low, high = np.percentile(means, (2.5, 97.5))
+  return 100 * float(mean), 100 * float(low), 100 * float(high)
 
 
 def verdict(low: float, high: float, paper: float | None) -> str:
@@ -106,6 +112,7 @@ def compare(study: Study, records: Records) -> list[dict[str, Any]]:
         "dose": comparison.get("dose"),
         "paper": paper,
         "seeds": len(differences),
+        "unit": "seeds" if len(digests) == 1 else "folds",
         "mean": mean,
         "low": low,
         "high": high,
@@ -128,11 +135,12 @@ def accuracies(study: Study, records: Records, measure: str) -> list[dict[str, A
       for name in names
       if name in runs[0][measure]
     }
+    clips = [run["clips"] for run in runs]
     rows.append(
       {
         "variant": variant,
         "seeds": len(runs),
-        **{name: float(np.mean(v)) for name, v in values.items()},
+        **{name: float(np.average(v, weights=clips)) for name, v in values.items()},
         "deviation": float(np.std(values[MERGED], ddof=1)) if len(runs) > 1 else None,
         "parameters": runs[0]["parameters"],
         "flops": runs[0]["flops"],
@@ -180,8 +188,8 @@ def page(study: Study, records: Records, compared: list[dict[str, Any]]) -> str:
     "",
     f"By `python -m benchmarks.evidence benchmarks/studies/{study.name}.toml`, which writes this"
     " page anew; with `--workdir` it trains what has no record yet. Top-1 in percent, means over"
-    f" seeds; stage 1 is shared by the variants of a seed{but}. Minutes: of all seeds; of a run"
-    " that was interrupted, since it went on.",
+    " seeds, of folds over their clips; stage 1 is shared by the variants of a seed"
+    f"{but}. Minutes: of all seeds; of a run that was interrupted, since it went on.",
     "",
     "| variant | seeds | one-pass | universal | bridge | specific | merged (deviation) |"
     " parameters | training | minutes |",
@@ -197,7 +205,8 @@ def page(study: Study, records: Records, compared: list[dict[str, Any]]) -> str:
     )
   lines += [
     "",
-    "Differences in points, the 95 % interval by bootstrap over clips and seeds beside.",
+    "Differences in points, beside them the 95 % interval by bootstrap over seeds, or folds, and"
+    " clips; of a single seed over its clips alone.",
     "",
     "| | seeds | paper | here | interval | |",
     "|---|---|---|---|---|---|",
@@ -250,7 +259,7 @@ def claims(study: Study, found: dict[str, list[dict[str, Any]]]) -> str:
     for rows in by_name:
       row = rows.get(name)
       text = row and f"{row['mean']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f})"
-      cells.append(f"{text}: {row['verdict']}, {row['seeds']} seeds" if row else "not run")
+      cells.append(f"{text}: {row['verdict']}, {row['seeds']} {row['unit']}" if row else "not run")
     if set(cells) != {"not run"} or paper is not None:
       lines.append(f"| {name} | {'' if paper is None else f'{paper:+.2f}'} | {' | '.join(cells)} |")
   return "\n".join(lines) + "\n"

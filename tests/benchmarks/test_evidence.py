@@ -86,9 +86,14 @@ def test_seeds_that_differ_widen_an_interval():
   assert apart[2] - apart[1] > 3 * (alike[2] - alike[1])
 
 
-def test_folds_are_pooled():
+def test_of_folds_both_folds_and_clips_are_drawn():
   mean, low, high = effects.interval([np.ones(4), np.zeros(12)], same_clips=False)
-  assert mean == 25 and low < 10 and high > 40
+  assert mean == 25 and (low, high) == (0, 100)  # either fold is drawn twice once in four
+  # Folds that are alike: the clips' error alone, by the normal approximation.
+  folds = [np.repeat([1.0, 0.0], [100, 300])] * 3
+  mean, low, high = effects.interval(folds, same_clips=False)
+  error = 196 * np.sqrt(0.25 * 0.75 / 1200)
+  assert mean == 25 and high - low == pytest.approx(2 * error, rel=0.1)
 
 
 @pytest.mark.parametrize(
