@@ -3,7 +3,7 @@
   python -m data.prepare --dataset=videos --source=/my/videos --out=/data/mine
   python main.py --config=configs/custom.py --workdir=/runs/mine --config.data.dir=/data/mine
 
-  python main.py --config=configs/custom.py:i3d ... --config.init_from=i3d_kinetics400.npz
+  python main.py --config=configs/custom.py:i3d ... --config.init_from=i3d_rgb_kinetics400_flax.npz
   python main.py --config=configs/custom.py:tsm ... --config.init_from=resnet50.pth
 
 Behind the colon stands the backbone: `resnet50` (the paper's, 3D), `tsm` (2D with temporal shift,
