@@ -247,8 +247,8 @@ def claims(study: Study, found: dict[str, list[dict[str, Any]]]) -> str:
     " with 95 % intervals; the paper's are of Something-Something V2. *Reproduced*: the interval"
     " is on the paper's side of 0, though the size may differ; *not reproduced*: it holds 0 without"
     " the paper's effect, or lies on the other side; *undecided*: it holds both. Where the paper"
-    " has no such row: positive, negative or undecided. All variants train at one learning rate, but"
-    " in the rows that say otherwise; [evidence.md](../evidence.md) says what that means.",
+    " has no such row: positive, negative or undecided. All variants train at one learning rate,"
+    " but in the rows that say otherwise; [evidence.md](../evidence.md) says what that means.",
     "",
     f"| | paper | {' | '.join(found)} |",
     f"|---|---|{'---|' * len(found)}",
