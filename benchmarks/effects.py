@@ -3,7 +3,6 @@
 import pathlib
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
@@ -21,6 +20,7 @@ from benchmarks.study import (
 )
 from u2s_jax.errors import UserError
 from u2s_jax.files import whole_file
+from u2s_jax.report import figures
 
 RESAMPLES = 2000
 CLAIMED_ON = ("rendered", "ablations", "cars", "fights")  # studies of the paper's claims
@@ -284,7 +284,7 @@ def draw(compared: list[dict[str, Any]], path: pathlib.Path) -> None:
   axes.axvline(0, color="grey", linewidth=0.8)
   axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=8)
   axes.set_xlabel("points (cross: the paper's, on its data)")
-  save(figure, path)
+  path.write_text(figures.svg(figure, path.name, transparent=False), encoding="utf-8")
 
 
 def draw_doses(compared: list[dict[str, Any]], path: pathlib.Path) -> None:
@@ -300,13 +300,7 @@ def draw_doses(compared: list[dict[str, Any]], path: pathlib.Path) -> None:
   axes.set_xlabel("dose")
   axes.set_ylabel("points")
   axes.legend()
-  save(figure, path)
-
-
-def save(figure: Figure, path: pathlib.Path) -> None:
-  """Writes a figure as SVG, the same bytes for the same figure: commits show changes only."""
-  with matplotlib.rc_context({"svg.hashsalt": path.name}):
-    figure.savefig(path, metadata={"Date": None})
+  path.write_text(figures.svg(figure, path.name, transparent=False), encoding="utf-8")
 
 
 def write_page(study: Study, records: Records) -> None:

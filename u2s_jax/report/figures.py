@@ -66,11 +66,11 @@ def save(figure: Figure, path: pathlib.Path) -> None:
   path.with_suffix(".svg").write_text(svg(figure, path.name), encoding="utf-8")
 
 
-def svg(figure: Figure, name: str) -> str:
-  """Returns a figure as SVG, always the same for the same figure and name."""
+def svg(figure: Figure, name: str, transparent: bool = True) -> str:
+  """Returns a figure as SVG, on nothing or white, always the same for the same figure and name."""
   file = io.StringIO()
   with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
-    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    figure.savefig(file, format="svg", transparent=transparent, metadata={"Date": None})
   return file.getvalue()
 
 
