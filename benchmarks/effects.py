@@ -288,18 +288,20 @@ def draw(compared: list[dict[str, Any]], path: pathlib.Path) -> None:
 
 
 def draw_doses(compared: list[dict[str, Any]], path: pathlib.Path) -> None:
-  """Draws effects with their intervals over the dose."""
+  """Draws effects with their intervals over the dose of what the study is named after."""
   figure = Figure(figsize=(7, 4), layout="constrained")
   axes = figure.subplots()
-  for series in dict.fromkeys(row["series"] for row in compared):
+  last = max(row["dose"] for row in compared)
+  for i, series in enumerate(dict.fromkeys(row["series"] for row in compared)):
     rows = sorted((r for r in compared if r["series"] == series), key=lambda r: r["dose"])
     means = np.array([row["mean"] for row in rows])
     errors = [means - [row["low"] for row in rows], [row["high"] for row in rows] - means]
-    axes.errorbar([r["dose"] for r in rows], means, np.abs(errors), marker="o", label=series)
+    doses = [row["dose"] + 0.01 * last * i for row in rows]  # side by side: none hides another
+    axes.errorbar(doses, means, np.abs(errors), marker="o", label=series)
   axes.axhline(0, color="grey", linewidth=0.8)
-  axes.set_xlabel("dose")
-  axes.set_ylabel("points")
-  axes.legend()
+  axes.set_xlabel(f"dose of {path.stem}")
+  axes.set_ylabel("points gained")
+  figure.legend(loc="outside upper center", ncols=2)
   path.write_text(figures.svg(figure, path.name, transparent=False), encoding="utf-8")
 
 
