@@ -271,8 +271,14 @@ def draw(compared: list[dict[str, Any]], path: pathlib.Path) -> None:
   Where all have a dose, over the dose, a curve for each series.
   """
   if compared and all(row["dose"] is not None for row in compared):
-    draw_doses(compared, path)
-    return
+    figure = draw_doses(compared, path.stem)
+  else:
+    figure = draw_rows(compared)
+  path.write_text(figures.svg(figure, path.name, transparent=False), encoding="utf-8")
+
+
+def draw_rows(compared: list[dict[str, Any]]) -> Figure:
+  """Returns a figure of effects with their intervals, one below the other."""
   rows = compared[::-1]
   figure = Figure(figsize=(8, 0.8 + 0.32 * len(rows)), layout="constrained")
   axes = figure.subplots()
@@ -284,11 +290,11 @@ def draw(compared: list[dict[str, Any]], path: pathlib.Path) -> None:
   axes.axvline(0, color="grey", linewidth=0.8)
   axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=8)
   axes.set_xlabel("points (cross: the paper's, on its data)")
-  path.write_text(figures.svg(figure, path.name, transparent=False), encoding="utf-8")
+  return figure
 
 
-def draw_doses(compared: list[dict[str, Any]], path: pathlib.Path) -> None:
-  """Draws effects with their intervals over the dose of what the study is named after."""
+def draw_doses(compared: list[dict[str, Any]], name: str) -> Figure:
+  """Returns a figure of effects with their intervals over the dose of what the study names."""
   figure = Figure(figsize=(7, 4), layout="constrained")
   axes = figure.subplots()
   last = max(row["dose"] for row in compared)
@@ -299,10 +305,10 @@ def draw_doses(compared: list[dict[str, Any]], path: pathlib.Path) -> None:
     doses = [row["dose"] + 0.01 * last * i for row in rows]  # side by side: none hides another
     axes.errorbar(doses, means, np.abs(errors), marker="o", label=series)
   axes.axhline(0, color="grey", linewidth=0.8)
-  axes.set_xlabel(f"dose of {path.stem}")
+  axes.set_xlabel(f"dose of {name}")
   axes.set_ylabel("points gained")
   figure.legend(loc="outside upper center", ncols=2)
-  path.write_text(figures.svg(figure, path.name, transparent=False), encoding="utf-8")
+  return figure
 
 
 def write_page(study: Study, records: Records) -> None:
