@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import os
 import pathlib
+import re
 import sys
 import tempfile
 import traceback
@@ -28,9 +29,9 @@ import configs
 from data import clips, decode, memory, source
 from data.sources import folders
 from data.tiny_something import prepare as rendered
-from u2s_jax import devices, files, interruption, peers, settings
+from u2s_jax import devices, files, interruption, peers, saved_config, settings
 from u2s_jax.console import Board, leave_disk_errors_to_the_end, log
-from u2s_jax.errors import UserError, disk_error, one_line, printable
+from u2s_jax.errors import UserError, check_repeated, disk_error, one_line, printable
 from u2s_jax.evaluation import evaluate
 from u2s_jax.model import Model, check_windows
 from u2s_jax.run import Source, locked
@@ -46,9 +47,9 @@ MODE = flags.DEFINE_enum(
   "mode",
   "train",
   ["train", "eval", "report", "predict", "export"],
-  "'train' ends with the evaluation; 'eval' looks again at what is trained, both with --config;"
-  " 'report' draws the figures of a finished run; 'predict' scores"
-  " --video; 'export' writes the networks for other programs. The last three need no --config.",
+  "'train', with --config, ends with the evaluation; 'eval' evaluates the newest checkpoint again,"
+  " with the run's config and what --config.<field>=<value> changes; 'report' draws the figures of"
+  " a finished run; 'predict' scores --video; 'export' writes the networks for other programs.",
 )
 COMPARE = flags.DEFINE_multi_string(
   "compare", [], "Of --mode=report: workdir of a run to put beside this one; may be repeated."
@@ -58,11 +59,11 @@ CONTROL = flags.DEFINE_string(
   None,
   "Of --mode=report and export: workdir of the same run with control=True, trained as long.",
 )
-VIDEO = flags.DEFINE_string(
+VIDEO = flags.DEFINE_multi_string(
   "video",
-  None,
-  "Of --mode=predict: a video or image, a folder of them, or a pattern in quotes; with --window"
-  " also a camera, rtsp://... or /dev/video0.",
+  [],
+  "Of --mode=predict: a video or image, a folder of them, or a pattern in quotes; may be repeated;"
+  " with --window also a camera, rtsp://... or /dev/video0.",
 )
 VIEWS_OF = flags.DEFINE_string(
   "views", None, "Of --mode=predict: center, 3crop, 5crop or 10crop; else those of the evaluation."
@@ -134,7 +135,7 @@ def train_or_evaluate(workdir: Workdir) -> None:
   """Joins the other processes, then prepares or opens the data, and trains or evaluates."""
   config = CONFIG.value
   if config is None:
-    raise UserError(f"--config: --mode={MODE.value} needs an experiment, see configs/")
+    raise UserError("--config: training requires an experiment, see configs/")
   for kind in ("GPU", "TPU"):
     tf.config.set_visible_devices([], kind)  # TensorFlow would take the devices' memory
   with contextlib.ExitStack() as stack:
@@ -148,8 +149,7 @@ def train_or_evaluate(workdir: Workdir) -> None:
     files.make_folder(workdir.root)
     config = fitted(config, workdir, free)
     if MODE.value == "eval":
-      name = flags.FLAGS["config"].config_filename
-      evaluate.evaluate_latest(config, workdir, opened(config, workdir), name)
+      evaluate.evaluate_latest(config, workdir, opened(config, workdir), str(workdir.config))
     elif not train.is_finished(workdir):  # a finished one may lie where nobody can write
       with locked(workdir):
         train_run(config, workdir)
@@ -213,10 +213,13 @@ def predict_files(workdir: Workdir) -> bool:
   """Prints what the run says of `--video`, and returns whether all files could be read."""
   if not VIDEO.value:
     raise UserError("--video: --mode=predict needs a video or image, a folder, or a pattern")
-  camera = decode.live(VIDEO.value)
-  if camera and WINDOW.value is None:
-    raise UserError(f"--video {VIDEO.value}: a camera has no end; take --window")
-  videos = [VIDEO.value] if camera else folders.find_files(VIDEO.value)
+  videos = []
+  for name in VIDEO.value:
+    camera = decode.live(name)
+    if camera and WINDOW.value is None:
+      raise UserError(f"--video {name}: a live stream requires --window")
+    videos += [name] if camera else folders.find_files(name)
+  videos = list(dict.fromkeys(videos))  # a file that two patterns match is scored once
   overlay, features = (written(flag, videos) for flag in (OVERLAY, FEATURES))
   form = form_of_answers(videos)
   devices.use_compilation_cache(workdir.compiled)
@@ -298,7 +301,7 @@ def written(flag: flags.FlagHolder[str | None], videos: Sequence[str]) -> pathli
   """
   if not flag.value:
     return None
-  path, suffix = pathlib.Path(flag.value), {"overlay": ".mp4", "features": ".npz"}[flag.name]
+  path, suffix = files.local_path(flag.value), {"overlay": ".mp4", "features": ".npz"}[flag.name]
   said = f"--{flag.name} {path}"
   if flag.name == "overlay" and len(videos) > 1:
     raise UserError(f"{said}: for one file only, and --video names {len(videos)}")
@@ -315,7 +318,18 @@ def parse_flags(argv: list[str]) -> list[str]:
   """Parses flags; a wrong one, an unknown field of the config, or no such config, is one line."""
   check_config_file(argv)
   try:
-    return flags.FLAGS(argv)
+    if not asks_for_evaluation(argv):
+      rest = flags.FLAGS(argv)
+      check_repeated(argv, lists_of(flags.FLAGS))
+      return rest
+    own, fields = split_config(argv)
+    rest = flags.FLAGS(own)
+    check_repeated(own, lists_of(flags.FLAGS))
+    if WORKDIR.value:
+      flags.FLAGS.config = config_of_run(Workdir(files.named(WORKDIR.value)), fields)
+    return rest
+  except (UserError, OSError) as error:
+    sys.exit(f"error: {one_line(error)}")
   except flags.Error as error:
     # Where a config raised, the message is the whole traceback.
     last = str(error).strip().splitlines()[-1]
@@ -325,6 +339,54 @@ def parse_flags(argv: list[str]) -> list[str]:
     while isinstance(reason, Exception):  # ml_collections wraps the message in exceptions
       reason = reason.args[-1] if reason.args else type(reason).__name__
     sys.exit(f"error: --config: {' '.join(str(reason).split())}")
+
+
+def asks_for_evaluation(argv: list[str]) -> bool:
+  """Tells whether a command line has `--mode=eval`."""
+  return any(
+    argument.lstrip("-") == "mode=eval" or (argument.lstrip("-"), following) == ("mode", "eval")
+    for argument, following in itertools.pairwise([*argv, ""])
+  )
+
+
+def lists_of(values: flags.FlagValues) -> set[str]:
+  """Returns the names of flags that may be repeated: every one adds to a list or a tuple."""
+  return {name for name in values if isinstance(values[name], flags.MultiFlag)}
+
+
+def split_config(argv: list[str]) -> tuple[list[str], list[str]]:
+  """Returns a command line without `--config...`, and its `--config.<field>=<value>`."""
+  own, fields, arguments = [], [], iter(argv)
+  for argument in arguments:
+    name, equals, _ = argument.partition("=")
+    if not re.match(r"--?config(\.|$)", name):
+      own.append(argument)
+      continue
+    value = [] if equals else [next(arguments, "")]
+    if "." in name:
+      fields += [argument, *value]
+  return own, fields
+
+
+def config_of_run(workdir: Workdir, fields: list[str]) -> ml_collections.ConfigDict:
+  """Returns the config that a run was trained with, with some fields changed.
+
+  Args:
+    workdir: of the run.
+    fields: arguments `--config.<field>=<value>`.
+  """
+  config = saved_config.read(workdir)
+  if config is None:
+    raise UserError(f"--workdir {workdir.root}: no {workdir.config.name}; train first")
+  values = flags.FlagValues()
+  holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=fields)
+  values(["main.py", *fields])
+  check_repeated(["main.py", *fields], lists_of(values))
+  changed = holder.value
+  if changed.data.dir != saved_config.read(workdir).data.dir:
+    with changed.unlocked():
+      changed.data.pop("render", None)  # another data set is not to be rendered
+  return changed
 
 
 def check_config_file(argv: list[str]) -> None:

@@ -317,7 +317,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   )
   add = parser.add_argument
   add("--dataset", required=True, choices=DATASETS)
-  add("--source", required=True, type=pathlib.Path, help="the data set's folder, or a CSV file")
+  add("--source", required=True, help="the data set's folder, or a CSV file")
   add("--out", required=True, help="folder for the prepared data set")
   add("--split", type=int, default=1, help="official split of ucf101 and hmdb51 (default: 1)")
   add(
@@ -349,6 +349,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   handlers = {number: signal.signal(number, _interrupt) for number in SIGNALS}
   try:
     out = files.data_folder(args.out, "--out")
+    args.source = files.local_path(args.source)
     listing = DATASETS[args.dataset](args)
     listing_lib.check(listing, str(args.source))
     for note in listing.notes:

@@ -1,12 +1,14 @@
 """A config's batches: the data set that it names, as clips of the kind that it asks for."""
 
 import dataclasses
+import hashlib
+import json
 import os
 from typing import Any
 
 import ml_collections
 
-from data import clips, pipeline, store
+from data import clips, pipeline, shards, store
 from data.clips import Augmentation, ClipSpec
 from data.pipeline import Batches, Feed
 from data.store import PreparedDataset
@@ -35,15 +37,18 @@ class PreparedSource:
 
   def fields(self) -> dict[str, Any]:
     """Returns the fields of a `u2s_jax.run.Source`, which this package does not know."""
+    splits = self.dataset.info.splits
     return {
       "class_names": self.dataset.class_names,
-      "num_train": len(self.dataset.split("train").records),
+      "num_train": splits["train"].num_examples if "train" in splits else 0,
       "channels": self.clip.channels,
       "train_batches": self.train_batches,
       "eval_batches": self.eval_batches,
       "stored": self.dataset.how_stored(),
       "class_sizes": self.dataset.class_sizes(),
       "paths": self.dataset.paths,
+      "name": self.dataset.folder.name,
+      "digest": data_digest(self.dataset),
     }
 
   def train_batches(self, stage: int, first_step: int) -> Batches:
@@ -61,6 +66,24 @@ class PreparedSource:
   def eval_batches(self, split: str, views: str) -> Batches:
     """Goes through a split once."""
     return pipeline.eval_batches(self.dataset.split(split), self.clip, self.testing, views)
+
+
+def data_digest(dataset: PreparedDataset) -> str:
+  """Returns a digest of what a data set holds: classes, clip ids, labels and stored bytes.
+
+  The folder is not part of it: a data set may be moved. Empty for a data set of an earlier version
+  or of another tool, whose clips nobody has listed.
+  """
+  try:
+    listed = json.loads((dataset.folder / shards.SETTINGS).read_text())["clips"]
+  except (OSError, ValueError, LookupError):
+    return ""
+  # The bytes tell data sets apart whose files have the same names; so does how they were decoded.
+  splits = {
+    name: [split.num_examples, split.num_bytes] for name, split in dataset.info.splits.items()
+  }
+  content = [listed, dataset.modality, dataset.how_stored(), sorted(splits.items())]
+  return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def open_source(

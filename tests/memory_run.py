@@ -55,12 +55,16 @@ class MemorySource:
     unknown: clips of the split `test` that come without a label.
     class_names: in the order of the labels.
     started: stage and first step of every training stream.
+    digest: of the data set.
+    ids: what the ids begin with.
   """
 
   channels: int = 3
   unknown: tuple[int, ...] = ()
   class_names: tuple[str, ...] = CLASS_NAMES
   started: list = dataclasses.field(default_factory=list)
+  digest: str = ""
+  ids: str = ""
 
   def train_batches(self, stage, first_step):
     self.started.append((stage, first_step))
@@ -81,13 +85,14 @@ class MemorySource:
         batch["label"][np.isin(numbers, self.unknown)] = -1
       yield batch | {
         "valid": np.arange(start, start + 8) < count,
-        "id": np.array([str(n).encode() for n in numbers], object),
+        "id": np.array([f"{self.ids}{n}".encode() for n in numbers], object),
       }
 
   def source(self):
     return Source(
       self.class_names, TRAIN, self.channels, self.train_batches, self.eval_batches, stored={},
       class_sizes=(9, 9, 6), paths=lambda split: {str(n): f"/videos/{n}" for n in range(TRAIN)},
+      digest=self.digest,
     )  # fmt: skip
 
 

@@ -21,6 +21,9 @@ from u2s_jax.files import Path, absolute, in_bucket
 from u2s_jax.stages import BEST
 from u2s_jax.state import TrainState
 
+# Orbax writes to such a path as it is, but matches the whole path as a pattern when it reads: it
+# finds nothing there or, worse, the arrays of a run next to this one.
+PATTERNS = "*?[\\"
 KEEP = 2  # newest checkpoints of a stage
 ASIDE = "damaged_"  # begins the name of a checkpoint that was set aside
 
@@ -36,6 +39,19 @@ class DamagedError(UserError):
   def __init__(self, path: Path, reason: Exception | str):
     lines = str(reason).strip().splitlines() or [type(reason).__name__]
     super().__init__(f"checkpoint {path} is damaged ({' '.join(lines[0].split())[:200]})")
+
+
+def check_path(folder: Path) -> None:
+  """Checks that Orbax can read what it writes to a folder: it reads these characters as patterns.
+
+  Raises:
+    UserError: a path with such a character.
+  """
+  found = next((character for character in PATTERNS if character in str(folder)), None)
+  if found:
+    raise UserError(
+      f"{folder}: checkpoints cannot be read from a path with {found!r}; choose a path without it"
+    )
 
 
 class Checkpoints:
@@ -55,6 +71,7 @@ class Checkpoints:
     model: dict[str, Any],
     defaults: dict[str, Any],
   ):
+    check_path(folder)
     self._folder = absolute(folder)
     self._model, self._defaults = model, defaults
     self._stages = stages
@@ -242,22 +259,41 @@ def read_networks(
   )
 
 
+def read_record(folder: Path, stages: tuple[str, ...]) -> dict[str, Any] | None:
+  """Returns the record of the newest complete checkpoint, None where there is none."""
+  path = newest(folder, stages)
+  if path is None:
+    return None
+  with _damage(path):
+    return _record(path)
+
+
+def _record(path: Path) -> dict[str, Any]:
+  return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path / "record")
+
+
+def newest(folder: Path, stages: tuple[str, ...]) -> Path | None:
+  """Returns the newest complete checkpoint, by host 0's word; None where there is none."""
+  check_path(folder)
+  newest = -1, 0
+  for i, stage in enumerate(stages):
+    steps = ocp.utils.checkpoint_steps(folder / stage) if (folder / stage).is_dir() else ()
+    newest = (i, max(steps)) if steps else newest
+  index, step = devices.broadcast_from_host0(newest)
+  return None if index < 0 else absolute(folder / stages[index] / str(step))
+
+
 def _read_newest(
   folder: Path,
   stages: tuple[str, ...],
   wanted: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> tuple[Path, dict[str, Any], dict[str, Any]] | None:
   """Reads what `wanted` takes of the tree of the newest complete checkpoint's state."""
-  newest = -1, 0
-  for i, stage in enumerate(stages):
-    steps = ocp.utils.checkpoint_steps(folder / stage) if (folder / stage).is_dir() else ()
-    newest = (i, max(steps)) if steps else newest
-  index, step = devices.broadcast_from_host0(newest)
-  if index < 0:
+  path = newest(folder, stages)
+  if path is None:
     return None
-  path = absolute(folder / stages[index] / str(step))
   with _damage(path):
-    record = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path / "record")
+    record = _record(path)
     handler = ocp.PyTreeCheckpointHandler()
     part = wanted(handler.metadata(path / "state").tree)
     # As NumPy arrays, whatever devices they were on.

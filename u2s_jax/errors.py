@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+from collections.abc import Collection, Sequence
 from typing import Any
 
 INTERRUPTED = 75  # exit status of a command that was asked to end: EX_TEMPFAIL of sysexits.h
@@ -25,6 +26,28 @@ class UserError(ValueError):
   Its message is one line that names the file, the field or the class, and what to do; the commands
   print it alone. Every other exception but those of `one_line` is a bug and keeps its traceback.
   """
+
+
+def check_repeated(argv: Sequence[str], repeatable: Collection[str] = ()) -> None:
+  """Checks that no flag is given twice: parsers would take the last value without a word.
+
+  Args:
+    argv: a command line, the program first.
+    repeatable: names of flags that make lists.
+
+  Raises:
+    UserError: a flag that is given twice.
+  """
+  seen = set()
+  for argument in argv[1:]:
+    if argument == "--":
+      return
+    name = argument.partition("=")[0].lstrip("-")
+    if not argument.startswith("-") or not name or name in repeatable:
+      continue
+    if name in seen:
+      raise UserError(f"--{name}: given twice; give it once")
+    seen.add(name)
 
 
 def printable(text: str) -> str:

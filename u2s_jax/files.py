@@ -24,14 +24,38 @@ BUCKET = "gs://"
 HUB = "hf://"
 
 
-def named(text: str) -> Path:
+def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
+  """Returns a user's path on a disk, absolute and with `~` expanded.
+
+  Libraries treat such paths differently: some expand `~`, others create a directory of that name;
+  some remember a relative path beyond a change of the working directory. All of them get this one.
+
+  Raises:
+    UserError: an empty name, one that is not UTF-8, or an unknown user's home directory.
+  """
+  text = os.fsdecode(path)
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    raise UserError(f"{ascii(text)}: the name is not UTF-8; rename it") from error
+  if not text or "\0" in text:
+    raise UserError(f"{text!r}: not a path; name a file or directory")
+  try:
+    return pathlib.Path(text).expanduser().absolute()
+  except RuntimeError as error:
+    raise UserError(f"{text}: no home directory for this user; write the path in full") from error
+
+
+def named(path: str | os.PathLike[str]) -> Path:
   """Returns the path that a user named: on a disk, or in a bucket of Google Cloud Storage.
 
   Raises:
-    UserError: another kind of address, a bucket that is not there, or no package to reach it.
+    UserError: as `local_path`; another kind of address, a bucket that is not there, or no package
+      to reach it.
   """
+  text = os.fsdecode(path)  # of epath's paths too, which are addresses
   if "://" not in text:
-    return pathlib.Path(text)
+    return local_path(text)
   if not text.startswith(BUCKET):
     raise UserError(
       f"{text}: checkpoints are whole on disks and in {BUCKET} alone; name one of these"
@@ -89,11 +113,11 @@ def data_folder(text: str, said: str) -> pathlib.Path:
     said: what named it, for the error.
 
   Raises:
-    UserError: it is an address.
+    UserError: it is an address, or as `local_path`.
   """
   if "://" in text:
     raise UserError(f"{said} {text}: a data set is read on a disk, see docs/scaling.md; copy it")
-  return pathlib.Path(text)
+  return local_path(text)
 
 
 def in_bucket(path: Path) -> bool:

@@ -26,18 +26,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
   )
   parser.add_argument("--scores", type=str, nargs="+", required=True, metavar="NPZ")
   parser.add_argument("--weights", type=float, nargs="+", help="one for each file; all alike")
-  parser.add_argument("--out", type=pathlib.Path, metavar="NPZ", help="file for the fused scores")
+  parser.add_argument("--out", type=str, metavar="NPZ", help="file for the fused scores")
   given = parser.parse_args(arguments)
   try:
     paths = [files.named(path) for path in given.scores]
-    streams, fused = fuse_files(paths, given.weights, given.out)
+    out = files.local_path(given.out) if given.out else None
+    streams, fused = fuse_files(paths, given.weights, out)
   except (OSError, UserError) as error:
     line = one_line(error)
     if line is None:
       raise
     sys.exit(f"error: {line}")
-  if given.out:
-    print(f"written: {given.out}")
+  if out:
+    print(f"written: {out}")
   if fused.num_unknown:
     print("there are clips without a label: no accuracies")
     return

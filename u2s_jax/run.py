@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -41,6 +41,8 @@ class Source:
     stored: in JSON's types, how the data set was prepared, kept in every checkpoint for `predict`.
     class_sizes: training clips of each class; empty where nobody counted.
     paths: split -> the files' paths by the clips' ids, of those that have one.
+    name: of the data set, for folders of evaluations.
+    digest: hexadecimal digest of class names, clip ids and decoding; empty where unknown.
   """
 
   class_names: tuple[str, ...]
@@ -51,6 +53,37 @@ class Source:
   stored: Mapping[str, Any]
   class_sizes: tuple[int, ...] = ()
   paths: Callable[[str], Mapping[str, str]] = lambda split: {}
+  name: str = "data"
+  digest: str = ""
+
+  def with_classes_of(self, class_names: Sequence[str]) -> "Source":
+    """Returns the source for an evaluation by networks that were trained on other data.
+
+    Labels of the evaluation batches become indices into `class_names`; the data set may have fewer
+    classes, in any order.
+
+    Args:
+      class_names: of the networks, in the order of their outputs.
+
+    Raises:
+      UserError: the data set has a class that the networks do not know.
+    """
+    if self.class_names == tuple(class_names):
+      return self
+    unknown = [name for name in self.class_names if name not in class_names]
+    if unknown:
+      raise UserError(
+        f"data set {self.name}: the class {unknown[0]!r} is not among the {len(class_names)}"
+        f" classes of this run ({len(unknown)} such classes); rename its classes as the run's"
+      )
+    index = {name: i for i, name in enumerate(class_names)}
+    labels = np.array([*(index[name] for name in self.class_names), -1], np.int32)  # -1 stays -1
+
+    def eval_batches(split: str, views: str) -> Batches:
+      for batch in self.eval_batches(split, views):
+        yield batch | {"label": labels[batch["label"]]}
+
+    return dataclasses.replace(self, class_names=tuple(class_names), eval_batches=eval_batches)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from configs import default
-from u2s_jax import csm, devices, files, saved_config, stages
+from u2s_jax import checkpoint, csm, devices, files, saved_config, stages
 from u2s_jax.console import log
 from u2s_jax.errors import UserError
 from u2s_jax.models import backbones
@@ -197,6 +197,7 @@ def check(
   Raises:
     UserError: a config that cannot work, or not the run's; names the first such field.
   """
+  checkpoint.check_path(workdir.checkpoints)
   counts = ("log_every_steps", "checkpoint_every_steps", "accumulate_steps", "eval.every_epochs")
   for field in counts:
     value = operator.attrgetter(field)(config)
@@ -219,6 +220,11 @@ def check(
       f"eval.split: {config.eval.split!r} is for --mode=eval only; training needs 'validation'"
     )
   if began is None:
+    if checkpoint.newest(workdir.checkpoints, STAGES):
+      raise UserError(
+        f"{workdir.config}: missing, but there are checkpoints; restore the file or choose another"
+        " --workdir"
+      )
     _check_start(config)
     for stage in schedule(config):
       stage.check_decays()

@@ -30,6 +30,15 @@ def evaluate_latest(config, folder, source=None):
   evaluate.evaluate_latest(config, Workdir(folder), (source or MemorySource()).source(), NAME)
 
 
+def contents(folder):
+  """All files that a run left, but for those below `eval/`."""
+  return {
+    path: (path.read_bytes(), path.stat().st_mtime_ns)
+    for path in folder.rglob("*")
+    if path.is_file() and "eval" not in path.relative_to(folder).parts
+  }
+
+
 def outputs_of(folder, stage):
   """The networks' outputs for all validation clips, and the clips."""
   state, _ = state_at(config_of(), folder, stage=stage, step=3)
@@ -118,7 +127,8 @@ def test_evaluation_half_way_touches_nothing(finished, tmp_path, monkeypatch):
     train(config_of(), tmp_path)
   one_pass = (tmp_path / "scores/validation_one_pass.npz").read_bytes()
   evaluate_latest(config_of(), tmp_path)
-  assert (tmp_path / "eval/center_universal_3/summary.json").exists()
+  (folder,) = (tmp_path / "eval").glob("data_universal_3-????????-center")
+  assert (folder / "summary.json").exists()
   assert not (tmp_path / "summary.json").exists()
   assert (tmp_path / "scores/validation_one_pass.npz").read_bytes() == one_pass
 
@@ -128,7 +138,7 @@ def test_another_split_is_evaluated_beside_the_run(finished, capsys, unknown):
   root = finished[0]
   before = {path: path.stat().st_mtime_ns for path in root.glob("*.*")}
   evaluate_latest(config_of(**{"eval.split": "test"}), root, MemorySource(unknown=unknown))
-  folder = root / "eval/test_center_joint_3"
+  (folder,) = (root / "eval").glob("data_test-????????-center")
   final = scores.read(folder / "scores/test.npz")
   one_pass = scores.read(folder / "scores/test_one_pass.npz")
   assert one_pass.num_unknown == final.num_unknown == len(unknown)
@@ -146,17 +156,74 @@ def test_another_split_is_evaluated_beside_the_run(finished, capsys, unknown):
 @pytest.mark.parametrize(
   ("source", "message"),
   [
-    (MemorySource(class_names=(*CLASS_NAMES, "one more")), "num_classes is 3 there and 4 here"),
     (
-      MemorySource(class_names=("class 0", "class 2", "class 1")),
-      r"class_names\[1\] is 'class 1' there and 'class 2' here",
+      MemorySource(class_names=(*CLASS_NAMES, "one more")),
+      "data set data: the class 'one more' is not among the 3 classes of this run",
     ),
-    (MemorySource(channels=10), "channels is 3 there and 10 here"),
+    (MemorySource(class_names=("CLASS 0",)), "the class 'CLASS 0' is not among the 3 classes"),
+    (MemorySource(channels=10), "another model's: channels is 3 there and 10 here; set"),
   ],
 )
-def test_other_data_is_refused(finished, source, message):
-  with pytest.raises(UserError, match=f"another model's: {message}; set"):
+def test_data_that_the_networks_cannot_take_are_refused(finished, source, message):
+  with pytest.raises(UserError, match=message):
     evaluate_latest(config_of(), finished[0], source)
+
+
+@pytest.mark.parametrize(
+  ("trained_on", "evaluated"),
+  [
+    (MemorySource(digest="a" * 16), MemorySource(digest="b" * 16)),  # the same ids
+    (MemorySource(digest="a" * 16), MemorySource(digest="b" * 16, ids="x")),
+    (MemorySource(), MemorySource(ids="x")),  # runs of before have no digest: ids are compared
+    (MemorySource(), MemorySource(ids="x", digest="b" * 16)),
+  ],
+)
+def test_other_data_leave_the_results_of_a_run_alone(
+  finished, tmp_path, capsys, trained_on, evaluated
+):
+  shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+  if trained_on.digest:
+    for path in tmp_path.glob("checkpoints/*/*/record/metadata"):
+      path.write_text(path.read_text().replace('"data_digest": "', f'"data_digest": "{"a" * 16}'))
+      assert "a" * 16 in path.read_text()
+  before = contents(tmp_path)
+  evaluate_latest(config_of(), tmp_path, evaluated)
+  (folder,) = (tmp_path / "eval").iterdir()
+  name, digest, views = folder.name.split("-")
+  assert (name, views, len(digest)) == ("data", "center", 8)
+  assert digest == "bbbbbbbb" or not evaluated.digest
+  assert "data set (data) is not that of the run's own results" in capsys.readouterr().out
+  written = scores.read(folder / "scores/validation.npz")
+  assert written.ids[0] == f"{evaluated.ids}0" and written.data_digest == evaluated.digest
+  assert "training_clips" not in json.loads((folder / "summary.json").read_text())
+  evaluate_latest(config_of(), tmp_path, trained_on)  # its own data
+  assert "validation.npz: already exists with the same scores" in capsys.readouterr().out
+  assert contents(tmp_path) == before and len(list((tmp_path / "eval").iterdir())) == 1
+
+
+def test_scores_that_differ_stay(finished, tmp_path, capsys):
+  shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+  path = tmp_path / "scores/validation.npz"
+  changed = scores.read(path)
+  changed.predictions["bridge"][0] = changed.predictions["bridge"][1]
+  scores.write(path, changed)
+  before = contents(tmp_path)
+  evaluate_latest(config_of(), tmp_path)
+  assert "already exists with other scores; it stays, delete it" in capsys.readouterr().out
+  assert contents(tmp_path) == before
+
+
+def test_classes_are_matched_by_name(finished, tmp_path):
+  shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+  own = scores.read(tmp_path / "scores/validation.npz")
+  evaluate_latest(
+    config_of(), tmp_path, MemorySource(class_names=("class 2", "class 0", "class 1"))
+  )
+  (folder,) = (tmp_path / "eval").iterdir()
+  other = scores.read(folder / "scores/validation.npz")
+  assert other.labels.tolist() == [(2, 0, 1)[label] for label in own.labels]
+  assert other.class_names.tolist() == list(CLASS_NAMES)
+  np.testing.assert_array_equal(other.predictions["specific"], own.predictions["specific"])
 
 
 def test_nothing_to_evaluate(tmp_path):
@@ -168,6 +235,7 @@ def test_an_evaluation_with_other_masks_lies_beside_the_run(finished):
   folder = finished[0]
   before = (folder / "summary.json").read_bytes()
   evaluate_latest(config_of(**{"csm.guide": "label", "csm.selection": "own"}), folder)
-  assert (folder / "eval/center_joint_3_own_label/summary.json").exists()
+  (other,) = (folder / "eval").glob("data_own_label-????????-center")
+  assert (other / "summary.json").exists()
   assert (folder / "summary.json").read_bytes() == before
   shutil.rmtree(folder / "eval")

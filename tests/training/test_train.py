@@ -241,12 +241,56 @@ def test_a_folder_that_is_removed_ends_the_run(tmp_path, monkeypatch):
   def save_then_remove(self, *args):
     save(self, *args)
     self.wait()
-    shutil.rmtree(workdir)
+    if args[1]:  # the first one is read back
+      shutil.rmtree(workdir)
 
   monkeypatch.setattr(checkpoint.Checkpoints, "save", save_then_remove)
   with pytest.raises(UserError, match=r"run/config.json: gone while the run was training"):
     train(config_of(), workdir)
   assert not (workdir / "summary.json").exists()
+
+
+def test_a_first_checkpoint_that_cannot_be_read_back_ends_the_run(tmp_path, monkeypatch):
+  save = checkpoint.Checkpoints.save
+
+  def save_then_damage(self, *args):
+    save(self, *args)
+    self.wait()
+    for path in (tmp_path / "checkpoints").rglob("*"):
+      if path.is_file() and "state/d/" in str(path):
+        path.write_bytes(path.read_bytes()[:-1])
+
+  monkeypatch.setattr(checkpoint.Checkpoints, "save", save_then_damage)
+  source = MemorySource()
+  with pytest.raises(UserError, match="the first checkpoint cannot be read back"):
+    train(config_of(), tmp_path, source)
+  assert not source.started
+
+
+@pytest.mark.parametrize("name", ["lr=[0.1]", "back\\slash", "a*b", "what?", "[x", "runs[1]/a"])
+def test_a_path_that_orbax_reads_as_a_pattern_is_refused(tmp_path, name):
+  source = MemorySource()
+  with pytest.raises(UserError, match="checkpoints cannot be read from a path with"):
+    train(config_of(), tmp_path / name, source)
+  assert not source.started and not (tmp_path / name).exists()
+
+
+def test_a_run_without_its_config_is_refused_at_the_start(finished, tmp_path):
+  shutil.copytree(finished[0] / "checkpoints/universal", tmp_path / "checkpoints/universal")
+  source = MemorySource()
+  with pytest.raises(UserError, match=r"config.json: missing, but there are checkpoints; restore"):
+    train(config_of(), tmp_path, source)
+  assert not source.started
+
+
+def test_a_run_does_not_resume_on_other_data(tmp_path, monkeypatch):
+  with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+    patch.setattr(start, "category_similarity", lambda *args: 1 / 0)
+    train(config_of(), tmp_path, MemorySource(digest="0123456789abcdef"))
+  other = MemorySource(digest="fedcba9876543210")
+  with pytest.raises(UserError, match=r"another data set \(digest 0123456789abcdef\)"):
+    train(config_of(), tmp_path, other)
+  assert not other.started
 
 
 def test_one_run_at_a_time_trains_in_a_folder(tmp_path):

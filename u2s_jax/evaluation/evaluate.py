@@ -1,6 +1,9 @@
 """An evaluation, at a run's end or of its newest checkpoint: scores, tables, files."""
 
 import contextlib
+import dataclasses
+import hashlib
+import json
 import math
 from typing import Any
 
@@ -8,15 +11,44 @@ import jax
 import ml_collections
 import numpy as np
 
-from u2s_jax import devices, metrics, saved_config, settings, workdir
+from u2s_jax import checkpoint, devices, metrics, saved_config, settings, workdir
 from u2s_jax.console import log
 from u2s_jax.errors import UserError
 from u2s_jax.evaluation import analysis, inference, results, scores
 from u2s_jax.evaluation.scores import Scores
+from u2s_jax.files import Path
 from u2s_jax.run import VALIDATION_SPLIT, Run, Source, open_run
 from u2s_jax.stages import STAGES
 from u2s_jax.state import TrainState
 from u2s_jax.workdir import Workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """What an evaluation found, and where it belongs.
+
+  Attributes:
+    run: the run.
+    folder: of its files: the run's, or one below `eval/`.
+    split: of the data set.
+    state: the networks.
+    one_pass: scores of the model after stage 1.
+    final: scores of `state`.
+    replace: whether files that exist are replaced: at a run's end, whose earlier attempt may have
+      been killed here. Looking at a finished run changes nothing that exists.
+  """
+
+  run: Run
+  folder: Workdir
+  split: str
+  state: TrainState
+  one_pass: Scores
+  final: Scores
+  replace: bool = False
+
+  def wants(self, path: Path) -> bool:
+    """Tells whether a file is to be written."""
+    return self.replace or not path.exists()
 
 
 def score(run: Run, state: TrainState, views: str, split: str) -> Scores:
@@ -34,6 +66,7 @@ def score(run: Run, state: TrainState, views: str, split: str) -> Scores:
   step = inference.score_step(run.network, run.mirrors(views))
   batches = run.source.eval_batches(split, views)
   result = inference.score(step, state, batches, run.source.class_names)
+  result = dataclasses.replace(result, data_digest=run.source.digest)
   if run.network.guide == "label" and "specific" in state.params and result.num_unknown:
     raise UserError(f"csm.guide: 'label', but clips of the split {split!r} have no label")
   for name, values in result.predictions.items():
@@ -53,15 +86,17 @@ def score_one_pass(run: Run, state: TrainState) -> None:
     scores.write(run.workdir.one_pass_scores(VALIDATION_SPLIT), one_pass)
 
 
-def finish(run: Run, state: TrainState) -> None:
-  """Evaluates a run's last state in the run's own views, and writes all that is said of the run."""
+def final_evaluation(run: Run, state: TrainState) -> None:
+  """Evaluates a run's last state in the run's own views, and writes all results of the run."""
   log(f"evaluating, views: {run.config.eval.views}")
   final = score(run, state, run.config.eval.views, VALIDATION_SPLIT)
-  one_pass = one_pass_scores(run)
-  analyse(run, run.workdir, state, one_pass, final, VALIDATION_SPLIT)
+  evaluation = Evaluation(
+    run, run.workdir, VALIDATION_SPLIT, state, one_pass_scores(run), final, replace=True
+  )
+  analyse(evaluation)
   best = score_best(run)
   if jax.process_index() == 0:
-    conclude(run, run.workdir, state, one_pass, final, VALIDATION_SPLIT, best)
+    write_results(evaluation, best)
 
 
 def score_best(run: Run) -> dict[str, Any] | None:
@@ -94,138 +129,189 @@ def evaluate_latest(
 ) -> None:
   """Evaluates the newest checkpoint and the one-pass model with `config.eval`; trains nothing.
 
-  The scores and the summary of a finished run are written anew. Those of a run half-way, or in
-  other views than the run's own, go to `<workdir>/eval/<views>_<stage>_<step>`, with `<split>_` in
-  front for another split than validation, and with the `csm.selection` and `csm.guide` behind that
-  are not the run's own.
+  Results of a finished run on its own validation data, in its own views and with its own masks
+  belong to the run's folder, where only missing files are written. All others go to
+  `<workdir>/eval/<name>-<digest>-<views>`, see `_folder`.
 
   Args:
     config: see `configs/default.py`.
     root: the run's folder.
-    source: of the batches.
+    source: of the batches; it may be of another data set with the run's classes, or some of them.
     config_name: for the summary.
 
   Raises:
-    UserError: a config that cannot work or is not the run's, or no checkpoint.
+    UserError: a config that cannot work or is not the run's, no checkpoint, or other classes.
   """
   settings.check(config, root, settings.FREE_IN_EVALUATION)
-  run = open_run(config, root, source, config_name)
+  record = checkpoint.read_record(root.checkpoints, STAGES)
+  if record is None:
+    raise UserError(f"{root.checkpoints}: no checkpoint to evaluate; train first")
+  trained_on = record["model"]
+  source = source.with_classes_of(trained_on["class_names"])
+  # The schedule is that of the run's training clips, whatever is evaluated.
+  run = open_run(
+    config, root, dataclasses.replace(source, num_train=trained_on["num_train"]), config_name
+  )
   with contextlib.closing(run.checkpoints):
-    latest = run.latest()
-    if not latest:
-      raise UserError(f"{root.checkpoints}: no checkpoint to evaluate; train first")
+    stage_name, step = run.latest()
     split, views = config.eval.split, config.eval.views
-    folder = _folder(run, *latest)
-    state, _ = run.restore(*latest)
-    log(f"evaluating stage {latest[0]}, step {latest[1]}, split: {split}, views: {views}")
+    state, _ = run.restore(stage_name, step)
+    log(f"evaluating stage {stage_name}, step {step}, split: {split}, views: {views}")
     final = one_pass = score(run, state, views, split)
-    if latest[0] != STAGES[0]:
+    if stage_name != STAGES[0]:
       log(f"evaluating the one-pass model, views: {views}")
       one_pass = score(run, run.restore_one_pass(), views, split)
-    analyse(run, folder, state, one_pass, final, split)
-    best = score_best(run) if folder == run.workdir else None
+    is_own = _is_own_data(run, final, record.get("data_digest"))
+    if not is_own:  # its training clips are not those that the networks have seen
+      run = dataclasses.replace(run, source=dataclasses.replace(run.source, class_sizes=()))
+    folder = _folder(run, stage_name, step, is_own, final)
+    evaluation = Evaluation(run, folder, split, state, one_pass, final)
+    if folder != root:
+      what = "views, split, masks or checkpoint" if is_own else f"data set ({run.source.name})"
+      log(f"this {what} is not that of the run's own results; writing to {folder.root}")
+    _compare(evaluation)
+    analyse(evaluation)
+    best = score_best(run) if folder == root else None
     if jax.process_index() == 0:
-      scores.write(folder.one_pass_scores(split), one_pass)
-      conclude(run, folder, state, one_pass, final, split, best)
+      path = folder.one_pass_scores(split)
+      if evaluation.wants(path):
+        scores.write(path, one_pass)
+      write_results(evaluation, best)
 
 
-def _folder(run: Run, stage_name: str, step: int) -> Workdir:
-  """Returns where the evaluation of a checkpoint goes: the run's folder for the run's own way."""
-  config, began = run.config, saved_config.read(run.workdir) or run.config
-  split, views = config.eval.split, config.eval.views
-  other = [config.csm[key] for key in settings.MASK_FIELDS if config.csm[key] != began.csm[key]]
-  name = "_".join([views, stage_name, str(step), *other])
-  if split != VALIDATION_SPLIT:
-    return run.workdir.evaluation(f"{split}_{name}")
-  finished = (stage_name, step) == (STAGES[-1], run.total_steps(run.stages[-1]))
-  if not finished or other or views != began.eval.views:
-    return run.workdir.evaluation(name)
-  return run.workdir
-
-
-def analyse(
-  run: Run, folder: Workdir, state: TrainState, one_pass: Scores, final: Scores, split: str
-) -> None:
-  """Writes features and masks for the report, where labels are known; on all hosts.
+def _is_own_data(run: Run, final: Scores, digest: str | None) -> bool:
+  """Tells whether the evaluated data set is the one that the run was trained on.
 
   Args:
-    run: the run.
-    folder: of the evaluation.
-    state: the networks.
-    one_pass: scores of the model after stage 1.
-    final: scores of `state`.
-    split: of the data set.
+    run: the run, with the evaluated source.
+    final: scores of the evaluated split.
+    digest: of the training data; empty or None for runs that did not keep it: then ids and labels
+      are compared with the run's scores, and without such scores the data count as its own.
   """
+  if digest and run.source.digest:
+    return digest == run.source.digest
+  path = run.workdir.scores(run.config.eval.split)
+  if not path.exists():
+    path = run.workdir.one_pass_scores(run.config.eval.split)
+  if not path.exists():
+    return True
+  known = scores.read(path)
+  return np.array_equal(known.ids, final.ids) and np.array_equal(known.labels, final.labels)
+
+
+def _folder(run: Run, stage_name: str, step: int, is_own: bool, final: Scores) -> Workdir:
+  """Returns where results go: the run's folder, or `eval/<name>-<digest>-<views>`.
+
+  The name is the data set's, followed by what else differs from the run's own evaluation: a split
+  other than validation, the checkpoint of an unfinished run, masks (`csm.selection`, `csm.guide`).
+  The digest is the data set's, eight digits.
+  """
+  config, saved = run.config, saved_config.read(run.workdir) or run.config
+  split, views = config.eval.split, config.eval.views
+  finished = (stage_name, step) == (STAGES[-1], run.total_steps(run.stages[-1]))
+  differs = [] if split == VALIDATION_SPLIT else [split]
+  differs += [] if finished else [stage_name, str(step)]
+  differs += [config.csm[key] for key in settings.MASK_FIELDS if config.csm[key] != saved.csm[key]]
+  if is_own and not differs and views == saved.eval.views:
+    return run.workdir
+  name = "_".join([run.source.name, *differs])
+  return run.workdir.evaluation(f"{name}-{_digest(run.source, final)}-{views}")
+
+
+def _digest(source: Source, final: Scores) -> str:
+  """Returns eight digits that tell data sets apart; of one without a digest those of its clips."""
+  if source.digest:
+    return source.digest[:8]
+  clips = [final.class_names.tolist(), final.ids.tolist(), final.labels.tolist()]
+  return hashlib.sha256(json.dumps(clips).encode()).hexdigest()[:8]
+
+
+def _compare(evaluation: Evaluation) -> None:
+  """Logs how far existing scores, which stay, differ from those found now."""
+  path = evaluation.folder.scores(evaluation.split)
+  if not path.exists():
+    return
+  known, found = scores.read(path).predictions, evaluation.final.predictions
+  same = known.keys() == found.keys() and all(
+    np.array_equal(known[name], found[name]) for name in known
+  )
+  log(
+    f"{path}: already exists with "
+    + ("the same scores" if same else "other scores; it stays, delete it to write these")
+  )
+
+
+def analyse(evaluation: Evaluation) -> None:
+  """Writes features and masks for the report, where labels are known; on all hosts."""
+  run, final = evaluation.run, evaluation.final
+  path = evaluation.folder.analysis(evaluation.split)
   count = min(run.config.eval.pairs, math.comb(len(np.unique(final.labels)), 2))
   if not run.config.eval.pairs or final.num_unknown:
     return
+  if not devices.broadcast_from_host0(evaluation.wants(path)):
+    return
   log("features and masks, for the report")
-  similarity = analysis.class_similarity(state.csm, one_pass)
+  similarity = analysis.class_similarity(evaluation.state.csm, evaluation.one_pass)
   pairs = analysis.confusing_pairs(similarity, final.labels, count)
   step = inference.analysis_step(run.network)
 
   def collect(state, **ids):
-    batches = run.source.eval_batches(split, "center")
+    batches = run.source.eval_batches(evaluation.split, "center")
     return analysis.collect(step, state, batches, classes=pairs.ravel().tolist(), **ids)
 
-  examples = analysis.choose_examples(pairs, one_pass, final)
+  examples = analysis.choose_examples(pairs, evaluation.one_pass, final)
   mistakes = final.ids[results.confident_mistakes(final, analysis.MISTAKES)]
   arrays = analysis.gather(
     collect(run.restore_one_pass()),
-    collect(state, examples=examples, stills=mistakes.tolist()),
+    collect(evaluation.state, examples=examples, stills=mistakes.tolist()),
     pairs,
     similarity,
-    state,
+    evaluation.state,
     run.source.class_names,
   )
   if jax.process_index() == 0:
     if "mistake_id" in arrays:
-      paths = run.source.paths(split)
+      paths = run.source.paths(evaluation.split)
       arrays["mistake_path"] = np.array([paths.get(name, "") for name in arrays["mistake_id"]], str)
-    workdir.write_npz(folder.analysis(split), arrays)
+    workdir.write_npz(path, arrays)
 
 
-def conclude(
-  run: Run,
-  folder: Workdir,
-  state: TrainState,
-  one_pass: Scores,
-  final: Scores,
-  split: str,
-  best: dict[str, Any] | None,
-) -> None:
+def write_results(evaluation: Evaluation, best: dict[str, Any] | None) -> None:
   """Writes scores and, where all labels are known, accuracies; prints them; on host 0 alone.
 
   Args:
-    run: the run.
-    folder: of the evaluation.
-    state: the networks.
-    one_pass: scores of the model after stage 1.
-    final: scores of `state`.
-    split: of the data set.
+    evaluation: what was found.
     best: of `score_best`.
   """
-  scores.write(folder.scores(split), final)
+  run, folder, final = evaluation.run, evaluation.folder, evaluation.final
+  path = folder.scores(evaluation.split)
+  if evaluation.wants(path):
+    scores.write(path, final)
   if final.num_unknown:
     log(f"{final.num_unknown} of {len(final.labels)} clips have no label: scores only")
-    log(f"written: {folder.scores(split)}")
+    log(f"written: {path}")
     return
-  csm = jax.device_get(state.csm)
+  csm = jax.device_get(evaluation.state.csm)
   parameters = {
-    name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in state.params.items()
+    name: sum(leaf.size for leaf in jax.tree.leaves(tree))
+    for name, tree in evaluation.state.params.items()
   }
-  summary = results.summarize(one_pass, final, csm, parameters) | {"config": run.name}
+  summary = results.summarize(evaluation.one_pass, final, csm, parameters) | {"config": run.name}
   if run.source.class_sizes:
     summary["training_clips"] = list(run.source.class_sizes)
+  if run.source.digest:
+    summary["data"] = {"name": run.source.name, "digest": run.source.digest}
   log(results.fusions_table(summary["one_pass"], summary["predictions"]))
   if best:
     summary["best"] = best
     log(f"best checkpoint, chosen on this split: step {best['step']}, top-1 {best['top1']:.2f} %")
-  rows = results.per_class(one_pass, final, csm.matrix)
+  rows = results.per_class(evaluation.one_pass, final, csm.matrix)
   log(f"\n{results.per_class_table(rows)}")
   if run.config.eval.classes:
     log(f"\n{results.gains_table(rows, run.config.eval.classes)}\n")
-  workdir.write_csv(folder.per_class, [results.printable(row) for row in rows])
+  if evaluation.wants(folder.per_class):
+    workdir.write_csv(folder.per_class, [results.printable(row) for row in rows])
   log(f"top-1 of all {len(rows)} classes: {folder.per_class}")
-  workdir.write_json(folder.summary, summary)
+  if evaluation.wants(folder.summary):
+    workdir.write_json(folder.summary, summary)
   log(f"written: {folder.summary}")

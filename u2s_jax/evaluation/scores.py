@@ -32,12 +32,14 @@ class Scores:
     labels: (n,) int32 in [0, m), -1 where unknown.
     class_names: (m,) str, in the order of the labels.
     predictions: by name, of `stages.PREDICTIONS`, softmax scores (n, m) averaged over the views.
+    data_digest: of the data set, see `run.Source`; empty where unknown.
   """
 
   ids: Shaped[np.ndarray, " n"]
   labels: Integer[np.ndarray, " n"]
   class_names: Shaped[np.ndarray, " m"]
   predictions: dict[str, Float[np.ndarray, "n m"]]
+  data_digest: str = ""
 
   @property
   def merged(self) -> Float[np.ndarray, "n m"]:
@@ -51,9 +53,10 @@ class Scores:
 
 
 def write(path: Path, scores: Scores) -> None:
-  """Writes `ids`, `labels`, `class_names` and an array for each prediction; whole or not at all."""
-  fields = ("ids", "labels", "class_names")
-  workdir.write_npz(path, {name: getattr(scores, name) for name in fields} | scores.predictions)
+  """Writes the fields and an array for each prediction, atomically."""
+  arrays = {name: getattr(scores, name) for name in ("ids", "labels", "class_names")}
+  arrays["data_digest"] = np.array(scores.data_digest)
+  workdir.write_npz(path, arrays | scores.predictions)
 
 
 def read(path: Path) -> Scores:
@@ -72,6 +75,7 @@ def read(path: Path) -> Scores:
     labels=arrays["labels"],
     class_names=arrays["class_names"],
     predictions={name: arrays[name] for name in PREDICTIONS if name in arrays},
+    data_digest=str(arrays.get("data_digest", "")),
   )
 
 

@@ -72,4 +72,5 @@ def record(
     "best": best,
     "total_steps": run.total_steps(stage),
     "stored": dict(run.source.stored),
+    "data_digest": run.source.digest,
   }

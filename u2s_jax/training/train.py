@@ -12,6 +12,7 @@ import ml_collections
 
 from u2s_jax import csm, devices, interruption, metrics, settings
 from u2s_jax import state as state_lib
+from u2s_jax.checkpoint import DamagedError
 from u2s_jax.console import Board, Meter, Profiler, log
 from u2s_jax.errors import UserError
 from u2s_jax.evaluation import evaluate
@@ -67,17 +68,46 @@ def train(
     latest = run.restore_latest()
     if latest:
       name, state, record = latest
+      _check_same_data(run, record)
       done = STAGES.index(name)
       log(f"going on at stage {name}, step {int(state.step)}, from {workdir.checkpoints}")
     for index in range(max(done, 0), len(run.stages)):
       stage = run.stages[index]
       if index > done:
         state, record = start.begin_stage(run, stage, state)
+        if latest is None and index == 0:
+          _check_first_checkpoint(run, stage)
       with interruption.deferred():
         state = run_stage(run, stage, state, record, board, profiler)
       if index == 0:  # whenever stage 1 ends in this process: stage 2 has no checkpoint yet
         evaluate.score_one_pass(run, state)
-    evaluate.finish(run, state)
+    evaluate.final_evaluation(run, state)
+
+
+def _check_first_checkpoint(run: Run, stage: Stage) -> None:
+  """Restores a run's first checkpoint, before anything is trained that could not be restored.
+
+  Raises:
+    UserError: what was written is not what is read there.
+  """
+  run.checkpoints.wait()
+  try:
+    run.restore(stage.name, 0)
+  except DamagedError as error:
+    raise UserError(
+      f"{run.workdir.checkpoints}: the first checkpoint cannot be read back ({error}); choose a"
+      " --workdir on another disk"
+    ) from error
+
+
+def _check_same_data(run: Run, record: dict[str, Any]) -> None:
+  """Raises UserError where a run resumes on other data than its checkpoint was trained on."""
+  known, now = record.get("data_digest"), run.source.digest
+  if known and now and known != now:
+    raise UserError(
+      f"{run.workdir.root}: this run began with another data set (digest {known}) than data.dir"
+      f" holds now ({run.source.name}, {now}); restore data.dir or choose another --workdir"
+    )
 
 
 def run_stage(
