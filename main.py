@@ -147,6 +147,9 @@ def train_or_evaluate(workdir: Workdir) -> None:
       interruption.share_with_jax()
     free = settings.FREE_FIELDS if MODE.value == "train" else settings.FREE_IN_EVALUATION
     files.make_folder(workdir.root)
+    if MODE.value == "train":
+      changed = config_flags.get_override_values(flags.FLAGS["config"])
+      config = settings.drop_late_decays(config, changed)
     config = fitted(config, workdir, free)
     if MODE.value == "eval":
       evaluate.evaluate_latest(config, workdir, opened(config, workdir), str(workdir.config))

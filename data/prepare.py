@@ -33,7 +33,7 @@ from data.sources import listing as listing_lib
 from data.sources.listing import Clip, Listing
 from data.workers import Decoded
 from u2s_jax import files
-from u2s_jax.errors import INTERRUPTED, UserError, one_line, printable
+from u2s_jax.errors import INTERRUPTED, SAME_SIGNAL, UserError, one_line, printable
 
 VERSION = 1  # goes up when the same settings come to mean other shards or other pixels
 NAMES_SHOWN = 10
@@ -383,9 +383,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _interrupt(number: int, frame: Any) -> NoReturn:
-  """Ends the command in order; a second signal ends it at once."""
+  """Ends the command in order; a second signal, more than a second later, ends it at once."""
+  first = time.monotonic()
+
+  def again(number: int, frame: Any) -> None:
+    if time.monotonic() > first + SAME_SIGNAL:
+      signal.signal(number, signal.SIG_DFL)
+      signal.raise_signal(number)
+
   for other in SIGNALS:
-    signal.signal(other, signal.SIG_DFL)
+    signal.signal(other, again)
   raise KeyboardInterrupt
 
 

@@ -47,7 +47,7 @@ def test_a_spreadsheet_computes_nothing(value, cell, tmp_path):
 def test_json_is_utf8_whatever_a_file_is_called(name):
   line = answers.of_file(name, "no video", "json", details=False)
   assert line.isprintable()
-  assert json.loads(line.encode()) == {"file": name, "error": "no video"}
+  assert json.loads(line.encode()) == {"path": name, "error": "no video"}
 
 
 TENSORSTORE = (

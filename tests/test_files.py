@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -47,6 +48,40 @@ def test_a_full_disk_is_named_and_left_as_it_was(tmp_path, full_disk):
 def test_a_data_set_in_a_bucket_is_refused():
   with pytest.raises(UserError, match=r"^--out gs://bucket/a: a data set is read on a disk"):
     files.data_folder("gs://bucket/a", "--out")
+
+
+@pytest.mark.parametrize("kind", [str, pathlib.Path])
+@pytest.mark.parametrize(
+  ("name", "expected"),
+  [
+    ("~/mine", "home/mine"),
+    ("~", "home"),
+    ("mine", "here/mine"),
+    ("./a b/../ünï", "here/a b/../ünï"),
+    ("a~b", "here/a~b"),  # a tilde elsewhere is a name's
+    ("$HOME", "here/$HOME"),  # the shell's, and nobody else's
+  ],
+)
+def test_a_user_s_path_is_absolute_whatever_the_folder(tmp_path, monkeypatch, kind, name, expected):
+  (tmp_path / "here").mkdir()
+  monkeypatch.chdir(tmp_path / "here")
+  monkeypatch.setenv("HOME", str(tmp_path / "home"))
+  assert files.local_path(kind(name)) == files.named(kind(name)) == tmp_path / expected
+  assert files.data_folder(name, "--out") == tmp_path / expected
+
+
+@pytest.mark.parametrize(
+  ("name", "words"),
+  [
+    ("", "not a path"),
+    ("a\0b", "not a path"),
+    ("\udcff", "not UTF-8; rename it"),
+    ("~nobody-of-this-name/x", "no home directory"),
+  ],
+)
+def test_a_path_that_no_library_takes_is_a_line(name, words):
+  with pytest.raises(UserError, match=words):
+    files.local_path(name)
 
 
 def test_a_lock_is_one_process_s_and_ends_with_it(tmp_path):

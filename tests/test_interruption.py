@@ -33,6 +33,16 @@ def test_a_signal_within_the_garbage_collector_is_not_lost():
       time.sleep(0.001)
 
 
+def test_a_signal_that_is_repeated_within_a_second_counts_once():
+  with pytest.raises(interruption.Interrupted, match="SIGTERM"), interruption.handled():
+    with interruption.deferred():
+      for _ in range(4):
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(0.03)
+      assert interruption.reached(1)  # a second one ended the process before
+      raise interruption.Interrupted
+
+
 def test_it_does_not_end_a_block_that_asks_for_it():
   asked = []
   with (

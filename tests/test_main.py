@@ -181,16 +181,28 @@ def test_a_finished_run_says_so(finished, data, monkeypatch):
 def test_evaluation_in_other_views_has_a_folder_of_its_own(finished, data, monkeypatch):
   workdir = finished[0]
   before = {path: path.read_bytes() for path in (workdir / "scores").iterdir()}
-  arguments = command(workdir, *data, "--mode=eval", "--config.eval.views=10crop")[2:]
-  _, status = call(*arguments, monkeypatch=monkeypatch)
+  printed, status = call_mode(
+    "eval", workdir, "--config.eval.views=10crop", monkeypatch=monkeypatch
+  )
   assert status == 0
-  folder = workdir / "eval/10crop_joint_9"
+  digest = json.loads((workdir / "summary.json").read_text())["data"]["digest"]
+  (folder,) = (workdir / "eval").glob(f"*-{digest[:8]}-10crop")
+  assert f"writing to {folder}" in printed
   assert set(json.loads((folder / "summary.json").read_text())["predictions"]) == PREDICTIONS
   for path, content in before.items():
     assert path.read_bytes() == content
     old, new = np.load(path), np.load(folder / "scores" / path.name)
     np.testing.assert_array_equal(old["ids"], new["ids"])
     assert np.any(old["universal"] != new["universal"])
+
+
+def test_two_videos_are_two_answers(finished, data, monkeypatch):
+  ids = np.load(finished[0] / "scores/validation.npz")["ids"]
+  files = [str(source_of(data, ids[row])) for row in (0, 5)]
+  arguments = [f"--video={file}" for file in (*files, files[0])]
+  printed, status = call_mode("predict", finished[0], *arguments, "--csv", monkeypatch=monkeypatch)
+  rows = list(csv.DictReader(printed.splitlines()))
+  assert status == 0 and [row["path"] for row in rows] == files
 
 
 def source_of(data, number):
@@ -218,7 +230,7 @@ def test_files_are_scored_as_the_evaluation_did(finished, data, tmp_path, monkey
   printed, status = call_mode("predict", workdir, *arguments, monkeypatch=monkeypatch)
   assert status == 1
   answers = [json.loads(line) for line in printed.splitlines()]
-  answers = {pathlib.Path(answer["file"]).name: answer for answer in answers}
+  answers = {pathlib.Path(answer["path"]).name: answer for answer in answers}
   assert answers.keys() == {"0.webm", "5.webm", "broken.mp4"}
   assert "decode" in answers["broken.mp4"]["error"]
   for row in (0, 5):
@@ -730,7 +742,23 @@ def test_bad_arguments_are_one_line(finished, data, tmp_path, monkeypatch):
     (command(tmp_path / "new", "--no_such_flag"), ("no_such_flag",)),
     (command(tmp_path / "new", *data, "--config.data.num_frames=0"), ("data.num_frames: 0",)),
     (command("s3://bucket/run", *data), ("s3://bucket/run", "name one of these")),
-    (["", "", "--mode=eval", f"--workdir={workdir}"], ("--config", "see configs/")),
+    (["", "", f"--workdir={tmp_path / 'new'}"], ("--config", "see configs/")),
+    (
+      ["", "", "--mode=eval", f"--workdir={workdir}", "--config.seed=1", "--config.batch_size=24"],
+      ("batch_size = 8, not 24; seed = 0, not 1",),
+    ),
+    (["", "", "--mode=eval", f"--workdir={workdir}", "--config.evil.views=center"], ("evil",)),
+    (["", "", "--mode=eval", f"--workdir={tmp_path}"], ("no config.json; train first",)),
+    (
+      command(workdir, *data, "--config.seed=0", "--config.seed=0"),
+      ("--config.seed: given twice",),
+    ),
+    (command(workdir, *data, f"--workdir={tmp_path}"), ("--workdir: given twice",)),
+    (
+      ["", "", "--mode=predict", f"--workdir={workdir}", "--video=a", "--csv", "--csv"],
+      ("--csv: given twice",),
+    ),
+    (["", "", "--mode=eval", f"--workdir={tmp_path / 'a[1]'}"], ("no config.json",)),
   ]
   for config, more, words in (
     ("configs/sthv2.py", (), ("data.dir: not set", "data.prepare")),

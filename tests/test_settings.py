@@ -93,6 +93,25 @@ def test_fields_of_optical_flow(tmp_path, fields, message):
   assert settings.input_channels(config_of()) == 3
 
 
+@pytest.mark.parametrize(
+  ("changed", "decays"),
+  [
+    ({"specific.epochs": 1.0}, ()),
+    ({"specific.epochs": 10.0}, (7.0,)),
+    ({"specific.epochs": 12.0}, (7.0,)),  # one at the end divides nothing
+    ({"specific.epochs": 13.0}, (7.0, 12.0)),
+    ({"specific.epochs": 1.0, "specific.decay_epochs": (7.0, 12.0)}, (7.0, 12.0)),
+    ({"universal.epochs": 1.0}, (7.0, 12.0)),  # another stage
+  ],
+)
+def test_decays_that_nobody_set_go_with_a_shorter_stage(changed, decays):
+  config = default.get_config()
+  config.update_from_flattened_dict(changed)
+  found = settings.drop_late_decays(config, changed)
+  assert found.specific.decay_epochs == decays
+  assert config.specific.decay_epochs == (7.0, 12.0)
+
+
 def test_another_config_is_refused_with_the_field(tmp_path):
   saved_config.write(Workdir(tmp_path), config_of())
   with pytest.raises(UserError, match=r"config.json: this run began with joint.learning_rate = "):

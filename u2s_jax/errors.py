@@ -7,6 +7,8 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 INTERRUPTED = 75  # exit status of a command that was asked to end: EX_TEMPFAIL of sysexits.h
+# Seconds within which repeated signals count as one: `timeout` and some clusters send two at once.
+SAME_SIGNAL = 1.0
 
 
 # What a disk says when it is full, read-only or gone.
@@ -58,6 +60,11 @@ def printable(text: str) -> str:
   return "".join(
     c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text
   )
+
+
+def printable_line(text: str) -> str:
+  """Returns `printable` text on one line: a class name in a table, say."""
+  return printable(text).replace("\n", "\\n")
 
 
 def spreadsheet_cell(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 The main thread ends with `Interrupted` wherever it is; within `deferred` it goes on, and asks
 `reached` where it may end. A compiler does not come back to Python for minutes: then a thread ends
-the process after `GRACE` seconds. A second signal ends it at once.
+the process after `GRACE` seconds. A second signal, more than a second later, ends it at once.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import jax
 from jax.experimental import multihost_utils
 
-from u2s_jax.errors import INTERRUPTED
+from u2s_jax.errors import INTERRUPTED, SAME_SIGNAL
 
 GRACE = 15.0  # seconds
 AGAIN = 0.05  # seconds until an exception that got lost is raised again
@@ -183,6 +183,8 @@ def _watch(reader):
     if number not in SIGNALS:
       continue
     if deadline is not None:
+      if time.monotonic() < deadline - GRACE + SAME_SIGNAL:
+        continue
       os._exit(128 + number)
     deadline = time.monotonic() + GRACE
     if number == signal.SIGTERM and _state.jax_handler:

@@ -3,6 +3,7 @@
 import json
 import math
 import operator
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -182,6 +183,33 @@ def _with_batch_size(config, batch_size):
   return changed
 
 
+def drop_late_decays(
+  config: ml_collections.ConfigDict, changed: Collection[str]
+) -> ml_collections.ConfigDict:
+  """Returns the config without decays at or after the end of a stage that was shortened.
+
+  Whoever sets `specific.epochs` alone has not asked for the decays of the longer stage.
+
+  Args:
+    config: see `configs/default.py`; stays as it is.
+    changed: fields that the user set, by dotted name.
+  """
+  config = config.copy_and_resolve_references()
+  for name in STAGES:
+    stage, field = config[name], f"{name}.decay_epochs"
+    shortened = stage.epochs and f"{name}.epochs" in changed
+    if stage.decay != "epochs" or not shortened or field in changed:
+      continue
+    kept = tuple(epoch for epoch in stage.decay_epochs if epoch < stage.epochs)
+    if kept != tuple(stage.decay_epochs):
+      log(
+        f"{field}: {kept} in place of {tuple(stage.decay_epochs)}, as {name}.epochs is"
+        f" {stage.epochs:g}"
+      )
+      stage.decay_epochs = kept
+  return config
+
+
 def check(
   config: ml_collections.ConfigDict, workdir: Workdir, free: tuple[str, ...] = FREE_FIELDS
 ) -> None:
@@ -356,12 +384,16 @@ def _check_start(config):
 
 
 def _check_same_run(config, began, path, free):
-  """Raises UserError for a field that is not as in the config that the run began with."""
+  """Raises UserError for fields that are not as in the config that the run began with."""
   before, now = flatten(jsonable(began)), flatten(jsonable(config))
-  for field in sorted(before.keys() | now.keys()):
-    is_free = any(field == name or field.startswith(f"{name}.") for name in free)
-    if not is_free and before.get(field) != now.get(field):
-      raise UserError(
-        f"{path}: this run began with {field} = {before.get(field)}, not {now.get(field)}; set it"
-        " back or take another --workdir"
-      )
+  differences = [
+    f"{field} = {before.get(field)}, not {now.get(field)}"
+    for field in sorted(before.keys() | now.keys())
+    if before.get(field) != now.get(field)
+    and not any(field == name or field.startswith(f"{name}.") for name in free)
+  ]
+  if differences:
+    raise UserError(
+      f"{path}: this run began with {'; '.join(differences)}; restore these fields or choose"
+      " another --workdir"
+    )

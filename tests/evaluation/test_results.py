@@ -171,3 +171,11 @@ def test_table_without_one_pass():
   assert len(text.splitlines()) == 3
   assert len({len(line) for line in text.splitlines()}) == 1
   assert text.isascii()
+
+
+def test_a_table_stays_aligned_whatever_classes_are_called():
+  cells = [["開ける", "1"], ["e\u0301te\u0301", "1"], ["plain", "1"]]
+  lines = results.aligned(["Class", "Clips"], cells, [str.ljust, str.rjust]).splitlines()
+  # 12 columns before the number: six for three Chinese letters, three for "ete" with its accents.
+  assert [line.index("1") for line in lines[2:]] == [9, 14, 12]
+  assert "a\\nb" in results._cut("a\nb")

@@ -1,5 +1,7 @@
 """What the figures plot, beside numbers worked out by hand."""
 
+import html
+
 import numpy as np
 import pytest
 
@@ -184,3 +186,30 @@ def test_files_are_the_same_each_time_and_their_text_is_text(tmp_path):
 def test_long_names_keep_both_ends(name):
   short = figures._short(name)
   assert len(short) <= 46 and (short == name or short.endswith("another end"))
+
+
+NAMES = ("$5 to $10", "a_b^{2}$", "_idle", "x\\frac", "%d & <b>", "開ける", "Ünïcødé", "50 % {x}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_class_name_is_text(tmp_path, name):
+  names = [name, "other", "third"]
+  rows = [{"class": n, "clips": 1, "one_pass": 50.0, "merged": 60.0, "gain": 10.0} for n in names]
+  labels = np.arange(12) % 2
+  drawn = {
+    "confusion": figures.confusion(np.eye(3, dtype=int), names),
+    "classes": figures.class_accuracy(rows),
+    "pair": figures.embeddings(
+      {"one-pass": np.random.default_rng(0).normal(size=(12, 4))}, labels, {0: name, 1: "other"}
+    ),
+  }
+  for title, figure in drawn.items():
+    figures.save(figure, tmp_path / title)
+    svg = (tmp_path / f"{title}.svg").read_text(encoding="utf-8")
+    assert f">{html.escape(name, quote=False)}<" in svg, title
+
+
+def test_characters_that_no_font_has_are_named():
+  assert figures.missing_characters(["plain", "Ünïcødé"]) == ""
+  private = "\U000f1234"  # of the private use areas, where fonts have nothing
+  assert figures.missing_characters(["a", f"b{private}", private]) in ("", private)

@@ -1,5 +1,6 @@
 """What is said of a run from its scores alone: rows, tables for a terminal, the summary."""
 
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ from jaxtyping import Integer, Num
 
 from u2s_jax import metrics
 from u2s_jax.csm import CategorySimilarity
+from u2s_jax.errors import printable_line
 from u2s_jax.evaluation.scores import FUSIONS, Scores, fusions
 
 MAX_TABLE, EXTREMES = 30, 10  # classes that a table shows; beyond that, at each end of the gains
@@ -153,7 +155,7 @@ def gains_table(rows: list[Row], class_names: Sequence[str]) -> str:
     figures = [row["one_pass"], row["merged"], row["gain"]]
     forms = ("{:.2f}", "{:.2f}", "{:+.2f}")
     cells.append(
-      [name]
+      [_cut(name)]
       + ["-" if x is None else form.format(x) for form, x in zip(forms, figures, strict=True)]
     )
   header = ["Action", "One-pass", "U2S", "Improved"]
@@ -204,13 +206,26 @@ def aligned(
   Returns:
     Lines of equal width: header, rule, rows; without a newline at the end.
   """
-  widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+  widths = [max(map(_columns, column)) for column in zip(header, *rows, strict=True)]
   rule = ["-" * width for width in widths]
   return "\n".join(
-    "  ".join(put(cell, width) for put, cell, width in zip(align, row, widths, strict=True))
+    "  ".join(
+      put(cell, width - _columns(cell) + len(cell))
+      for put, cell, width in zip(align, row, widths, strict=True)
+    )
     for row in [header, rule, *rows]
   )
 
 
-def _cut(name):
+def _columns(text: str) -> int:
+  """Returns the columns of a terminal that text takes: Chinese characters two, accents none."""
+  return sum(
+    0 if unicodedata.combining(character) else 1 + (unicodedata.east_asian_width(character) in "WF")
+    for character in text
+  )
+
+
+def _cut(name: str) -> str:
+  """Returns a class name on one line, shortened to the width of a table's column."""
+  name = printable_line(name)
   return name if len(name) <= NAME_WIDTH else name[: NAME_WIDTH - 3] + "..."

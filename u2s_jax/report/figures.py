@@ -4,15 +4,19 @@ Every function returns a `Figure`; `save` writes it. Colours tell apart for colo
 every series has its own marker or line style as well.
 """
 
+import contextlib
 import functools
 import io
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import matplotlib
 import numpy as np
 from jaxtyping import Float, Integer, Num
+from matplotlib import font_manager
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from sklearn.manifold import TSNE
 
 from u2s_jax import csm as csm_lib
@@ -45,6 +49,7 @@ STYLE = {
   "legend.frameon": False,
   "font.size": 9,
   "svg.fonttype": "none",  # text stays text: to be found, read aloud, and small
+  "text.parse_math": False,  # a class name such as "$5 to $10" is no formula
 }
 
 
@@ -54,14 +59,57 @@ def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
   @functools.wraps(draw)
   def styled(*args, **kwargs):
     with matplotlib.rc_context(STYLE):
-      return draw(*args, **kwargs)
+      figure = draw(*args, **kwargs)
+      for text in figure.findobj(Text):
+        if families := {_family_with(character) for character in text.get_text()} - {"", None}:
+          text.set_fontfamily([*text.get_fontfamily(), *sorted(families)])
+      return figure
 
   return styled
 
 
+@functools.cache
+def _characters_of(family: str) -> frozenset[int]:
+  """Returns the code points that a font has; empty for a font that cannot be read."""
+  try:
+    path = font_manager.findfont(family, fallback_to_default=False)
+    return frozenset(font_manager.get_font(path).get_charmap())
+  except (ValueError, RuntimeError):
+    return frozenset()
+
+
+@functools.cache
+def _family_with(character: str) -> str | None:
+  """Returns an installed font for a character that the default font lacks.
+
+  Args:
+    character: one character.
+
+  Returns:
+    The family's name; "" where the default font has the character, None where no font has it.
+  """
+  if not character.isprintable() or ord(character) in _characters_of("DejaVu Sans"):
+    return ""
+  families = sorted(font_manager.get_font_names())
+  return next((name for name in families if ord(character) in _characters_of(name)), None)
+
+
+def missing_characters(texts: Iterable[str]) -> str:
+  """Returns the characters that no installed font has: figures show boxes in their place."""
+  return "".join(sorted({c for text in texts for c in text if _family_with(c) is None}))
+
+
+@contextlib.contextmanager
+def _without_glyph_warnings() -> Iterator[None]:
+  """Leaves out matplotlib's line for each missing glyph; the page names them in one."""
+  with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+    yield
+
+
 def save(figure: Figure, path: pathlib.Path) -> None:
   """Writes `<path>.png`, on white, and `<path>.svg`, on nothing."""
-  with matplotlib.rc_context(STYLE):
+  with matplotlib.rc_context(STYLE), _without_glyph_warnings():
     figure.savefig(path.with_suffix(".png"), dpi=150, facecolor="white")
   path.with_suffix(".svg").write_text(svg(figure, path.name), encoding="utf-8")
 
@@ -69,7 +117,7 @@ def save(figure: Figure, path: pathlib.Path) -> None:
 def svg(figure: Figure, name: str, transparent: bool = True) -> str:
   """Returns a figure as SVG, on nothing or white, always the same for the same figure and name."""
   file = io.StringIO()
-  with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
+  with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}), _without_glyph_warnings():
     figure.savefig(file, format="svg", transparent=transparent, metadata={"Date": None})
   return file.getvalue()
 
@@ -318,7 +366,10 @@ def embeddings(
     axis.set_title(title)
     axis.set_xticks([])
     axis.set_yticks([])
-  figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+  # Set afterwards: matplotlib leaves out labels that begin with an underscore.
+  legend = figure.legend(axis.lines, [""] * len(names), loc="outside lower center", ncols=2)
+  for text, name in zip(legend.get_texts(), names.values(), strict=True):
+    text.set_text(_short(name))
   return figure
 
 

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from u2s_jax import overlay
+from u2s_jax.console import log
 from u2s_jax.errors import UserError
 from u2s_jax.evaluation import control as control_lib
 from u2s_jax.evaluation import results
@@ -115,8 +116,14 @@ def write(workdir: Path, compare: Sequence[Path] = (), control: Path | None = No
     zip(_unique([run.name, *(other.name for other in others)]), [run, *others], strict=True)
   )
   said = headline(
-    run, control and control_lib.accuracy(Workdir(control), run.class_names, run.config)
+    run,
+    control and control_lib.accuracy(Workdir(control), run.final.class_names.tolist(), run.config),
   )
+  if missing := figures.missing_characters([*run.class_names, *runs]):
+    log(
+      f"report: no installed font has {missing[:20]}, so the figures show boxes; install a font for"
+      " this script, such as Noto Sans, and write the report again"
+    )
   with filled(Workdir(workdir).report) as folder:
     (folder / PAGE).write_text(_page(runs, said, folder), encoding="utf-8")
   return Workdir(workdir).report / PAGE
@@ -148,7 +155,7 @@ def _page(runs: dict[str, RunFiles], said: str, folder: pathlib.Path) -> str:
 
   def chart(name: str, caption: str, figure: Figure) -> Chart:
     figures.save(figure, folder / name)
-    wide = inline((folder / f"{name}.svg").read_text())
+    wide = inline((folder / f"{name}.svg").read_text(encoding="utf-8"))
     figures.stack(figure)
     return Chart(name, caption, wide, inline(figures.svg(figure, f"{name}_narrow")))
 

@@ -11,7 +11,7 @@ from tensorboard.util import tensor_util
 
 from u2s_jax import csm as csm_lib
 from u2s_jax import metrics, regularizer, saved_config, workdir
-from u2s_jax.errors import printable
+from u2s_jax.errors import printable_line
 from u2s_jax.evaluation import results, scores
 from u2s_jax.evaluation.scores import Scores
 from u2s_jax.files import Path, on_disk
@@ -46,7 +46,7 @@ class RunFiles:
   @property
   def class_names(self) -> list[str]:
     """In the order of the labels."""
-    return [printable(str(name)) for name in self.final.class_names]
+    return [printable_line(str(name)) for name in self.final.class_names]
 
   def distance(self) -> str:
     """Returns f_dist of Eq. 2, the CSM's."""
@@ -55,7 +55,11 @@ class RunFiles:
   def rows(self) -> list[dict[str, Any]]:
     """Returns a row for each class, see `results.per_class`."""
     csm = (self.analysis or {}).get("csm", np.eye(len(self.class_names)))
-    return results.per_class(self.one_pass, self.final, csm)
+    rows = results.per_class(self.one_pass, self.final, csm)
+    return [
+      {key: printable_line(cell) if isinstance(cell, str) else cell for key, cell in row.items()}
+      for row in rows
+    ]
 
   def known_classes(self) -> np.ndarray:
     """Returns classes with clips in the split: the others have neither accuracy nor similarity."""

@@ -1,6 +1,7 @@
 """Predictions as lines for a terminal, JSON, CSV or subtitles, and as a video with its mask."""
 
 import csv
+import html
 import io
 import json
 import os
@@ -15,7 +16,7 @@ import numpy as np
 import tqdm
 from jaxtyping import UInt8
 
-from u2s_jax.errors import printable, spreadsheet_cell
+from u2s_jax.errors import printable, printable_line, spreadsheet_cell
 from u2s_jax.serving.intervals import Interval
 from u2s_jax.serving.predict import Prediction
 
@@ -35,19 +36,19 @@ def of_file(file: str, answer: Prediction | str, form: str, details: bool) -> st
     details: whether every fusion of Table I is to be shown, not only the merged score.
   """
   if isinstance(answer, str):
-    failed = {"file": file, "error": answer}
+    failed = {"path": file, "error": answer}
     return _json(failed) if form == "json" else printable(f"{file}: {answer}")
   if form == "csv":
     return _row([os.path.abspath(file), answer.label, f"{answer.score:.4f}"])
   if form == "json":
-    fields = {"file": file, "best": _guesses(answer.best())}
+    fields = {"path": file, "best": _guesses(answer.best())}
     if details:
       fields["predictions"] = {name: _guesses(best) for name, best in answer.fusions().items()}
     return _json(fields)
   lines = [file]
   for name, best in answer.fusions().items() if details else [("", answer.best())]:
     lines += [f"  {name.replace('+', ' + ')}"] if name else []
-    lines += [f"    {100 * score:5.1f} %  {label}" for label, score in best]
+    lines += [f"    {100 * score:5.1f} %  {printable_line(label)}" for label, score in best]
   return printable("\n".join(lines))
 
 
@@ -71,13 +72,13 @@ def of_interval(file: str, interval: Interval, form: str) -> str:
       ]
     )
   if form == "json":
-    score = {"label": interval.label, "score": interval.score}
-    return _json({"file": file, "start": start, "end": end, **score})
+    times = {"start": round(start, 3), "end": round(end, 3)}
+    return _json({"path": file, **times, **_guess(interval.label, interval.score, "label")})
   said = f"{clock(start)} --> {clock(end)}"
   if form == "vtt":
-    shown = interval.label.replace("&", "&amp;").replace("<", "&lt;")
-    return printable(f"{said}\n{shown} ({100 * interval.score:.0f} %)\n")
-  return printable(f"  {said}  {100 * interval.score:5.1f} %  {interval.label}")
+    shown = html.escape(printable_line(interval.label), quote=False)
+    return f"{said}\n{shown} ({100 * interval.score:.0f} %)\n"
+  return printable(f"  {said}  {100 * interval.score:5.1f} %  {printable_line(interval.label)}")
 
 
 def progress(seconds: float | None) -> tqdm.tqdm:
@@ -105,7 +106,12 @@ def clock(seconds: float) -> str:
 
 
 def _guesses(best: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
-  return [{"class": label, "score": score} for label, score in best]
+  return [_guess(label, score, "class") for label, score in best]
+
+
+def _guess(label: str, score: float, key: str) -> dict[str, Any]:
+  """Returns a class and its score, to as many digits as the CSV has."""
+  return {key: label, "score": round(score, 4)}
 
 
 def _json(fields: dict[str, Any]) -> str:

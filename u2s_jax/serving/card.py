@@ -2,10 +2,11 @@
 
 import json
 import pathlib
+import re
 import subprocess
 
 from u2s_jax import settings
-from u2s_jax.errors import printable
+from u2s_jax.errors import printable, printable_line
 from u2s_jax.evaluation import control as control_lib
 from u2s_jax.evaluation import results
 from u2s_jax.serving.predict import Trained
@@ -27,7 +28,7 @@ def text(trained: Trained, workdir: Workdir, control: Workdir | None = None) -> 
     UserError: `control` is no finished control of the same classes.
   """
   config, data = trained.config, trained.config.data
-  shown = [f"- {printable(name)}" for name in trained.class_names[:CLASSES_SHOWN]]
+  shown = [f"- {_markdown(name)}" for name in trained.class_names[:CLASSES_SHOWN]]
   if len(trained.class_names) > CLASSES_SHOWN:
     shown.append(f"- and {len(trained.class_names) - CLASSES_SHOWN} more, see `model.json`")
   kind = "images" if data.num_frames == 1 else f"clips of {data.num_frames} frames"
@@ -74,6 +75,11 @@ def text(trained: Trained, workdir: Workdir, control: Workdir | None = None) -> 
     *shown,
   ]
   return "\n".join(lines) + "\n"
+
+
+def _markdown(text: str) -> str:
+  """Returns text as Markdown shows it: on one line, no character with a meaning of its own."""
+  return re.sub(r"([\\`*_{}\[\]<>()#+.!|~$&-])", r"\\\1", printable_line(text))
 
 
 def _accuracy(trained: Trained, workdir: Workdir, control: Workdir | None) -> list[str]:
