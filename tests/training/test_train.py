@@ -309,7 +309,7 @@ def test_a_finished_run_says_so_and_does_nothing(finished, capsys):
   source = MemorySource()
   train(config_of(), workdir, source)
   printed = capsys.readouterr().out
-  assert "finished" in printed and not source.started and "gone" not in printed
+  assert "finished" in printed and not source.started and "missing" not in printed
   assert (workdir / "summary.json").stat().st_mtime_ns == before
 
 
@@ -317,7 +317,7 @@ def test_a_finished_run_says_what_is_gone(finished, tmp_path, capsys):
   shutil.copytree(finished[0], tmp_path / "run")
   (tmp_path / "run/per_class.csv").unlink()
   train(config_of(), tmp_path / "run", MemorySource())
-  assert f"{tmp_path}/run/per_class.csv: gone; --mode=eval" in capsys.readouterr().out
+  assert f"{tmp_path}/run/per_class.csv: missing; --mode=eval" in capsys.readouterr().out
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):

@@ -47,8 +47,16 @@ class Evaluation:
   replace: bool = False
 
   def wants(self, path: Path) -> bool:
-    """Tells whether a file is to be written."""
-    return self.replace or not path.exists()
+    """Tells whether a file is to be written: one that is missing or damaged, if not any."""
+    if self.replace or not path.exists():
+      return True
+    try:
+      if path.suffix == ".npz":
+        workdir.read_npz(path)
+    except UserError:
+      log(f"{path}: damaged; written again")
+      return True
+    return False
 
 
 def score(run: Run, state: TrainState, views: str, split: str) -> Scores:
@@ -229,7 +237,7 @@ def _digest(source: Source, final: Scores) -> str:
 def _compare(evaluation: Evaluation) -> None:
   """Logs how far existing scores, which stay, differ from those found now."""
   path = evaluation.folder.scores(evaluation.split)
-  if not path.exists():
+  if evaluation.wants(path):
     return
   known, found = scores.read(path).predictions, evaluation.final.predictions
   same = known.keys() == found.keys() and all(

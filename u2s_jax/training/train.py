@@ -33,7 +33,7 @@ def is_finished(workdir: Workdir) -> bool:
     split = VALIDATION_SPLIT
     for path in (workdir.scores(split), workdir.one_pass_scores(split), workdir.per_class):
       if not path.exists():
-        log(f"{path}: gone; --mode=eval with the same --config makes it anew")
+        log(f"{path}: missing; --mode=eval regenerates it")
   return finished
 
 
