@@ -328,8 +328,9 @@ def parse_flags(argv: list[str]) -> list[str]:
     own, fields = split_config(argv)
     rest = flags.FLAGS(own)
     check_repeated(own, lists_of(flags.FLAGS))
-    if WORKDIR.value:
-      flags.FLAGS.config = config_of_run(Workdir(files.named(WORKDIR.value)), fields)
+    workdir = Workdir(files.named(WORKDIR.value))
+    if workdir.root.is_dir():  # else `main` says so
+      flags.FLAGS.config = config_of_run(workdir, fields)
     return rest
   except (UserError, OSError) as error:
     sys.exit(f"error: {one_line(error)}")
@@ -337,7 +338,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     # Where a config raised, the message is the whole traceback.
     last = str(error).strip().splitlines()[-1]
     sys.exit(f"error: {last.strip().removeprefix('ValueError: ')} (--helpfull shows all flags)")
-  except AttributeError as error:
+  except (AttributeError, KeyError) as error:  # no such field, or no such section
     reason = error
     while isinstance(reason, Exception):  # ml_collections wraps the message in exceptions
       reason = reason.args[-1] if reason.args else type(reason).__name__

@@ -110,8 +110,8 @@ def _guesses(best: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
 
 
 def _guess(label: str, score: float, key: str) -> dict[str, Any]:
-  """Returns a class and its score, to as many digits as the CSV has."""
-  return {key: label, "score": round(score, 4)}
+  """Returns a class and its score, without the digits that are noise."""
+  return {key: label, "score": round(score, 6)}
 
 
 def _json(fields: dict[str, Any]) -> str:
