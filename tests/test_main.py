@@ -760,7 +760,7 @@ def test_bad_arguments_are_one_line(finished, data, tmp_path, monkeypatch):
       ["", "", "--mode=predict", f"--workdir={workdir}", "--video=a", "--csv", "--csv"],
       ("--csv: given twice",),
     ),
-    (["", "", "--mode=eval", f"--workdir={tmp_path / 'a[1]'}"], ("no config.json",)),
+    (["", "", "--mode=eval", f"--workdir={tmp_path / 'a[1]'}"], ("no such folder",)),
   ]
   for config, more, words in (
     ("configs/sthv2.py", (), ("data.dir: not set", "data.prepare")),
