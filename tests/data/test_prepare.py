@@ -2,7 +2,9 @@
 
 import contextlib
 import csv
+import dataclasses
 import fcntl
+import io
 import os
 import pathlib
 import re
@@ -63,10 +65,15 @@ def _ids(dataset, split):
 
 
 def _contents(folder):
-  """Files by name; of shards the records: fields are stored in any order."""
+  """Files by name; of shards the records: fields are stored in any order.
+
+  But for the times of the source's files, which tests write anew.
+  """
   builder = tfds.builder_from_directory(folder)
   contents = {
-    path.name: path.read_bytes() for path in folder.iterdir() if "array_record" not in path.name
+    path.name: path.read_bytes()
+    for path in folder.iterdir()
+    if "array_record" not in path.name and not path.name.startswith("states_")
   }
   for split in builder.info.splits:
     contents[split] = [
@@ -340,8 +347,6 @@ def test_a_finished_one_is_left_alone(source, capsys):
   out = source.parent / "out"
   _prepare(source)
   before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-  for path in source.rglob("*.webm"):
-    path.write_bytes(b"")  # not looked at any more
   prepare.main(_arguments(source, out))
   assert "train: 40 clips" in capsys.readouterr().out
   for more, words in (
@@ -353,6 +358,147 @@ def test_a_finished_one_is_left_alone(source, capsys):
   (source / "Träge" / "00.webm").unlink()
   assert "other classes, labels or clips" in _fails(capsys, source, out)
   assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
+@pytest.fixture
+def pictures(tmp_path):
+  """Two classes of 10 images whose sizes and contents all differ."""
+  random = np.random.default_rng(0)
+  for name in "ab":
+    (tmp_path / "A" / name).mkdir(parents=True)
+    for k in range(10):
+      picture = Image.fromarray(random.integers(0, 256, (32, 40, 3), np.uint8))
+      picture.save(tmp_path / "A" / name / f"{k}.png")
+  return tmp_path / "A"
+
+
+def _swapped(source):
+  """A source of the same names: what was in class 'a' is in class 'b'."""
+  other = source.parent / "B"
+  shutil.copytree(source / "a", other / "b")
+  shutil.copytree(source / "b", other / "a")
+  return other
+
+
+def _interrupt_at_the_end(monkeypatch, source, out):
+  with monkeypatch.context() as patch:
+    patch.setattr(prepare.shards, "finish", lambda *arguments: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit):
+      prepare.main(_arguments(source, out, dataset="images"))
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_another_source_under_the_same_names_is_refused(pictures, monkeypatch, capsys, finished):
+  out, other = pictures.parent / "out", _swapped(pictures)
+  if finished:
+    prepare.main(_arguments(pictures, out, dataset="images"))
+  else:
+    _interrupt_at_the_end(monkeypatch, pictures, out)
+  before = {path: path.read_bytes() for path in out.iterdir()}
+  error = _fails(capsys, other, out, dataset="images")
+  assert str(other / "a/") in error and "20 of 20 clips differ" in error
+  assert {path: path.read_bytes() for path in out.iterdir()} == before
+  # One file in place, with the size that it had; then it is back, in a folder of another name.
+  one = pictures / "a/3.png"
+  times = os.stat(one)
+  os.utime(one, ns=(times.st_atime_ns, times.st_mtime_ns + 1))
+  error = _fails(capsys, pictures, out, dataset="images")
+  assert f"{one}: " in error and "1 of 20 clips differ" in error and "as many bytes" in error
+  os.utime(one, ns=(times.st_atime_ns, times.st_mtime_ns))
+  pictures.rename(pictures.parent / "moved")
+  prepare.main(_arguments(pictures.parent / "moved", out, dataset="images"))
+  assert store.open_dataset(out).class_sizes() == (8, 8)
+
+
+def test_data_prepared_before_states_were_kept_goes_on(pictures, monkeypatch):
+  out, other = pictures.parent / "out", _swapped(pictures)
+  add = prepare.shards.Progress.add
+  with monkeypatch.context() as patch:
+    patch.setattr(
+      prepare.shards.Progress,
+      "add",
+      lambda self, key, shard: add(self, key, shard._replace(states=())),
+    )
+    _interrupt_at_the_end(monkeypatch, pictures, out)
+  for source in (pictures, other):  # begun and finished: nobody knows which files these were
+    prepare.main(_arguments(source, out, dataset="images"))
+  assert not list(out.glob("states_*"))
+
+
+def test_a_file_that_is_still_being_copied_is_decoded_again(pictures, monkeypatch, capsys):
+  out, late = pictures.parent / "out", pictures / "b/7.png"
+  whole, write = late.read_bytes(), making.write
+
+  def copy_the_rest(*arguments):
+    made = write(*arguments)
+    late.write_bytes(whole)
+    return made
+
+  half = io.BytesIO()
+  Image.new("RGB", (40, 32)).save(half, "PNG")
+  late.write_bytes(half.getvalue())
+  with monkeypatch.context() as patch:
+    patch.setattr(making, "write", copy_the_rest)
+    error = _fails(capsys, pictures, out, dataset="images")
+  assert f"{late}: the file changed while" in error and not store.is_finished(out)
+  prepare.main(_arguments(pictures, out, dataset="images"))
+  (found,) = [
+    frames[0]
+    for split in ("train", "validation")
+    for clip_id, _, frames in map(store.parse, store.open_dataset(out).split(split).records)
+    if clip_id == b"b/7.png"
+  ]
+  assert np.asarray(Image.open(io.BytesIO(found))).mean() > 100  # noise; half of it was black
+
+
+def test_a_moved_source_restores_a_shard_with_a_skipped_clip(pictures, capsys):
+  out, bad = pictures.parent / "out", pictures / "a/2.png"
+  bad.write_bytes(b"no image")
+  arguments = {"dataset": "images"}
+  prepare.main(_arguments(pictures, out, "--max_unreadable=0.1", **arguments))
+  before = _contents(out)
+  pictures.rename(pictures.parent / "moved")
+  for shard in out.glob("clips*"):
+    shard.unlink()
+  prepare.main(_arguments(pictures.parent / "moved", out, "--max_unreadable=0.1", **arguments))
+  assert _contents(out) == before
+
+
+def test_what_a_clip_is_compared_by(tmp_path):
+  """A folder of frames, parts of one video, and images that lie in records."""
+  folder = tmp_path / "frames"
+  folder.mkdir()
+  for k in range(3):
+    (folder / f"{k}.jpg").write_bytes(bytes(100 + k))
+  content = [b"abc"]
+  clips = [
+    Clip("frames", 0, str(folder)),
+    Clip("part 0", 0, str(folder / "0.jpg"), span=(0.0, 1.0)),
+    Clip("part 1", 0, str(folder / "0.jpg"), span=(1.0, 2.0)),
+    Clip("held", 0, "in a record", lambda: content[0]),
+  ]
+  states = [*(prepare.shards.file_state(clip.file) for clip in clips[:3])]
+  pairs = list(zip(clips, [*states, prepare.shards.content_state(b"abc")], strict=True))
+
+  def changed():
+    return [clip.id for clip, _ in prepare.shards.changed(pairs)]
+
+  assert changed() == []
+  (folder / "Thumbs.db").touch()  # no frame
+  shutil.copytree(folder, tmp_path / "copy")
+  moved = [(dataclasses.replace(pairs[0][0], file=str(tmp_path / "copy")), pairs[0][1])]
+  assert not prepare.shards.changed(moved) and changed() == []
+  content[0] = b"abd"
+  assert changed() == ["held"]
+  times = os.stat(folder / "1.jpg")
+  os.rename(folder / "1.jpg", folder / "x.jpg")  # two frames change places
+  os.rename(folder / "2.jpg", folder / "1.jpg")
+  os.rename(folder / "x.jpg", folder / "2.jpg")
+  assert changed() == ["frames", "held"] and times.st_size == 101
+  (folder / "0.jpg").write_bytes(b"")
+  assert changed() == ["frames", "part 0", "part 1", "held"]
+  shutil.rmtree(folder)  # prepared, and deleted to make room
+  assert changed() == ["held"]
 
 
 def test_bad_settings_and_folders(source, capsys):
@@ -409,11 +555,14 @@ def test_a_damaged_shard_is_named_and_made_anew(source, capsys):
   assert store.damage(shards).startswith(f"{shard}: missing; the command that prepared")
   others = {path: path.stat().st_mtime_ns for path in out.iterdir() if path.name != ".lock"}
   missing = folders.videos(source).splits["train"][20]
-  content = pathlib.Path(missing.path).read_bytes()
-  pathlib.Path(missing.path).write_bytes(b"no video")
+  content, times = pathlib.Path(missing.path).read_bytes(), os.stat(missing.path)
+  pathlib.Path(missing.path).write_bytes(b"x" * len(content))
+  os.utime(missing.path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as of a bad disk
   assert f"{missing.path} cannot be read now, other than" in _fails(capsys, source, out)
   assert not shard.exists()
   pathlib.Path(missing.path).write_bytes(content)
+  assert "as many bytes, changed at another time" in _fails(capsys, source, out)
+  os.utime(missing.path, ns=(times.st_atime_ns, times.st_mtime_ns))
   prepare.main(_arguments(source, out))
   assert _contents(out) == before
   now = {path: path.stat().st_mtime_ns for path in others}
