@@ -322,9 +322,9 @@ def report(dataset: store.PreparedDataset, listing: Listing) -> str:
   not_compared = dataset.info.metadata.get("not_compared", 0)
   if not_compared:
     lines.append(f"  {not_compared} {unit} were too plain to be compared with others")
-  of_class = collections.Counter(clip.label for clip in listing.splits["train"])
+  of_class = collections.Counter(clip.label for clip in listing.splits.get("train", ()))
   rare = [f"{name} ({of_class[i]})" for i, name in enumerate(names) if of_class[i] < FEW]
-  if rare:
+  if rare and of_class:
     more = f" and {len(rare) - NAMES_SHOWN} more" if len(rare) > NAMES_SHOWN else ""
     lines.append(
       f"  fewer than {FEW} training {unit}: {', '.join(rare[:NAMES_SHOWN])}{more};"
@@ -377,6 +377,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.source = files.local_path(args.source)
     listing = DATASETS[args.dataset](args)
     listing_lib.check(listing, str(args.source))
+    listing_lib.check_classes(listing, str(args.source))
+    listing = shards.as_begun(listing, out)
     for note in listing.notes:
       print(printable(f"note: {note}"), flush=True)
     origin = {"dataset": args.dataset}

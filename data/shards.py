@@ -13,6 +13,7 @@ import collections
 import concurrent.futures
 import contextlib
 import csv
+import dataclasses
 import hashlib
 import json
 import os
@@ -104,11 +105,8 @@ def check_folder(out: pathlib.Path, settings: Mapping[str, Any]) -> None:
   begun = {LOCK, f".{SETTINGS}", files.partial_of(out / SETTINGS).name}
   if not out.exists() or not {entry.name for entry in out.iterdir()} - begun:
     return
-  try:
-    known = json.loads((out / SETTINGS).read_text())
-  except (OSError, ValueError):
-    known = None
-  if not isinstance(known, dict):
+  known = _begun_with(out)
+  if known is None:
     raise UserError(f"{out} holds something else: choose an empty folder for the data set")
   for field, value in settings.items():
     if known.get(field) != value:
@@ -116,6 +114,27 @@ def check_folder(out: pathlib.Path, settings: Mapping[str, Any]) -> None:
       if field == "clips":
         difference = "other classes, labels or clips"
       raise UserError(f"{out} was begun with {difference}: choose another folder or delete it")
+
+
+def _begun_with(out: pathlib.Path) -> dict[str, Any] | None:
+  """Returns the settings that a folder was begun with, None where it was not."""
+  try:
+    known = json.loads((out / SETTINGS).read_text())
+  except (OSError, ValueError):
+    return None
+  return known if isinstance(known, dict) else None
+
+
+def as_begun(listing: Listing, out: pathlib.Path) -> Listing:
+  """Returns a listing in the splits of an earlier version where that began the folder with them."""
+  known = _begun_with(out)
+  if listing.earlier is None or known is None or known.get("clips") == digest(listing):
+    return listing
+  with contextlib.suppress(UserError):  # then it began nothing
+    earlier = listing.earlier()
+    if known.get("clips") == digest(earlier):
+      return dataclasses.replace(listing, splits=earlier.splits, notes=earlier.notes)
+  return listing
 
 
 def begin(out: pathlib.Path, settings: Mapping[str, Any]) -> None:
@@ -392,9 +411,9 @@ def finish(
     )
   without = {clip.path for clip in skipped}
   left = collections.Counter(
-    clip.label for clip in listing.splits["train"] if clip.path not in without
+    clip.label for clip in listing.splits.get("train", ()) if clip.path not in without
   )
-  for label, name in enumerate(listing.names):
+  for label, name in enumerate(listing.names if "train" in listing.splits else ()):
     if not left[label]:
       raise UserError(f"no training clip of the class {name!r} can be read: {advice}")
   shards = {split: [] for split, clips in listing.splits.items() if clips}

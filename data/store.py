@@ -162,9 +162,7 @@ def write_paths(folder: pathlib.Path, split: str, paths: Mapping[str, str]) -> N
     json.dump(paths, file, indent=0)  # in ASCII: a path may be no Unicode
 
 
-def write_states(
-  folder: pathlib.Path, split: str, states: Sequence[Sequence[int] | None]
-) -> None:
+def write_states(folder: pathlib.Path, split: str, states: Sequence[Sequence[int] | None]) -> None:
   """Writes what the files of a split were like before they were decoded.
 
   Args:

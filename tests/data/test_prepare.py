@@ -252,23 +252,24 @@ def test_a_clip_that_cannot_be_read_is_skipped_never_replaced(source, clip, caps
 
 def test_a_mended_file_is_read_again(source, clip, capsys):
   out = source.parent / "out"
-  bad = source / "Träge" / "10.webm"
+  bad = pathlib.Path(folders.videos(source).splits["train"][20].file)
   bad.write_bytes(b"no video")
   _fails(capsys, source, out)
   shards = sorted(out.glob("clips-train*"))
   before = [path.stat().st_mtime_ns for path in shards]
   bad.write_bytes(clip)
-  assert "Träge/10.webm" in _ids(_prepare(source), "train")
+  assert bad.relative_to(source).as_posix() in _ids(_prepare(source), "train")
   after = [path.stat().st_mtime_ns for path in shards]
   assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, True]
 
 
 def test_too_much_missing_is_said_before_anything_is_read(source, capsys):
   table = source / "clips.csv"
-  rows = ["path,label,split", "none.webm,a,train", "Bend it/00.webm,a,train", "Träge/01.webm,a,val"]
+  rows = ["path,label,split", "none.webm,a,train", "Bend it/00.webm,a,train"]
+  rows += ["Träge/00.webm,b,train", "Träge/01.webm,b,val"]
   table.write_text("\n".join(rows))
   error = _fails(capsys, table, source.parent / "out")
-  assert "none.webm is missing, and so are 1 of 3 clips" in error
+  assert "none.webm is missing, and so are 1 of 4 clips" in error
   assert not list((source.parent / "out").glob("clips*"))
   prepare.main(_arguments(table, source.parent / "out", "--max_unreadable=0.4"))
   assert _skipped(source.parent / "out")[1][0].endswith("none.webm")
@@ -276,10 +277,9 @@ def test_too_much_missing_is_said_before_anything_is_read(source, capsys):
 
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_a_class_or_split_without_any_clip_left(source, capsys, split):
-  shutil.rmtree(source / "Träge")
-  for k, path in enumerate(sorted((source / "Bend it").iterdir())):
-    if (k % 5 == 4) == (split == "validation"):
-      path.write_bytes(b"no video")
+  for clip in folders.videos(source).splits[split]:
+    if split == "validation" or clip.label == 0:
+      pathlib.Path(clip.file).write_bytes(b"no video")
   error = _fails(capsys, source, source.parent / "out", "--max_unreadable=1")
   assert ("class 'Bend it'" if split == "train" else "split 'validation'") in error
 
@@ -423,6 +423,60 @@ def test_data_prepared_before_states_were_kept_goes_on(pictures, monkeypatch):
   for source in (pictures, other):  # begun and finished: nobody knows which files these were
     prepare.main(_arguments(source, out, dataset="images"))
   assert not list(out.glob("states_*"))
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_what_an_earlier_version_split_goes_on(pictures, monkeypatch, capsys, finished):
+  """It took every fifth clip, in the order of the names."""
+  out = pictures.parent / "out"
+  with monkeypatch.context() as patch:
+    patch.setattr(folders, "_held_out", folders._held_out_before)
+    if finished:
+      prepare.main(_arguments(pictures, out, dataset="images"))
+      next(out.glob("clips-train*")).unlink()
+    else:
+      _interrupt_at_the_end(patch, pictures, out)
+  capsys.readouterr()
+  prepare.main(_arguments(pictures, out, dataset="images"))
+  assert "begun by an earlier version, whose choice of 4 clips" in capsys.readouterr().out
+  assert _ids(store.open_dataset(out), "validation") == [
+    f"{name}/{k}.png" for name in "ab" for k in (4, 9)
+  ]
+  for path in pictures.glob("*/9.png"):
+    path.unlink()
+  assert "other classes, labels or clips" in _fails(capsys, pictures, out, dataset="images")
+
+
+def test_a_test_split_alone_is_prepared(pictures, capsys):
+  out, source = pictures.parent / "out", pictures.parent / "source"
+  source.mkdir()
+  pictures.rename(source / "testing")
+  for _ in range(2):
+    prepare.main(_arguments(source, out, dataset="images"))
+    printed = capsys.readouterr().out
+    assert "test: 20 images" in printed and "a test split alone" in printed
+    assert "fewer than" not in printed
+  data = store.open_dataset(out)
+  assert (
+    data.class_names == ("a", "b") and data.class_sizes() == () and [*data.info.splits] == ["test"]
+  )
+  assert data.split("test").labels().tolist() == [0] * 10 + [1] * 10
+
+
+def test_one_class_is_an_error_before_anything_is_begun(pictures, capsys):
+  shutil.rmtree(pictures / "b")
+  error = _fails(capsys, pictures, pictures.parent / "out", dataset="images")
+  assert "there is one class only, 'a'" in error and not (pictures.parent / "out").exists()
+  (pictures.parent / "list.csv").write_text(
+    "path,label,split\n" + "".join(f"A/a/{k}.png,x,{'val' if k else 'train'}\n" for k in range(9))
+  )
+  source = pictures.parent / "list.csv"
+  assert "only, 'x'" in _fails(capsys, source, pictures.parent / "out", dataset="images")
+  above = pictures.parent / "above"  # one folder too high
+  above.mkdir()
+  pictures.rename(above / "images")
+  (above / "images/a").rename(above / "images/c")
+  assert "only, 'images'" in _fails(capsys, above, pictures.parent / "out", dataset="images")
 
 
 def test_a_file_that_is_still_being_copied_is_decoded_again(pictures, monkeypatch, capsys):
@@ -622,7 +676,8 @@ def test_a_worker_of_a_cluster_that_dies_changes_no_record(source, tmp_path, fre
 def test_where_files_lie_and_how_many_a_class_has(source):
   data = _prepare(source)
   paths = data.paths("validation")
-  assert len(paths) == 10 and paths["Bend it/04.webm"] == f"{source}/Bend it/04.webm"
+  held_out = _ids(data, "validation")
+  assert paths == {clip_id: f"{source}/{clip_id}" for clip_id in held_out} and len(paths) == 10
   assert data.class_sizes() == (20, 20)
   (data.folder / "labels_train.npy").unlink()
   (data.folder / "paths_validation.json").unlink()

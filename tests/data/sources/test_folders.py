@@ -1,10 +1,12 @@
 """A user's own videos and images: class folders and CSV files."""
 
+import hashlib
 import os
+import unicodedata
 
 import pytest
 
-from data.sources import folders
+from data.sources import folders, listing
 from u2s_jax.errors import UserError
 
 
@@ -31,17 +33,101 @@ def _fails(source, *parts, kind=UserError, read=folders.videos):
     assert part in message
 
 
-def test_every_fifth(tmp_path):
+def _in_order(ids):
+  """Ids in the order of the SHA-256 of a line break and the id."""
+  return sorted(ids, key=lambda name: hashlib.sha256(f"\n{name}".encode()).hexdigest())
+
+
+def test_about_a_fifth_of_each_class_validates(tmp_path):
   _touch(tmp_path, *(f"run/{i:02}.mp4" for i in range(1, 12)))
   _touch(tmp_path, "jump/b.mp4", "jump/a.mp4", "sit/a.mp4")
   found = folders.videos(tmp_path)
   assert list(found.names) == ["jump", "run", "sit"] and not found.images
-  # Numbers 5 and 10 of 11, the last of two, none of one.
-  assert _ids(found, "validation") == ["jump/b.mp4", "run/05.mp4", "run/10.mp4"]
+  # The first 2 of 11 (2.2), one of two, none of one.
+  runs = _in_order(f"run/{i:02}.mp4" for i in range(1, 12))[:2]
+  jump = _in_order(["jump/a.mp4", "jump/b.mp4"])[:1]
+  assert _ids(found, "validation") == [*jump, *sorted(runs)]
   assert len(_ids(found, "train")) == 11 and "sit/a.mp4" in _ids(found, "train")
   assert set(found.splits) == {"train", "validation"} and not found.official
   assert len(found.notes) == 1 and "3 of 14" in found.notes[0]
-  assert found.splits["train"][0].path == str(tmp_path / "jump/a.mp4")
+  first = _ids(found, "train")[0]
+  assert found.splits["train"][0].path == str(tmp_path / first) and first.startswith("jump/")
+
+
+@pytest.mark.parametrize(
+  ("train", "others"),
+  [
+    ("training", {"testing": "validation"}),
+    ("Training", {"Validation": "validation", "EVAL": "test"}),
+    ("train", {"dev": "validation"}),
+    ("train_256", {"val_256": "validation", "test_256": "test"}),
+    ("training_set", {"test_set": "validation"}),
+    ("TRAIN videos", {"dev": "validation", "evaluation": "test"}),
+  ],
+)
+def test_usual_names_of_splits(tmp_path, train, others):
+  for folder in (train, *others):
+    _touch(tmp_path, f"{folder}/run/1.mp4", f"{folder}/walk/2.mp4")
+  found = folders.videos(tmp_path)
+  assert list(found.names) == ["run", "walk"]
+  assert _ids(found, "train") == [f"{train}/run/1.mp4", f"{train}/walk/2.mp4"]
+  for folder, split in others.items():
+    assert _ids(found, split) == [f"{folder}/run/1.mp4", f"{folder}/walk/2.mp4"]
+
+
+def test_names_of_splits_beside_other_folders_are_classes(tmp_path):
+  _touch(tmp_path, "training/a/1.mp4", "training/b.mp4", "running/1.mp4", "testing/1.mp4")
+  assert list(folders.videos(tmp_path).names) == ["running", "testing", "training"]
+
+
+@pytest.mark.parametrize(
+  ("names", "parts"),
+  [
+    (["train", "holdout"], ["'validation'", "'train'", "'holdout'", "dev"]),
+    (["val", "test"], ["'train'", "'test', 'val'"]),
+    (["testing", "dev"], ["'train'", "'dev', 'testing'", "called train or training"]),
+    (["dev"], ["'train'", "'dev'"]),
+  ],
+)
+def test_a_split_that_is_missing_is_named(tmp_path, names, parts):
+  _touch(tmp_path, *(f"{name}/{label}/1.mp4" for name in names for label in "xy"))
+  _fails(tmp_path, *parts)
+
+
+def test_a_test_split_alone(tmp_path):
+  _touch(tmp_path, "f/testing/a/1.mp4", "f/testing/b/2.mp4")
+  (tmp_path / "f/testing/c").mkdir()  # a class of the runs, of which there is no clip here
+  found = folders.videos(tmp_path / "f")
+  assert list(found.names) == ["a", "b", "c"] and [*found.splits] == ["test"]
+  assert _labels(found, "test") == {"testing/a/1.mp4": "a", "testing/b/2.mp4": "b"}
+  listing.check_classes(found, "f")
+  _touch(tmp_path, "one/test/a/1.mp4")
+  with pytest.raises(UserError, match="one class only, 'a'.*a folder, which may be empty"):
+    listing.check_classes(folders.videos(tmp_path / "one"), "one")
+  found = folders.videos(_csv(tmp_path, "path,label,split\n1,2,test\n2,10,eval\n3,,test\n"))
+  assert list(found.names) == ["2", "10"]
+  assert [clip.label for clip in found.splits["test"]] == [0, 1, -1]
+  with pytest.raises(UserError, match="no clip has a class"):
+    listing.check_classes(folders.videos(_csv(tmp_path, "path,label,split\n1,,test\n")), "x")
+
+
+@pytest.mark.parametrize(
+  ("one", "other", "words"),
+  [
+    ("Jump", "jump", "case"),
+    ("caf\u00e9", "cafe\u0301", "accents"),
+    ("\u00dcben", unicodedata.normalize("NFD", "\u00fcben"), "case"),
+    ("STRASSE", "stra\u00dfe", "case"),
+    ("\ud55c", unicodedata.normalize("NFD", "\ud55c"), "accents"),
+  ],
+)
+def test_classes_that_look_the_same(tmp_path, one, other, words):
+  rows = f"a,{one},train\nb,{other},train\nc,{one},val\n"
+  _fails(_csv(tmp_path, f"path,label,split\n{rows}"), repr(one), repr(other), ascii(other), words)
+  apart = f"a,{one},train\nb,other,train\nc,{other},val\n"
+  _fails(_csv(tmp_path, f"path,label,split\n{apart}"), repr(one), repr(other), words)
+  _touch(tmp_path, f"in/{one}/1.mp4", f"in/{other}/1.mp4", f"in/{one}/2.mp4")
+  _fails(tmp_path / "in", repr(one), repr(other), words)
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "Val"])
@@ -109,8 +195,9 @@ def test_links_are_followed(tmp_path):
   (tmp_path / "source/b/3.mp4").symlink_to(tmp_path / "3.mp4")
   (tmp_path / "source/b/4.mp4").symlink_to(tmp_path / "4.mp4")
   found = folders.videos(tmp_path / "source")
-  assert _ids(found, "train") == ["a/2.mp4", "b/3.mp4"]
-  assert _ids(found, "validation") == ["a/x/1.mp4", "b/4.mp4"]
+  pairs = ["a/2.mp4", "a/x/1.mp4"], ["b/3.mp4", "b/4.mp4"]
+  assert _ids(found, "validation") == [_in_order(pair)[0] for pair in pairs]
+  assert _ids(found, "train") == [_in_order(pair)[1] for pair in pairs]
   (tmp_path / "elsewhere/x/again").symlink_to(tmp_path / "elsewhere")
   _fails(tmp_path / "source", "source/a/x/again", "link")
 
@@ -175,7 +262,8 @@ def test_csv_without_splits(tmp_path):
   rows = [f"{i}.mp4,10" for i in (5, 4, 3, 2, 1)] + ["b.mp4,9", "a.mp4,9"]
   found = folders.videos(_csv(tmp_path, "\n".join(["path,label", *rows])))
   assert list(found.names) == ["9", "10"]  # as numbers
-  assert _labels(found, "validation") == {"5.mp4": "10", "b.mp4": "9"}
+  one, other = _in_order(f"{i}.mp4" for i in range(1, 6))[0], _in_order(["a.mp4", "b.mp4"])[0]
+  assert _labels(found, "validation") == {one: "10", other: "9"}
   assert "2 of 7" in found.notes[0]
 
 
@@ -279,7 +367,8 @@ def test_a_pattern_finds_the_groups_of_a_folder(tmp_path):
     ("path,split\na,train\n", ["line 1", "'label'"]),
     ("path,label,split\na,x,train\nb,x\n", ["line 3", "2 fields under 3 columns"]),
     ("path,label,split\na,x,train\nb,c,x,val\n", ["line 3", "double quotes"]),
-    ("path,label,split\na,x,dev\n", ["line 2", "'dev'"]),
+    ("path,label,split\na,x,fold1\n", ["line 2", "'fold1'"]),
+    ("path,label,split\na,x,dev\nb,y,test\n", ["no training split", "validation, test"]),
     ("path,label,split\na,x,\n", ["line 2", "''"]),
     ("path,label,split\n,x,train\n", ["line 2", "no path"]),
     ("path,label,start,end\na,x,1,\n", ["line 2", "end ''", "no time"]),
