@@ -24,7 +24,7 @@ import io
 import os
 import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 from data.images import FRAME_EXTENSIONS
@@ -32,8 +32,16 @@ from data.sources import splits
 from data.sources.listing import SPLITS, Clip, Listing, check, check_names, suffix
 from u2s_jax.errors import UserError, cell_text
 
+# The endings that FFmpeg 8 gives the containers and streams of video that `decode` opens (`av`'s
+# `ContainerFormat(name).extensions`), and in the last line usual ones that it leaves out, as it goes
+# by the content. None of its stills (.avif), sound (.m4a, .ogg), subtitles (.mks) and texts.
 VIDEO_EXTENSIONS = tuple(
-  ".mp4 .webm .avi .mkv .mov .m4v .mpg .mpeg .wmv .flv .3gp .ts .gif .ogv".split()
+  """
+  .3g2 .3gp .264 .265 .apng .asf .avc .avi .dif .dv .f4v .flv .gif .h264 .h265 .h26l .hevc .ismv
+  .ivf .m1v .m2t .m2ts .m2v .m4v .mj2 .mjpeg .mjpg .mk3d .mkv .mov .mp4 .mpeg .mpg .mts .mxf .nut
+  .obu .ogv .psp .rm .ts .webm .wmv .y4m
+  .3gp2 .3gpp .divx .m2p .mpe .mpv .ogm .qt .rmvb .tod .tp .trp .vob .xvid
+  """.split()
 )
 IMAGE_EXTENSIONS = tuple(".jpg .jpeg .png .bmp .webp .gif .tif .tiff .ppm .pgm".split())
 FRAMES = "folders of frames"  # a kind of clips
@@ -50,13 +58,19 @@ def is_image(path: str) -> bool:
 def find_files(where: str) -> list[str]:
   """The videos and images that a file, a folder (with all below it) or a pattern names, sorted.
 
+  Of a folder, those that `videos` and `images` take too: not hidden ones, and also linked ones.
+
   Raises:
     FileNotFoundError: there is none.
+    UserError: a link in the folder leads back to it.
   """
   path = pathlib.Path(where)
   if path.is_dir():
+    found = _walk(path)
     known = VIDEO_EXTENSIONS + IMAGE_EXTENSIONS
-    files = [file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file()]
+    files = [file for file in found if file.suffix.lower() in known]
+    if found and not files:
+      raise FileNotFoundError(f"{where}: no video or image by the extension, but {_endings(found)}")
   elif path.exists():
     files = [path]
   else:
@@ -277,7 +291,7 @@ def _from_folder(
   source: pathlib.Path, kind: str, extensions: Sequence[str]
 ) -> tuple[list[_Entry], list[str], set[str]]:
   """Reads the layouts with class folders; returns the clips, the notes and the classes."""
-  notes, ignored, stray = [], collections.Counter(), []
+  notes, ignored, stray = [], [], []
   folders, files = _children(source)
   # No classes are called training and testing, but some may be called train and bus.
   levels = [folder for folder in folders if splits.split_of(folder.name)]
@@ -305,25 +319,27 @@ def _from_folder(
     files += beside_classes if has_levels else []
     names |= {folder.name for folder in classes}
     for folder in classes:
-      kept = []
-      for path in _walk(folder):
-        if path.suffix.lower() in extensions:
-          kept.append(path)
-        else:
-          ignored[path.suffix.lower()] += 1
+      found = _walk(folder)
+      kept = [path for path in found if path.suffix.lower() in extensions]
+      others = [path for path in found if path.suffix.lower() not in extensions]
+      ignored += others
       if kind == FRAMES:
         stray += [path for path in kept if path.parent == folder]
         kept = sorted({path.parent for path in kept} - {folder})
       if not kept and split in (None, "train"):
-        raise UserError(f"{folder}: the class folder holds no {kind}: add some, or move it away")
+        beside = f" by the extension, but {_endings(others)}" if others else ""
+        raise UserError(
+          f"{folder}: the class folder holds no {kind}{beside}: add some, or move it away"
+        )
       for path in kept:
+        _check_name(path)
         clip_id = path.relative_to(source).as_posix()
         entries.append(_Entry(str(folder), clip_id, str(path), folder.name, split))
   for path in files:
     if path.suffix.lower() in extensions:
       stray.append(path)
     else:
-      ignored[path.suffix.lower()] += 1
+      ignored.append(path)
   if not entries:
     raise UserError(
       f"{source} holds no class folders with {kind}: put each file into a folder named after its "
@@ -337,9 +353,8 @@ def _from_folder(
     )
     notes.append(f"ignored {len(stray)} {what}, such as {stray[0]}")
   if ignored:
-    counts = sorted(ignored.items(), key=lambda item: (-item[1], item[0]))
-    counts = ", ".join(f"{ending or 'no extension'} {count}" for ending, count in counts)
-    notes.append(f"ignored {ignored.total()} files that are no {kind} by their extension: {counts}")
+    endings = _endings(ignored)
+    notes.append(f"ignored {len(ignored)} files that are no {kind} by their extension: {endings}")
   return entries, notes, names
 
 
@@ -357,6 +372,13 @@ def _check_parts(
   raise UserError(
     f"{source}: no folder of the split {split!r} lies beside {there}: add one, called {names}"
   )
+
+
+def _endings(files: Iterable[pathlib.Path]) -> str:
+  """Returns how many files have which ending, the most frequent first."""
+  counts = sorted(collections.Counter(file.suffix.lower() for file in files).items())
+  counts.sort(key=lambda item: -item[1])
+  return ", ".join(f"{ending or 'no extension'} {count}" for ending, count in counts)
 
 
 def _children(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
@@ -382,12 +404,15 @@ def _walk(folder: pathlib.Path) -> list[pathlib.Path]:
     seen.add(real)
     folders[:] = [name for name in folders if not name.startswith(".")]
     found += [pathlib.Path(place, name) for name in files if not name.startswith(".")]
-  for path in found:
-    try:
-      str(path).encode()
-    except UnicodeEncodeError as error:
-      raise UserError(f"{ascii(str(path))}: the name is not UTF-8: rename it") from error
   return sorted(found)
+
+
+def _check_name(path: pathlib.Path) -> None:
+  """Raises UserError for a name that no list of text can hold."""
+  try:
+    str(path).encode()
+  except UnicodeEncodeError as error:
+    raise UserError(f"{ascii(str(path))}: the name is not UTF-8: rename it") from error
 
 
 def _from_csv(path: pathlib.Path) -> list[_Entry]:

@@ -202,6 +202,52 @@ def test_links_are_followed(tmp_path):
   _fails(tmp_path / "source", "source/a/x/again", "link")
 
 
+def test_files_to_predict_are_those_that_are_prepared(tmp_path):
+  _touch(tmp_path, "far/c.MTS", "far/deep/d.vob", "new/b/a.mp4", "new/b/._a.mp4", "new/.git/x.mp4")
+  _touch(tmp_path, "new/b/a.png", "new/b/a.srt", "new/b/a.wav", "new/z.mov", "new/b/z.mp4.part")
+  (tmp_path / "new/linked").symlink_to(tmp_path / "far")
+  (tmp_path / "new/b/file.mp4").symlink_to(tmp_path / "other.mp4")
+  names = ["b/a.mp4", "b/a.png", "b/file.mp4", "linked/c.MTS", "linked/deep/d.vob", "z.mov"]
+  found = folders.find_files(str(tmp_path / "new"))
+  assert [os.path.relpath(file, tmp_path / "new") for file in found] == names
+  listed = folders.videos(tmp_path / "new")
+  prepared = [clip.id for clips in listed.splits.values() for clip in clips]
+  assert sorted(prepared) == [name for name in names if name.count("/") and "png" not in name]
+  assert any(
+    "no videos by their extension: .part 1, .png 1, .srt 1, .wav 1" in n for n in listed.notes
+  )
+  (tmp_path / "far/deep/up").symlink_to(tmp_path / "new")
+  for list_all in (folders.find_files, lambda folder: folders.videos(tmp_path / folder)):
+    with pytest.raises(UserError, match="the link leads to a folder"):
+      list_all(str(tmp_path / "new"))
+  assert folders.find_files(str(tmp_path / "new/b/._a.mp4"))  # named by itself
+
+
+def test_endings(tmp_path):
+  videos = ".mts .M2TS .vob .asf .3g2 .f4v .mxf .ogm .divx .dv .y4m .m2v .qt .rmvb .mpe .trp .265"
+  _touch(tmp_path, *(f"{'ab'[k % 2]}/{k}{ending}" for k, ending in enumerate(videos.split())))
+  found = folders.videos(tmp_path)
+  assert sum(map(len, found.splits.values())) == 17 and len(found.notes) == 1
+  others = {
+    ".avif",
+    ".heic",
+    ".m4a",
+    ".ogg",
+    ".mka",
+    ".mks",
+    ".mp3",
+    ".wav",
+    ".srt",
+    ".txt",
+    ".m3u8",
+  }
+  assert not others & {*folders.VIDEO_EXTENSIONS}
+  _touch(tmp_path, "new/c/1.braw", "new/c/2.r3d", "new/c/3.braw", "new/a/1.mp4")
+  _fails(tmp_path / "new", "new/c", "holds no videos by the extension, but .braw 2, .r3d 1")
+  with pytest.raises(FileNotFoundError, match="no video or image by the extension, but .braw 2"):
+    folders.find_files(str(tmp_path / "new/c"))
+
+
 def test_class_names_that_are_numbers(tmp_path):
   _touch(tmp_path, *(f"{name}/{i}.mp4" for name in (0, 1, 2, 10) for i in range(2)))
   assert list(folders.videos(tmp_path).names) == ["0", "1", "2", "10"]
