@@ -319,6 +319,12 @@ def report(dataset: store.PreparedDataset, listing: Listing) -> str:
       f"  {leaks} {unit} look like a training one (copies, or one scene), so the accuracy may"
       f" promise too much: see {dataset.folder / shards.LEAKS}"
     )
+  if share := dataset.info.metadata.get("share_alike"):
+    lines.append(
+      f"  {shards.percent(share)} of the training {unit} look like one of another class, as on a"
+      " fixed camera: copies cannot be told by their looks, so"
+      f" {dataset.folder / shards.LEAKS} names none"
+    )
   not_compared = dataset.info.metadata.get("not_compared", 0)
   if not_compared:
     lines.append(f"  {not_compared} {unit} were too plain to be compared with others")

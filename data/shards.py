@@ -347,11 +347,14 @@ def left_out(listing: Listing, out: pathlib.Path) -> set[str]:
   return ids
 
 
-def _write_leaks(listing: Listing, out: pathlib.Path, done: Mapping[Key, Shard]) -> dict[str, int]:
-  """Writes the clips that look like a training clip, the most alike first.
+def _write_leaks(
+  listing: Listing, out: pathlib.Path, done: Mapping[Key, Shard]
+) -> dict[str, int | float]:
+  """Writes the clips that look like a training clip, the most alike first; none where most do.
 
   Returns:
-    How many there are, `leaks`, and how many clips could not be compared; of flow nothing.
+    How many there are, `leaks`, and how many clips could not be compared; where looks tell nothing,
+    `share_alike`, see `fingerprints`. Of flow nothing.
   """
   prints = collections.defaultdict(list)
   for (split, _), shard in done.items():
@@ -359,18 +362,23 @@ def _write_leaks(listing: Listing, out: pathlib.Path, done: Mapping[Key, Shard])
   every = [text for of_split in prints.values() for text in of_split]
   if not any(every):
     return {}
-  rows = []
-  for split in sorted(listing.splits.keys() - {"train"}):
+  skipped = sum(len(shard.skipped) for shard in done.values())
+  found = {"not_compared": every.count("") - skipped}
+  train = listing.splits.get("train", ())
+  share = fingerprints.share_alike(prints["train"], [clip.label for clip in train])
+  rows, is_blind = [], share >= fingerprints.BLIND
+  if is_blind:
+    found["share_alike"] = share
+  for split in sorted(listing.splits.keys() - {"train"}) if not is_blind else ():
     for i, j, distance in fingerprints.copies(prints[split], prints["train"]):
-      clip, other = listing.splits[split][i], listing.splits["train"][j]
+      clip, other = listing.splits[split][i], train[j]
       names = (listing.names[c.label] if c.label >= 0 else "" for c in (clip, other))
       rows.append((distance, split, clip.path, other.path, *names))
   with files.whole_file(out / LEAKS) as file:
     writer = csv.writer(file)
     writer.writerow(["bits", "split", "path", "training_path", "label", "training_label"])
     writer.writerows(map(spreadsheet_cell, row) for row in sorted(rows))
-  skipped = sum(len(shard.skipped) for shard in done.values())
-  return {"leaks": len(rows), "not_compared": every.count("") - skipped}
+  return {"leaks": len(rows), **found}
 
 
 def percent(share: float) -> str:

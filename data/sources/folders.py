@@ -9,7 +9,7 @@
   name, empty where it is not known (`test` only); `split` is train, val or test. Paths are absolute
   or start at the CSV file's folder. `start,end` make a clip of a part of a video: seconds, or
   hh:mm:ss.mmm. `group` says what belongs together (a person, a camera), and is on one side of a
-  split; without it the parts of a video do. The columns may come in any order; others are ignored.
+  split; without it the parts of a video do. The columns may come in any order; others are not used.
 
 Without splits, about a fifth of the clips of each class goes to validation, in whole groups where
 there are any: see `splits.choose_validation`.
@@ -21,6 +21,7 @@ import dataclasses
 import functools
 import glob
 import io
+import math
 import os
 import pathlib
 import re
@@ -33,8 +34,8 @@ from data.sources.listing import SPLITS, Clip, Listing, check, check_names, suff
 from u2s_jax.errors import UserError, cell_text
 
 # The endings that FFmpeg 8 gives the containers and streams of video that `decode` opens (`av`'s
-# `ContainerFormat(name).extensions`), and in the last line usual ones that it leaves out, as it goes
-# by the content. None of its stills (.avif), sound (.m4a, .ogg), subtitles (.mks) and texts.
+# `ContainerFormat(name).extensions`), and in the last line usual ones that it leaves out, as it
+# goes by the content. None of its stills (.avif), sound (.m4a, .ogg), subtitles (.mks) and texts.
 VIDEO_EXTENSIONS = tuple(
   """
   .3g2 .3gp .264 .265 .apng .asf .avc .avi .dif .dv .f4v .flv .gif .h264 .h265 .h26l .hevc .ismv
@@ -45,6 +46,7 @@ VIDEO_EXTENSIONS = tuple(
 )
 IMAGE_EXTENSIONS = tuple(".jpg .jpeg .png .bmp .webp .gif .tif .tiff .ppm .pgm".split())
 FRAMES = "folders of frames"  # a kind of clips
+COLUMNS = ("path", "label", "split", "start", "end", "group")
 PLAIN = ("train", "val", "valid", "validation", "test")  # splits that may have other folders beside
 TIME = re.compile(r"\d+(\.\d*)?|\.\d+")
 
@@ -146,7 +148,7 @@ def _listing(
       dataclasses.replace(entry, group=_group(entry.id, group_pattern)) for entry in entries
     ]
   elif source.is_file() and source.suffix.lower() == ".csv":
-    entries, notes = _from_csv(source), []
+    entries, notes = _from_csv(source)
   elif source.exists():
     raise UserError(f"{source} is neither a folder nor a .csv file: unpack it, if it is an archive")
   else:
@@ -415,8 +417,8 @@ def _check_name(path: pathlib.Path) -> None:
     raise UserError(f"{ascii(str(path))}: the name is not UTF-8: rename it") from error
 
 
-def _from_csv(path: pathlib.Path) -> list[_Entry]:
-  """Reads a CSV file."""
+def _from_csv(path: pathlib.Path) -> tuple[list[_Entry], list[str]]:
+  """Reads a CSV file; returns the clips and the notes."""
   content = path.read_bytes()
   try:
     text = content.decode("utf-8-sig")
@@ -433,12 +435,7 @@ def _from_csv(path: pathlib.Path) -> list[_Entry]:
         continue
       if header is None:
         header = [field.lower() for field in row]
-        for column in ("path", "label"):
-          if column not in header:
-            raise UserError(
-              f"{where}: there is no column {column!r}: the first line has to be path,label,split "
-              "with commas"
-            )
+        _check_header(header, where)
         continue
       if len(row) != len(header):
         raise UserError(
@@ -469,7 +466,65 @@ def _from_csv(path: pathlib.Path) -> list[_Entry]:
   order = {}
   for entry in entries:
     order.setdefault(entry.file, len(order))
-  return sorted(entries, key=lambda entry: (order[entry.file], entry.span or (0, 0)))
+  entries.sort(key=lambda entry: (order[entry.file], entry.span or (0, 0)))
+  # `--mode=predict --csv` writes scores.
+  unused = [repr(column) for column in header if column not in (*COLUMNS, "score")]
+  notes = [f"{path}: columns that are not used: {', '.join(unused)}"] if unused else []
+  return entries, notes + _overlaps(entries)
+
+
+def _check_header(header: Sequence[str], where: str) -> None:
+  """Raises UserError where a column is missing, there twice, or most likely misspelt."""
+  for column in ("path", "label"):
+    if column not in header:
+      raise UserError(
+        f"{where}: there is no column {column!r}, but {', '.join(map(repr, header))}: the first"
+        " line has to be path,label,split with commas"
+      )
+  for name in header:
+    if header.count(name) > 1:
+      raise UserError(f"{where}: the column {name!r} is there twice: delete one")
+    near = [column for column in COLUMNS if column not in header and _resembles(name, column)]
+    if name not in COLUMNS and near:
+      raise UserError(
+        f"{where}: the column {name!r} is not known, and there is no {near[0]!r}: call it so if it"
+        " is meant, or something else"
+      )
+  for column, other in (("start", "end"), ("end", "start")):
+    if column in header and other not in header:
+      raise UserError(f"{where}: there is a column {column!r}, but no {other!r}: parts need both")
+
+
+def _resembles(name: str, column: str) -> bool:
+  """Whether a name has a column's as a word, or one letter less, more, other, or two exchanged."""
+  if column in re.findall("[a-z]+", name):
+    return True
+  same = len(os.path.commonprefix([name, column]))
+  name, column = name[same:], column[same:]
+  return (
+    name[1:] in (column, column[1:])
+    or name == column[1:]
+    or (name[:2] == column[1::-1] and name[2:] == column[2:])
+  )
+
+
+def _overlaps(entries: Sequence[_Entry]) -> list[str]:
+  """Returns a note on parts that overlap and have different labels; sorted by file and start."""
+  found, running = [], []
+  for entry in entries:
+    start, end = entry.span or (0.0, math.inf)
+    running = [(until, o) for until, o in running if o.file == entry.file and until > start]
+    other = next((o for _, o in running if o.name != entry.name), None)
+    if other:
+      found.append((other, entry))
+    running.append((end, entry))
+  if not found:
+    return []
+  pair = " and ".join(f"{entry.id} ({entry.name})" for entry in found[0])
+  return [
+    f"{len(found)} parts of videos overlap others with another label, such as {pair}: a network is"
+    " taught both"
+  ]
 
 
 def _with_groups(entries: list[_Entry]) -> list[_Entry]:

@@ -741,6 +741,23 @@ def test_copies_of_training_clips_are_named(tmp_path, write_video, capsys):
   assert (row["split"], row["label"], row["training_label"]) == ("validation", "b", "a")
 
 
+def test_on_a_fixed_camera_copies_cannot_be_told(tmp_path, capsys):
+  """Something small is different in every picture of one scene."""
+  random = np.random.default_rng(0)
+  scene = Image.fromarray(random.integers(0, 256, (6, 9, 3), np.uint8))
+  scene = np.asarray(scene.resize((96, 64), Image.Resampling.BICUBIC))
+  for k in range(40):
+    picture = scene.copy()
+    picture[20:24, 2 * k : 2 * k + 4] = 255 * (k % 2)
+    (tmp_path / "source" / "ab"[k % 2]).mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(tmp_path / "source" / "ab"[k % 2] / f"{k}.png")
+  prepare.main(_arguments(tmp_path / "source", tmp_path / "out", dataset="images"))
+  printed = capsys.readouterr().out
+  assert "100 % of the training images look like one of another class" in printed
+  assert "look like a training one" not in printed
+  assert (tmp_path / "out/leaks.csv").read_text().count("\n") == 1
+
+
 def test_no_cluster_is_a_line(source, capsys, monkeypatch):
   pytest.importorskip("distributed", reason="--cluster needs the package distributed")
   monkeypatch.setattr(cluster, "CONNECT", 1)

@@ -300,7 +300,8 @@ def test_csv(tmp_path, encoding):
   ]
   assert _ids(found, "validation") == ["3.unknown"]
   assert [(clip.id, clip.label) for clip in found.splits["test"]] == [("4.mp4", -1), ("5.mp4", 1)]
-  assert not found.notes and not found.images
+  assert found.notes == [f"{tmp_path}/list.csv: columns that are not used: 'seconds'"]
+  assert not found.images
   assert folders.images(tmp_path / "list.csv").images
 
 
@@ -338,6 +339,51 @@ def test_parts_of_videos(tmp_path):
   for ids in (_ids(found, "train"), _ids(found, "validation")):
     assert len([name for name in ids if name.startswith("b.mp4")]) in (0, 2)
   assert "4 groups none is in both" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+  ("column", "meant"),
+  [
+    ("gruop", "group"),
+    ("groups", "group"),
+    ("goup", "group"),
+    ("group_id", "group"),
+    ("Group (person)", "group"),
+    ("spilt", "split"),
+    ("splits", "split"),
+    ("strat", "start"),
+    ("start_time", "start"),
+    ("edn", "end"),
+    ("end [s]", "end"),
+  ],
+)
+def test_a_misspelt_column(tmp_path, column, meant):
+  rest = "x,train\nb,y,train\nc,x,val"
+  _fails(
+    _csv(tmp_path, f"path,label,{column}\na,{rest}\n"),
+    "line 1",
+    f"the column {column.lower()!r} is not known",
+    f"no {meant!r}",
+  )
+
+
+def test_columns_that_are_not_used_are_named(tmp_path):
+  names = ["fps", "state", "person", "width", "notes", "date", "groups"]
+  rows = [f"{k}.mp4,{'xy'[k % 2]},p{k // 2}" + 7 * ",1" for k in range(8)]
+  found = folders.videos(_csv(tmp_path, "\n".join([f"path,label,group,{','.join(names)}", *rows])))
+  assert found.notes[0].endswith("columns that are not used: " + ", ".join(map(repr, names)))
+  scored = _csv(tmp_path, "path,label,score,split\na,x,.5,train\nb,y,.5,train\nc,x,.5,val\n")
+  assert not folders.videos(scored).notes
+
+
+def test_parts_that_overlap_with_another_label(tmp_path):
+  head = "path,start,end,label,group\n"
+  apart = "a,0,2,x,1\na,2,4,y,2\na,5,7,x,3\na,6,8,x,4\nb,0,9,y,5\nc,,,x,6\n"
+  found = folders.videos(_csv(tmp_path, head + apart))
+  assert len(found.notes) == 1  # on the split
+  over = "a,1.5,2.5,y,7\nb,3,4,x,8\nb,8.9,10,x,9\nc,1,2,y,6\n"
+  note = folders.videos(_csv(tmp_path, head + apart + over)).notes[0]
+  assert note.startswith("4 parts of videos overlap") and "a#0-2 (x) and a#1.5-2.5 (y)" in note
 
 
 def test_no_group_is_on_both_sides_of_a_split(tmp_path):
@@ -417,6 +463,10 @@ def test_a_pattern_finds_the_groups_of_a_folder(tmp_path):
     ("path,label,split\na,x,dev\nb,y,test\n", ["no training split", "validation, test"]),
     ("path,label,split\na,x,\n", ["line 2", "''"]),
     ("path,label,split\n,x,train\n", ["line 2", "no path"]),
+    ("path,label,start\na,x,1\n", ["line 1", "a column 'start', but no 'end'"]),
+    ("path,end,label\na,1,x\n", ["line 1", "a column 'end', but no 'start'"]),
+    ("path,label,Label\na,x,y\n", ["line 1", "'label' is there twice"]),
+    ("path,lable\na,x\n", ["line 1", "no column 'label', but 'path', 'lable'"]),
     ("path,label,start,end\na,x,1,\n", ["line 2", "end ''", "no time"]),
     ("path,label,start,end\na,x,1:2:3:4,5\n", ["line 2", "start '1:2:3:4'"]),
     ("path,label,start,end\na,x,-1,5\n", ["line 2", "start '-1'"]),
