@@ -24,13 +24,18 @@ BLOCK = 2**22  # pairs that are compared at a time
 BLIND, SAMPLE = 0.5, 1000
 
 
+def load() -> None:
+  """Imports what `of_frames` needs: SciPy, in a second that a decoder of flow does without."""
+  import imagehash  # noqa: F401
+
+
 def of_frames(frames: Sequence[bytes]) -> str:
   """Returns the fingerprint of a clip in hexadecimal digits, empty where it is too plain for one.
 
   Args:
     frames: JPEG files of its frames.
   """
-  import imagehash  # brings SciPy, which a decoder of flow needs not
+  import imagehash
 
   hashes = []
   for position in POSITIONS:

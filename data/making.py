@@ -105,12 +105,15 @@ def decoded(
   ) as answers:
     for answer in answers:
       run, states = asked.popleft()
-      if isinstance(answer, Skipped) and len(run) > 1:
-        # Together they may be too large, or one of them ends the process.
-        yield from decoded(job, ([clip] for clip in run), num_workers=1)
+      parts = answer if isinstance(answer, list) else [answer] * len(run)
+      failed = [clip for clip, part in zip(run, parts, strict=True) if isinstance(part, Skipped)]
+      if len(run) == 1 or not failed:
+        yield from ((part, states[0]) for part in parts)
         continue
-      for part in answer if isinstance(answer, list) else [answer]:
-        yield part, states[0]
+      # Together they may be too large, or one of them ends the process, or all that come after it.
+      with contextlib.closing(decoded(job, ([clip] for clip in failed), num_workers=1)) as again:
+        for part in parts:
+          yield next(again) if isinstance(part, Skipped) else (part, states[0])
 
 
 def runs(job: Job, clips: Iterable[Clip]) -> Iterator[list[Clip]]:

@@ -179,32 +179,29 @@ def foresee(job: Job, todo: Plan, num_workers: int) -> None:
   runs = list(making.runs(job, clips))
   sample = runs[len(runs) // (2 * SAMPLE) :: max(1, len(runs) // SAMPLE)][:SAMPLE]
   random.Random(0).shuffle(sample)  # so that those within the time are of all kinds
-  spent, sizes, skipped, begin = {}, [], [], time.monotonic()
+  spent, sizes, skipped, begin, ready = {}, [], [], time.monotonic(), None
   with contextlib.closing(making.decoded(job, sample, num_workers, spent)) as answers:
     for clip, (answer, _) in zip(itertools.chain.from_iterable(sample), answers, strict=False):
+      if ready is None:  # how long the processes took to begin
+        ready = time.monotonic() - begin - min((clock for clock, _ in spent.values()), default=0.0)
       if isinstance(answer, Decoded):
         sizes.append(sum(map(len, answer.frames)))
       else:
         skipped.append(f"{clip.path}: {answer.reason}")
-      if len(sizes) + len(skipped) == 1:
-        ready = (
-          time.monotonic() - begin - min(seconds for seconds, _ in [*spent.values(), (0.0, 0.0)])
-        )
       if time.monotonic() - begin > SAMPLE_SECONDS:
         break
   if not sizes:
-    print(
-      printable(f"note: of {len(skipped)} clips tried first none can be read: {skipped[0]}"),
-      flush=True,
-    )
+    first = f"none of {len(skipped)} clips that were tried first can be read: {skipped[0]}"
+    print(printable(f"note: {first}"), flush=True)
     return
-  # Each process's own clock: what waits for another one, or comes all at once, says nothing. A
-  # process that shares its core takes longer by the clock; one that waits for a disk, by no CPU.
+  # Of each process's own time: that between two answers says nothing where they come all at once,
+  # or wait for a long one. Processes that share a core take longer by the clock, and those that
+  # wait for a disk need no CPU.
   counted = sum(len(sample[number]) for number in spent)
   clock, cpu = (sum(seconds) / counted for seconds in zip(*spent.values(), strict=True))
   each = max(clock / num_workers, cpu / min(num_workers, os.cpu_count()))
   needed, free = len(clips) * sum(sizes) / len(sizes), shutil.disk_usage(job.out).free
-  took = datetime.timedelta(seconds=round(each * len(clips) + ready))
+  took = datetime.timedelta(seconds=round(ready + each * len(clips)))
   said = f"about {needed / 1e9:.1f} GB for {len(clips)} clips, by {len(sizes)} of them"
   if needed > MARGIN * free:
     raise UserError(f"{job.out}: {said}, but only {free / 1e9:.1f} GB are free: make room")
@@ -381,6 +378,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   try:
     out = files.data_folder(args.out, "--out")
     args.source = files.local_path(args.source)
+    _check_apart(args.source, out)
     listing = DATASETS[args.dataset](args)
     listing_lib.check(listing, str(args.source))
     listing_lib.check_classes(listing, str(args.source))
@@ -413,6 +411,15 @@ def main(argv: Sequence[str] | None = None) -> None:
   finally:
     for number, handler in handlers.items():
       signal.signal(number, handler)
+
+
+def _check_apart(source: pathlib.Path, out: pathlib.Path) -> None:
+  """Raises UserError where the data set would lie in its source, which then has one folder more."""
+  if (out / shards.SETTINGS).exists():  # begun by a version that allowed it
+    return
+  parents = pathlib.Path(os.path.realpath(out)).parents
+  if pathlib.Path(os.path.realpath(source)) in parents:
+    raise UserError(f"--out {out}: lies in --source {source}; choose a folder outside of it")
 
 
 def _interrupt(number: int, frame: Any) -> NoReturn:

@@ -463,6 +463,22 @@ def test_a_test_split_alone_is_prepared(pictures, capsys):
   assert data.split("test").labels().tolist() == [0] * 10 + [1] * 10
 
 
+@pytest.mark.parametrize("place", ["out", "a/deep/out", "linked/out", "../A/out"])
+def test_a_data_set_does_not_lie_in_its_source(pictures, tmp_path, capsys, monkeypatch, place):
+  (pictures / "linked").symlink_to(tmp_path / "B")
+  (tmp_path / "B").mkdir()
+  (tmp_path / "link").symlink_to(pictures)
+  if place.startswith("linked"):  # a link out of the source, and one into it
+    with pytest.raises(SystemExit, match="linked: the class folder holds no images"):
+      prepare.main(_arguments(pictures, pictures / place, dataset="images"))
+    place = tmp_path / "link/out"
+  monkeypatch.chdir(pictures)
+  error = _fails(capsys, pictures, place, dataset="images")
+  assert f"--out {place}: lies in --source {pictures}" in error
+  assert sorted(path.name for path in pictures.iterdir()) == ["a", "b", "linked"]
+  assert not (pictures / "a/deep").exists()
+
+
 def test_one_class_is_an_error_before_anything_is_begun(pictures, capsys):
   shutil.rmtree(pictures / "b")
   error = _fails(capsys, pictures, pictures.parent / "out", dataset="images")
@@ -688,13 +704,13 @@ def test_where_files_lie_and_how_many_a_class_has(source):
 def test_what_it_takes_is_said_before_it_begins(source, capsys, monkeypatch):
   monkeypatch.setattr(prepare, "MANY", {"rgb": 50, "flow": 50})
   monkeypatch.setattr(prepare, "SAMPLE", 10)
-  asked = []
+  asked, clock, cpu = [], 10.0, 0.5
 
-  def decoded(job, clips, num_workers):
-    for clip in clips:
+  def decoded(job, runs, num_workers, spent):
+    for number, (clip,) in enumerate(runs):
       asked.append(clip.id)
-      time.sleep(0.05)
-      yield workers.Decoded([b"x" * 600, b"x" * 400])
+      spent[number] = clock, cpu
+      yield workers.Decoded([b"x" * 600, b"x" * 400]), None
 
   monkeypatch.setattr(making, "decoded", decoded)
   job = making.Job(source, ("a", "b"), False, SMALL, {})
@@ -709,11 +725,81 @@ def test_what_it_takes_is_said_before_it_begins(source, capsys, monkeypatch):
       prepare.foresee(job, {("train", 0): clips}, 2)
       said = capsys.readouterr().out
       assert line in said and "with 2 processes" in said
-      seconds = int(re.search(r"0:00:(\d\d) \(h:mm:ss\)", said)[1])
-      assert 2 <= seconds <= 6  # 50 times 0.05 s
-  assert asked[:10] == [str(k) for k in range(2, 50, 5)]
+      assert _seconds(said) in (240, 241)  # 50 times 10 s, by two, which took -10 s to begin
+  assert sorted(asked[:10], key=int) == [str(k) for k in range(2, 50, 5)] != asked[:10]
   prepare.foresee(job, {("train", 0): clips[:49]}, 2)
   assert len(asked) == 30
+  # 32 on two cores: each takes 16 times as long as alone, or was not slowed down by so few.
+  monkeypatch.setattr(os, "cpu_count", lambda: 2)
+  cpu = 1.0
+  for clock, expected in ((16.0, 25), (1.0, 25), (64.0, 100)):
+    prepare.foresee(job, {("train", 0): clips}, 32)
+    assert abs(_seconds(capsys.readouterr().out) + clock - expected) <= 1
+
+
+def _seconds(said):
+  hours, minutes, seconds = map(int, re.search(r"(\d+):(\d\d):(\d\d) \(h:mm:ss\)", said).groups())
+  return 3600 * hours + 60 * minutes + seconds
+
+
+def test_a_sample_of_which_nothing_can_be_read_says_so_at_once(source, capsys, monkeypatch):
+  monkeypatch.setattr(prepare, "MANY", {"rgb": 50, "flow": 50})
+  for path in source.glob("*/*"):
+    path.write_bytes(b"no video")
+  error = _fails(capsys, source, source.parent / "out")
+  assert "50 of 50 clips cannot be read" in error
+  with pytest.raises(SystemExit):
+    prepare.main(_arguments(source, source.parent / "again"))
+  said = capsys.readouterr().out
+  assert (
+    "none of 24 clips that were tried first can be read: " in said and "does not decode" in said
+  )
+  assert "h:mm:ss" not in said
+
+
+def _parts(count, seconds, step):
+  return [
+    Clip(f"v#{k}", 0, "v.mp4", span=(float(k * step), float(k * step + seconds)))
+    for k in range(count)
+  ]
+
+
+@pytest.mark.parametrize(
+  ("short_edge", "sizes"),
+  [(240, [40]), (540, [23, 17]), (1080, [5] * 8), (2160, [1] * 40)],
+)
+def test_parts_that_are_decoded_together_fit_into_memory(short_edge, sizes):
+  job = making.Job(pathlib.Path("out"), ("a",), False, Storage(short_edge=short_edge), {})
+  assert [len(run) for run in making.runs(job, _parts(40, 3, 4))] == sizes
+
+
+@pytest.mark.parametrize("failing", ["all", "process", "some"])
+def test_parts_that_fail_together_are_tried_one_by_one(failing, monkeypatch, tmp_path):
+  asked = []
+
+  def run(function, fields, requests, num_workers, spent=None):
+    for request in requests:
+      _, _, spans = request()
+      asked.append(len(spans))
+      if len(spans) == 1:
+        bad = spans[0][0] == 8.0
+        yield [workers.Skipped("damaged") if bad else workers.Decoded([b"%d" % spans[0][0]])]
+      elif failing == "some":
+        good = [workers.Decoded([b"%d" % start]) for start, _ in spans[:2]]
+        yield good + [workers.Skipped("damaged")] * (len(spans) - 2)
+      else:
+        yield workers.Skipped("it takes more than 4 GiB", retry=failing == "process")
+
+  monkeypatch.setattr(workers, "run", run)
+  (tmp_path / "v.mp4").touch()
+  clips = [dataclasses.replace(clip, file=str(tmp_path / "v.mp4")) for clip in _parts(5, 3, 4)]
+  job = making.Job(pathlib.Path("out"), ("a",), False, SMALL, {})
+  answers = list(making.decoded(job, making.runs(job, clips), 1))
+  expected = [workers.Decoded([b"%d" % (4 * k)]) for k in range(5)]
+  expected[2] = workers.Skipped("damaged")
+  assert [answer for answer, _ in answers] == expected
+  assert all(state[0] == 0 for _, state in answers)
+  assert asked == ([5, 1, 1, 1] if failing == "some" else [5, 1, 1, 1, 1, 1])
 
 
 def test_copies_of_training_clips_are_named(tmp_path, write_video, capsys):
