@@ -3,7 +3,7 @@
   <source>/<class>/.../<file>
   <source>/{train,val,test}/<class>/.../<file>; other usual names of splits are known too, where all
   folders have one: `training`, `dev`, `test_set` (see `splits.split_of`). `test` alone is for
-  evaluation: its classes are all of its folders, also empty ones.
+  evaluation by runs that know its classes: those of all its folders, also empty ones.
   <source>/[train/]<class>/.../<clip>/img_00001.jpg, ...: of `frames`, folders of extracted ones
   <source>.csv: the header `path,label,split`, then a row for each clip. `label` is the class's
   name, empty where it is not known (`test` only); `split` is train, val or test. Paths are absolute
@@ -191,9 +191,7 @@ def _arranged(
   _check_labels(entries)
   if test_only:
     names = classes | {entry.name for entry in entries} - {""}
-    notes.append(
-      "there is a test split alone: trained runs that have these classes are tested on it"
-    )
+    notes.append("there is a test split alone: runs that know its classes can be evaluated on it")
   elif not counts["train"]:
     raise UserError(f"{source}: there is no training split, but {', '.join(counts)}: add it")
   else:

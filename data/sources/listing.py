@@ -144,18 +144,14 @@ def check(listing: Listing, source: str) -> None:
 
 
 def check_classes(listing: Listing, source: str) -> None:
-  """Raises UserError for fewer than two classes: a network would learn to say one word."""
-  if len(listing.names) > 1:
-    return
+  """Raises UserError for training clips of one class: a network would learn to say one word."""
   if not listing.names:
     raise UserError(f"{source}: no clip has a class")
-  advice = "is this the folder above the classes, or the one of a class?"
-  if [*listing.splits] == ["test"]:
-    advice = "give each class of the runs that are tested on it a folder, which may be empty"
-  raise UserError(
-    f"{source}: there is one class only, {listing.names[0]!r}, and a network tells two or more"
-    f" apart: {advice}"
-  )
+  if len(listing.names) == 1 and "train" in listing.splits:
+    raise UserError(
+      f"{source}: there is one class only, {listing.names[0]!r}, and a network tells two or more"
+      " apart: is this the folder above the classes, or the one of a class?"
+    )
 
 
 def _check_files(listing: Listing, source: str) -> None:

@@ -101,9 +101,8 @@ def test_a_test_split_alone(tmp_path):
   assert list(found.names) == ["a", "b", "c"] and [*found.splits] == ["test"]
   assert _labels(found, "test") == {"testing/a/1.mp4": "a", "testing/b/2.mp4": "b"}
   listing.check_classes(found, "f")
-  _touch(tmp_path, "one/test/a/1.mp4")
-  with pytest.raises(UserError, match="one class only, 'a'.*a folder, which may be empty"):
-    listing.check_classes(folders.videos(tmp_path / "one"), "one")
+  _touch(tmp_path, "one/test/a/1.mp4")  # some of a run's classes may be enough to test it
+  listing.check_classes(folders.videos(tmp_path / "one"), "one")
   found = folders.videos(_csv(tmp_path, "path,label,split\n1,2,test\n2,10,eval\n3,,test\n"))
   assert list(found.names) == ["2", "10"]
   assert [clip.label for clip in found.splits["test"]] == [0, 1, -1]
