@@ -282,7 +282,8 @@ def answer(model: Model, file: str, form: str) -> None:
     return
   if form == "text":
     print(printable(file), flush=True)
-  with answers.progress(decode.duration(file)) as bar:
+  seconds = decode.duration(file)
+  with answers.progress(seconds) as bar:
     intervals = model.intervals(
       file,
       WINDOW.value,
@@ -293,7 +294,7 @@ def answer(model: Model, file: str, form: str) -> None:
     )
     for interval in intervals:
       with bar.external_write_mode():
-        print(answers.of_interval(file, interval, form), flush=True)
+        print(answers.of_interval(file, interval, form, seconds), flush=True)
 
 
 def written(flag: flags.FlagHolder[str | None], videos: Sequence[str]) -> pathlib.Path | None:

@@ -95,7 +95,8 @@ def make(
       f"{scratch} is not there on {socket.gethostname()}: --out has to be where all workers see it"
     )
   folder = pathlib.Path(tempfile.mkdtemp(dir=scratch))
-  with contextlib.closing(making.decoded(job, clips, num_workers=1)) as answers:
+  answers = making.decoded(job, making.runs(job, clips), num_workers=1)
+  with contextlib.closing(answers):
     shard = making.write(job, folder, key, clips, answers, told=lambda clip, reason: None)
   return str(store.shard_path(folder, *key, job.num_shards[key[0]])), shard
 

@@ -463,6 +463,8 @@ def worker(
     is_image: whether the files are images.
   """
   stored = Storage(**storage)
+  if stored.modality == "rgb":
+    fingerprints.load()  # or it would count as time of the first clip
 
   def decode(request):
     path, content, spans = request

@@ -19,6 +19,14 @@ LEAST_CONTRAST = 4.0  # grey levels, standard deviation; below it signs are nois
 # of real video none by more than 8. Of 2,000 rendered clips no two differ by less than 26.
 MAX_DISTANCE = 20
 BLOCK = 2**22  # pairs that are compared at a time
+# Where so large a share of clips looks like one of another class, as on a fixed camera, looks do
+# not tell copies from others.
+BLIND, SAMPLE = 0.5, 1000
+
+
+def load() -> None:
+  """Imports what `of_frames` needs: SciPy, in a second that a decoder of flow does without."""
+  import imagehash  # noqa: F401
 
 
 def of_frames(frames: Sequence[bytes]) -> str:
@@ -27,7 +35,7 @@ def of_frames(frames: Sequence[bytes]) -> str:
   Args:
     frames: JPEG files of its frames.
   """
-  import imagehash  # brings SciPy, which a decoder of flow needs not
+  import imagehash
 
   hashes = []
   for position in POSITIONS:
@@ -66,6 +74,22 @@ def copies(
       if distance[i, j] <= max_distance:
         found.append((int(rows[begin + i]), int(columns[j]), int(distance[i, j])))
   return sorted(found, key=lambda pair: pair[2])
+
+
+def share_alike(prints: Sequence[str], labels: Sequence[int]) -> float:
+  """Returns the share of clips that look like a clip of another class, of up to `SAMPLE` clips.
+
+  Args:
+    prints: fingerprints; those that are empty do not count.
+    labels: of the same clips.
+  """
+  known = [k for k, text in enumerate(prints) if text]
+  known = known[:: -(-len(known) // SAMPLE) or 1]
+  if not known:
+    return 0.0
+  words, classes = _words([prints[k] for k in known]), np.array([labels[k] for k in known])
+  alike = _distances(words, words) <= MAX_DISTANCE
+  return float((alike & (classes[:, None] != classes)).any(axis=1).mean())
 
 
 def _words(prints: Sequence[str]) -> UInt64[np.ndarray, "n w"]:

@@ -11,9 +11,11 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import itertools
 import json
 import os
 import pathlib
+import random
 import shutil
 import signal
 import sys
@@ -66,13 +68,14 @@ def prepare(
   num_workers: int,
   max_unreadable: float = 0.01,
   cluster: str | None = None,
+  compare_files: bool = True,
 ) -> store.PreparedDataset:
   """Decodes all clips of a listing into `out`, or goes on with that, or finds it done.
 
   A clip that cannot be read is left out and stands in `<out>/skipped.csv`; until the data set is
   finished, each call tries it again where its file has changed. The result depends on neither
   `num_workers` nor interruptions. The listing is compared with the one that `out` was begun with,
-  the content of the files is not.
+  and size and time of every file with those that it had before it was decoded.
 
   Args:
     listing: what to decode.
@@ -83,13 +86,15 @@ def prepare(
     num_workers: processes that decode, at least 1.
     max_unreadable: share of the clips, 0 to 1, that may be left out.
     cluster: address of a Dask scheduler, whose workers then make the shards; see `data.cluster`.
+    compare_files: whether files that differ from those that were decoded are an error; not where
+      `origin` says all of their content, and they may be made anew.
 
   Returns:
     The data set as `store.open_dataset` opens it.
 
   Raises:
-    UserError: a setting is not valid, `out` is something else, or too many clips cannot be read;
-      one line.
+    UserError: a setting is not valid, `out` is something else or was made of other files, or too
+      many clips cannot be read; one line.
   """
   if storage.modality == "flow":
     if listing.images:
@@ -114,6 +119,9 @@ def prepare(
     written = functools.partial(cluster_lib.written, address=cluster)
   else:
     written = functools.partial(making.written, num_workers=num_workers)
+  if compare_files and store.is_finished(out):
+    kept = shards.kept_states(listing, out)
+    shards.check_source(out, kept, f", or delete {out}/states_*.npy where only the times differ")
   # A complete one may lie where nobody can write.
   if not store.is_finished(out) or shards.missing(out, plan):
     out.mkdir(parents=True, exist_ok=True)
@@ -122,38 +130,36 @@ def prepare(
       shards.check_folder(out, settings)  # Another process may just have begun it, or ended.
       if not store.is_finished(out):
         shards.begin(out, settings)
-        here = 0 if cluster else num_workers
-        _decode_all(listing, job, settings, plan, written, max_unreadable, here)
+        _check_present(listing, max_unreadable)
+        progress = shards.Progress(out, job.num_shards)
+        if compare_files:
+          shards.check_source(out, progress.states(plan), f", or delete {out} to begin anew")
+        todo = {key: clips for key, clips in plan.items() if key not in progress.done}
+        if not cluster:
+          foresee(job, todo, num_workers)
+        with _bar(listing, todo) as told:
+          for key, shard in written(job, todo, told=told):
+            progress.add(key, shard)
+        _check_unchanged(progress, plan)
+        done = {key: progress.done[key] for key in plan}
+        shards.finish(listing, out, settings, done, max_unreadable)
+        progress.end()
       elif missing := shards.missing(out, plan):
         _make_missing(listing, job, {key: plan[key] for key in missing}, written)
   return store.open_dataset(out)
 
 
-def _decode_all(
-  listing: Listing,
-  job: Job,
-  settings: Mapping[str, Any],
-  plan: Plan,
-  written: Written,
-  max_unreadable: float,
-  here: int,
-) -> None:
-  """Writes the shards that are not there yet, then what makes them a data set.
-
-  `here` is the number of processes that decode on this machine, 0 where a cluster's do.
-  """
-  total = sum(len(clips) for clips in listing.splits.values())
-  _check_present(listing, total, max_unreadable)
-  progress = shards.Progress(job.out, job.num_shards)
-  todo = {key: clips for key, clips in plan.items() if key not in progress.done}
-  if here:
-    foresee(job, todo, here)
-  with _bar(listing, todo) as told:
-    for key, shard in written(job, todo, told=told):
-      progress.add(key, shard)
-  done = {key: progress.done[key] for key in plan}
-  shards.finish(listing, job.out, settings, done, max_unreadable)
-  progress.end()
+def _check_unchanged(progress: shards.Progress, plan: Plan) -> None:
+  """Raises UserError where files changed since they were decoded: they were being copied, say."""
+  own = [(clip, state) for clip, state in progress.states(plan) if clip.load is None]
+  if late := shards.changed(own):
+    ids = {clip.id for clip, _ in late}
+    progress.drop([key for key, clips in plan.items() if any(clip.id in ids for clip in clips)])
+    clip, what = late[0]
+    raise UserError(
+      f"{clip.path}: the file changed while the data set was prepared ({what}), and so did"
+      f" {len(late)} in all: start again when they are complete, and they are decoded anew"
+    )
 
 
 def foresee(job: Job, todo: Plan, num_workers: int) -> None:
@@ -170,20 +176,33 @@ def foresee(job: Job, todo: Plan, num_workers: int) -> None:
   clips = [clip for of_shard in todo.values() for clip in of_shard]
   if len(clips) < MANY[job.storage.modality]:
     return
-  sample = clips[len(clips) // (2 * SAMPLE) :: len(clips) // SAMPLE][:SAMPLE]
-  size, times = 0, []
-  with contextlib.closing(making.decoded(job, sample, num_workers)) as answers:
-    begin = time.monotonic()
-    for answer in answers:
-      size += sum(map(len, answer.frames)) if isinstance(answer, Decoded) else 0
-      times.append(time.monotonic() - begin)
-      if times[-1] > SAMPLE_SECONDS:
+  runs = list(making.runs(job, clips))
+  sample = runs[len(runs) // (2 * SAMPLE) :: max(1, len(runs) // SAMPLE)][:SAMPLE]
+  random.Random(0).shuffle(sample)  # so that those within the time are of all kinds
+  spent, sizes, skipped, begin, ready = {}, [], [], time.monotonic(), None
+  with contextlib.closing(making.decoded(job, sample, num_workers, spent)) as answers:
+    for clip, (answer, _) in zip(itertools.chain.from_iterable(sample), answers, strict=False):
+      if ready is None:  # how long the processes took to begin
+        ready = time.monotonic() - begin - min((clock for clock, _ in spent.values()), default=0.0)
+      if isinstance(answer, Decoded):
+        sizes.append(sum(map(len, answer.frames)))
+      else:
+        skipped.append(f"{clip.path}: {answer.reason}")
+      if time.monotonic() - begin > SAMPLE_SECONDS:
         break
-  # The processes' start is in the first one's time, and in no other's.
-  each = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else times[0]
-  needed, free = len(clips) * size / len(times), shutil.disk_usage(job.out).free
-  took = datetime.timedelta(seconds=round(each * len(clips)))
-  said = f"about {needed / 1e9:.1f} GB for {len(clips)} clips, by {len(times)} of them"
+  if not sizes:
+    first = f"none of {len(skipped)} clips that were tried first can be read: {skipped[0]}"
+    print(printable(f"note: {first}"), flush=True)
+    return
+  # Of each process's own time: that between two answers says nothing where they come all at once,
+  # or wait for a long one. Processes that share a core take longer by the clock, and those that
+  # wait for a disk need no CPU.
+  counted = sum(len(sample[number]) for number in spent)
+  clock, cpu = (sum(seconds) / counted for seconds in zip(*spent.values(), strict=True))
+  each = max(clock / num_workers, cpu / min(num_workers, os.cpu_count()))
+  needed, free = len(clips) * sum(sizes) / len(sizes), shutil.disk_usage(job.out).free
+  took = datetime.timedelta(seconds=round(ready + each * len(clips)))
+  said = f"about {needed / 1e9:.1f} GB for {len(clips)} clips, by {len(sizes)} of them"
   if needed > MARGIN * free:
     raise UserError(f"{job.out}: {said}, but only {free / 1e9:.1f} GB are free: make room")
   if needed > free:
@@ -205,11 +224,13 @@ def _make_missing(listing: Listing, job: Job, todo: Plan, written: Written) -> N
     tempfile.TemporaryDirectory(dir=job.out, prefix=".again-") as folder,
   ):
     aside = dataclasses.replace(job, out=pathlib.Path(folder))
+    left_out = shards.left_out(listing, job.out)
     for key, made in written(aside, todo, told=told):
       path, there = (store.shard_path(of.out, *key, of.num_shards[key[0]]) for of in (job, aside))
       now = {clip.path for clip in made.skipped}
-      if other := now ^ shards.skipped_of(job.out, todo[key]):
-        clip = min(other)
+      other = [clip for clip in todo[key] if (clip.path in now) != (clip.id in left_out)]
+      if other:
+        clip = other[0].path
         raise UserError(
           f"{path}: {clip} {'cannot' if clip in now else 'can'} be read now, other than when the"
           " data set was prepared: restore it, or prepare anew in another folder"
@@ -239,7 +260,7 @@ def _bar(listing: Listing, todo: Plan) -> Iterator[Told]:
     yield told
 
 
-def _check_present(listing: Listing, total: int, max_unreadable: float) -> None:
+def _check_present(listing: Listing, max_unreadable: float) -> None:
   """Raises UserError where too many files are missing: known at once; decoding can take days."""
   clips = [clip for split in listing.splits.values() for clip in split if clip.load is None]
   # One listing a folder: 220,000 single look-ups take minutes on a network's file system.
@@ -252,6 +273,7 @@ def _check_present(listing: Listing, total: int, max_unreadable: float) -> None:
   missing = [
     clip for clip in clips if os.path.basename(clip.file) not in present[os.path.dirname(clip.file)]
   ]
+  total = sum(map(len, listing.splits.values()))
   if len(missing) > max_unreadable * total:
     raise UserError(
       f"{missing[0].path} is missing, and so are {len(missing)} of {total} clips in all"
@@ -294,12 +316,18 @@ def report(dataset: store.PreparedDataset, listing: Listing) -> str:
       f"  {leaks} {unit} look like a training one (copies, or one scene), so the accuracy may"
       f" promise too much: see {dataset.folder / shards.LEAKS}"
     )
+  if share := dataset.info.metadata.get("share_alike"):
+    lines.append(
+      f"  {shards.percent(share)} of the training {unit} look like one of another class, as on a"
+      " fixed camera: copies cannot be told by their looks, so"
+      f" {dataset.folder / shards.LEAKS} names none"
+    )
   not_compared = dataset.info.metadata.get("not_compared", 0)
   if not_compared:
     lines.append(f"  {not_compared} {unit} were too plain to be compared with others")
-  of_class = collections.Counter(clip.label for clip in listing.splits["train"])
+  of_class = collections.Counter(clip.label for clip in listing.splits.get("train", ()))
   rare = [f"{name} ({of_class[i]})" for i, name in enumerate(names) if of_class[i] < FEW]
-  if rare:
+  if rare and of_class:
     more = f" and {len(rare) - NAMES_SHOWN} more" if len(rare) > NAMES_SHOWN else ""
     lines.append(
       f"  fewer than {FEW} training {unit}: {', '.join(rare[:NAMES_SHOWN])}{more};"
@@ -350,8 +378,11 @@ def main(argv: Sequence[str] | None = None) -> None:
   try:
     out = files.data_folder(args.out, "--out")
     args.source = files.local_path(args.source)
+    _check_apart(args.source, out)
     listing = DATASETS[args.dataset](args)
     listing_lib.check(listing, str(args.source))
+    listing_lib.check_classes(listing, str(args.source))
+    listing = shards.as_begun(listing, out)
     for note in listing.notes:
       print(printable(f"note: {note}"), flush=True)
     origin = {"dataset": args.dataset}
@@ -380,6 +411,15 @@ def main(argv: Sequence[str] | None = None) -> None:
   finally:
     for number, handler in handlers.items():
       signal.signal(number, handler)
+
+
+def _check_apart(source: pathlib.Path, out: pathlib.Path) -> None:
+  """Raises UserError where the data set would lie in its source, which then has one folder more."""
+  if (out / shards.SETTINGS).exists():  # begun by a version that allowed it
+    return
+  parents = pathlib.Path(os.path.realpath(out)).parents
+  if pathlib.Path(os.path.realpath(source)) in parents:
+    raise UserError(f"--out {out}: lies in --source {source}; choose a folder outside of it")
 
 
 def _interrupt(number: int, frame: Any) -> NoReturn:

@@ -4,21 +4,27 @@ preparation.json   what the folder was begun with; another preparation is refuse
 .lock              held by the process that prepares
 .progress.jsonl    a line for each shard that is done
 skipped.csv        clips that could not be read, with the reasons
+states_*.npy       size and time of each clip's file before it was decoded; without these files the
+                   source is not compared with what is in the data set
 leaks.csv          of RGB: clips of validation and test that look like a training clip
 """
 
 import collections
+import concurrent.futures
 import contextlib
 import csv
+import dataclasses
 import hashlib
 import json
 import os
 import pathlib
 import stat
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from data import fingerprints, store
+from data.images import FRAME_EXTENSIONS
 from data.sources.listing import Clip, Listing
 from u2s_jax import files
 from u2s_jax.errors import UserError, spreadsheet_cell
@@ -33,7 +39,12 @@ LEAKS = "leaks.csv"
 MAX_SHARDS = {"rgb": 128, "flow": 512}
 MIN_SHARD_CLIPS = 16
 
+LOOKERS = 32  # threads that look at files: on a network's file system each look takes a while
+
 Key = tuple[str, int]  # split, shard
+# Of a file: its size, when its content was changed, and when anything of it was. A copy that keeps
+# times has the first two.
+State = list[int]
 
 
 class SkippedClip(NamedTuple):
@@ -42,13 +53,13 @@ class SkippedClip(NamedTuple):
   Attributes:
     path: of the clip.
     reason: one line.
-    state: of the file then, see `file_state`; None: to be tried again whatever its state.
+    state: of the file before it was read; None: to be tried again whatever its state.
     file: its path, where the clip is a part of it.
   """
 
   path: str
   reason: str
-  state: list[int] | None
+  state: State | None
   file: str = ""
 
 
@@ -60,12 +71,15 @@ class Shard(NamedTuple):
     bytes: of its records.
     skipped: clips that it should hold and does not.
     fingerprints: of all its clips, empty for those that are skipped or have none.
+    states: of the files of all its clips before they were read; empty where an earlier version made
+      the shard.
   """
 
   count: int
   bytes: int
   skipped: list[SkippedClip]
   fingerprints: list[str]
+  states: Sequence[State | None] = ()
 
 
 def digest(listing: Listing) -> str:
@@ -91,11 +105,8 @@ def check_folder(out: pathlib.Path, settings: Mapping[str, Any]) -> None:
   begun = {LOCK, f".{SETTINGS}", files.partial_of(out / SETTINGS).name}
   if not out.exists() or not {entry.name for entry in out.iterdir()} - begun:
     return
-  try:
-    known = json.loads((out / SETTINGS).read_text())
-  except (OSError, ValueError):
-    known = None
-  if not isinstance(known, dict):
+  known = _begun_with(out)
+  if known is None:
     raise UserError(f"{out} holds something else: choose an empty folder for the data set")
   for field, value in settings.items():
     if known.get(field) != value:
@@ -103,6 +114,27 @@ def check_folder(out: pathlib.Path, settings: Mapping[str, Any]) -> None:
       if field == "clips":
         difference = "other classes, labels or clips"
       raise UserError(f"{out} was begun with {difference}: choose another folder or delete it")
+
+
+def _begun_with(out: pathlib.Path) -> dict[str, Any] | None:
+  """Returns the settings that a folder was begun with, None where it was not."""
+  try:
+    known = json.loads((out / SETTINGS).read_text())
+  except (OSError, ValueError):
+    return None
+  return known if isinstance(known, dict) else None
+
+
+def as_begun(listing: Listing, out: pathlib.Path) -> Listing:
+  """Returns a listing in the splits of an earlier version where that began the folder with them."""
+  known = _begun_with(out)
+  if listing.earlier is None or known is None or known.get("clips") == digest(listing):
+    return listing
+  with contextlib.suppress(UserError):  # then it began nothing
+    earlier = listing.earlier()
+    if known.get("clips") == digest(earlier):
+      return dataclasses.replace(listing, splits=earlier.splits, notes=earlier.notes)
+  return listing
 
 
 def begin(out: pathlib.Path, settings: Mapping[str, Any]) -> None:
@@ -158,15 +190,28 @@ class Progress:
   def __init__(self, out: pathlib.Path, num_shards: Mapping[str, int]):
     self._path = out / PROGRESS
     self.done = self._read(out, num_shards)
-    # Written anew: a last line that is cut off would spoil the next one.
-    with files.whole_file(self._path) as file:
-      file.write("".join(self._line(key, shard) for key, shard in self.done.items()))
+    self.drop(())  # a last line that is cut off would spoil the next one
 
   def add(self, key: Key, shard: Shard) -> None:
     """Adds a shard that is written."""
     self.done[key] = shard
     with open(self._path, "a") as file:
       file.write(self._line(key, shard))
+
+  def drop(self, keys: Iterable[Key]) -> None:
+    """Forgets shards, which are to be made again."""
+    for key in keys:
+      del self.done[key]
+    with files.whole_file(self._path) as file:
+      file.write("".join(self._line(key, shard) for key, shard in self.done.items()))
+
+  def states(self, plan: Mapping[Key, Sequence[Clip]]) -> list[tuple[Clip, Sequence[int] | None]]:
+    """Returns the clips of the shards that are done with the states of their files."""
+    pairs = []
+    for key, shard in self.done.items():
+      if shard.states:
+        pairs += zip(plan[key], shard.states, strict=True)
+    return pairs
 
   def end(self) -> None:
     """Forgets all: the data set is finished."""
@@ -181,7 +226,9 @@ class Progress:
           skipped = [SkippedClip(*clip) for clip in entry["skipped"]]
           none = [""] * (entry["count"] + len(skipped))  # begun before there were any
           prints = entry.get("fingerprints", none)
-          done[tuple(entry["key"])] = Shard(entry["count"], entry["bytes"], skipped, prints)
+          done[tuple(entry["key"])] = Shard(
+            entry["count"], entry["bytes"], skipped, prints, entry.get("states", ())
+          )
     return {
       key: shard
       for key, shard in done.items()
@@ -195,31 +242,119 @@ class Progress:
     return json.dumps({"key": key, **shard._asdict()}) + "\n"
 
 
-def file_state(path: str) -> list[int] | None:
-  """Returns numbers that change when a file does; None where there is none, or it is a folder."""
+def file_state(path: str) -> State | None:
+  """Returns numbers that change when a file does, or a frame in a folder; None: there is none."""
   try:
     status = os.stat(path)
+    if not stat.S_ISDIR(status.st_mode):
+      return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    frames = sorted(
+      (entry.name, entry.stat())
+      for entry in os.scandir(path)
+      if entry.name.lower().endswith(FRAME_EXTENSIONS)
+    )
   except OSError:
     return None
-  if stat.S_ISDIR(status.st_mode):  # of frames: it stays the same when one of them changes
+  size = sum(status.st_size for _, status in frames)
+  each = repr([(name, status.st_size, status.st_mtime_ns) for name, status in frames])
+  changed = max((status.st_ctime_ns for _, status in frames), default=0)
+  return [size, int.from_bytes(hashlib.sha256(each.encode()).digest()[:6]), changed]
+
+
+def content_state(content: bytes) -> State:
+  """Returns the same of a file's content, where it is in no file of its own."""
+  return [len(content), zlib.crc32(content), 0]
+
+
+def _clip_state(clip: Clip) -> State | None:
+  try:
+    return content_state(clip.load()) if clip.load else file_state(clip.file)
+  except OSError:
     return None
-  return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
-def skipped_of(out: pathlib.Path, clips: Sequence[Clip]) -> set[str]:
-  """Returns the paths of those of the clips that a finished data set left out."""
-  if not (out / SKIPPED).exists():
-    return set()
-  with open(out / SKIPPED, newline="", encoding="utf-8") as file:
-    cells = {row["path"] for row in csv.DictReader(file)}
-  return {clip.path for clip in clips if spreadsheet_cell(clip.path) in cells}
+def changed(pairs: Iterable[tuple[Clip, Sequence[int] | None]]) -> list[tuple[Clip, str]]:
+  """Finds clips whose files are others than those that were decoded.
 
-
-def _write_leaks(listing: Listing, out: pathlib.Path, done: Mapping[Key, Shard]) -> dict[str, int]:
-  """Writes the clips that look like a training clip, the most alike first.
+  Args:
+    pairs: clips, each with the state of its file before it was decoded; None where nobody kept it.
 
   Returns:
-    How many there are, `leaks`, and how many clips could not be compared; of flow nothing.
+    These clips, and what is different; not those whose file is missing now.
+  """
+  known = [(clip, state) for clip, state in pairs if state]
+  single = {clip.file: clip for clip, _ in known}  # a video may have many parts
+  with concurrent.futures.ThreadPoolExecutor(LOOKERS) as threads:
+    states = dict(zip(single, threads.map(_clip_state, single.values()), strict=True))
+  found = []
+  for clip, before in known:
+    now = states[clip.file]
+    if now and now[:2] != list(before[:2]):
+      sizes = f"{before[0]} bytes then, {now[0]} now"
+      what = sizes if before[0] != now[0] else "as many bytes, changed at another time"
+      found.append((clip, what))
+  return found
+
+
+def check_source(
+  out: pathlib.Path, pairs: Iterable[tuple[Clip, Sequence[int] | None]], advice: str = ""
+) -> None:
+  """Checks that a source has the files that were decoded, wherever it lies now.
+
+  Args:
+    out: folder of the data set.
+    pairs: see `changed`.
+    advice: what else a user may do.
+
+  Raises:
+    UserError: it has others under the same names.
+  """
+  pairs = list(pairs)
+  if found := changed(pairs):
+    clip, what = found[0]
+    raise UserError(
+      f"{clip.path}: the file is not the one that was decoded into {out} ({what}), and"
+      f" {len(found)} of {len(pairs)} clips differ so: restore the source or choose another folder"
+      f"{advice}"
+    )
+
+
+def kept_states(listing: Listing, out: pathlib.Path) -> list[tuple[Clip, Sequence[int] | None]]:
+  """Returns the clips of a finished data set with the states of their files, see `changed`."""
+  pairs = []
+  for split, clips in listing.splits.items():
+    if states := store.read_states(out, split):
+      pairs += zip(clips, states, strict=True)
+  return pairs
+
+
+def left_out(listing: Listing, out: pathlib.Path) -> set[str]:
+  """Returns the ids of the clips that a finished data set left out, wherever its source lies."""
+  cells = set()
+  if (out / SKIPPED).exists():
+    with open(out / SKIPPED, newline="", encoding="utf-8") as file:
+      cells = {row["path"] for row in csv.DictReader(file)}
+  ids = set()
+  for split, clips in listing.splits.items():
+    there = store.read_paths(out, split)
+    for clip in clips:
+      if clip.load is None and there:
+        missing = clip.id not in there
+      else:  # in no file of its own, or of an earlier version
+        missing = spreadsheet_cell(clip.path) in cells
+      if missing:
+        ids.add(clip.id)
+  return ids
+
+
+def _write_leaks(
+  listing: Listing, out: pathlib.Path, done: Mapping[Key, Shard]
+) -> dict[str, int | float]:
+  """Writes the clips that look like a training clip, the most alike first; none where most do.
+
+  Returns:
+    How many there are, `leaks`, and how many clips could not be compared; where looks tell nothing,
+    `share_alike`, see `fingerprints`. Of flow nothing.
   """
   prints = collections.defaultdict(list)
   for (split, _), shard in done.items():
@@ -227,18 +362,23 @@ def _write_leaks(listing: Listing, out: pathlib.Path, done: Mapping[Key, Shard])
   every = [text for of_split in prints.values() for text in of_split]
   if not any(every):
     return {}
-  rows = []
-  for split in sorted(listing.splits.keys() - {"train"}):
+  skipped = sum(len(shard.skipped) for shard in done.values())
+  found = {"not_compared": every.count("") - skipped}
+  train = listing.splits.get("train", ())
+  share = fingerprints.share_alike(prints["train"], [clip.label for clip in train])
+  rows, is_blind = [], share >= fingerprints.BLIND
+  if is_blind:
+    found["share_alike"] = share
+  for split in sorted(listing.splits.keys() - {"train"}) if not is_blind else ():
     for i, j, distance in fingerprints.copies(prints[split], prints["train"]):
-      clip, other = listing.splits[split][i], listing.splits["train"][j]
+      clip, other = listing.splits[split][i], train[j]
       names = (listing.names[c.label] if c.label >= 0 else "" for c in (clip, other))
       rows.append((distance, split, clip.path, other.path, *names))
   with files.whole_file(out / LEAKS) as file:
     writer = csv.writer(file)
     writer.writerow(["bits", "split", "path", "training_path", "label", "training_label"])
     writer.writerows(map(spreadsheet_cell, row) for row in sorted(rows))
-  skipped = sum(len(shard.skipped) for shard in done.values())
-  return {"leaks": len(rows), "not_compared": every.count("") - skipped}
+  return {"leaks": len(rows), **found}
 
 
 def percent(share: float) -> str:
@@ -279,9 +419,9 @@ def finish(
     )
   without = {clip.path for clip in skipped}
   left = collections.Counter(
-    clip.label for clip in listing.splits["train"] if clip.path not in without
+    clip.label for clip in listing.splits.get("train", ()) if clip.path not in without
   )
-  for label, name in enumerate(listing.names):
+  for label, name in enumerate(listing.names if "train" in listing.splits else ()):
     if not left[label]:
       raise UserError(f"no training clip of the class {name!r} can be read: {advice}")
   shards = {split: [] for split, clips in listing.splits.items() if clips}
@@ -290,12 +430,21 @@ def finish(
   for split, written in shards.items():
     if not sum(count for count, _ in written):
       raise UserError(f"no clip of the split {split!r} can be read: {advice}")
+  states = {split: [] for split in shards}
+  for (split, _), shard in done.items():
+    states[split] += shard.states
   for split, clips in listing.splits.items():
     if clips:
       whole = [clip for clip in clips if clip.path not in without]
       store.write_labels(out, split, [clip.label for clip in whole])
       paths = {clip.id: os.path.abspath(clip.file) for clip in whole if clip.load is None}
       store.write_paths(out, split, paths)
+      if len(states[split]) == len(clips):  # not all where an earlier version began
+        known = [
+          state[:2] if state and clip.path not in without else None
+          for clip, state in zip(clips, states[split], strict=True)
+        ]
+        store.write_states(out, split, known)
   metadata = {key: value for key, value in settings.items() if key != "clips"}
   store.finish(
     out,

@@ -33,6 +33,7 @@ BLOCK = 16  # records that are read at once to see whether they are whole
 DAMAGE = re.compile("(Corrupted|Invalid) Riegeli|ArrayRecord file should be")
 LABELS = "labels_{}.npy"  # by split
 PATHS = "paths_{}.json"
+STATES = "states_{}.npy"
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
@@ -161,6 +162,32 @@ def write_paths(folder: pathlib.Path, split: str, paths: Mapping[str, str]) -> N
     json.dump(paths, file, indent=0)  # in ASCII: a path may be no Unicode
 
 
+def write_states(folder: pathlib.Path, split: str, states: Sequence[Sequence[int] | None]) -> None:
+  """Writes what the files of a split were like before they were decoded.
+
+  Args:
+    folder: of the data set.
+    split: the split's name.
+    states: two numbers, at least 0, for each clip that the split was to have; None where it is not
+      in the data.
+  """
+  with files.whole_file(folder / STATES.format(split), "wb") as file:
+    np.save(file, np.array([state or (-1, -1) for state in states], np.int64))
+
+
+def read_states(folder: pathlib.Path, split: str) -> list[tuple[int, int] | None]:
+  """Reads what `write_states` wrote; empty for data of an earlier version."""
+  path = folder / STATES.format(split)
+  rows = np.load(path).tolist() if path.exists() else []
+  return [tuple(row) if row[0] >= 0 else None for row in rows]
+
+
+def read_paths(folder: pathlib.Path, split: str) -> dict[str, str]:
+  """Reads what `write_paths` wrote; empty for data of an earlier version."""
+  path = folder / PATHS.format(split)
+  return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
 def parse(record: bytes) -> tuple[bytes, int, Sequence[bytes]]:
   """Takes a record apart; faster than TFDS, which copies every frame.
 
@@ -285,8 +312,7 @@ class PreparedDataset:
 
   def paths(self, split: str) -> dict[str, str]:
     """Returns where files lay when they were prepared, by the clips' ids; of some data none."""
-    path = self.folder / PATHS.format(split)
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_paths(self.folder, split)
 
   def class_sizes(self) -> tuple[int, ...]:
     """Returns how many training clips each class has; empty for data of an earlier version."""

@@ -53,6 +53,7 @@ def run(
   fields: Mapping[str, Any],
   requests: Iterable[Callable[[], Any]],
   num_workers: int,
+  spent: dict[int, tuple[float, float]] | None = None,
 ) -> Iterator[Any]:
   """Answers requests in order, a few ahead of the reader.
 
@@ -62,6 +63,8 @@ def run(
     requests: each is called in a thread, and what it returns, JSON's types and bytes, is sent to a
       process; a `Skipped` is the answer itself.
     num_workers: processes, at least 1.
+    spent: gets the seconds that each request took its process, by the clock and of its CPU, under
+      the request's number from 0, as soon as it is answered.
 
   Yields:
     The answers: `Decoded`, `Skipped`, a list of them, or JSON's types; a `Skipped` where a process
@@ -72,19 +75,24 @@ def run(
   for worker in workers:
     idle.put(worker)
 
-  def answer(request: Callable[[], Any]) -> Any:
+  def answer(number: int, request: Callable[[], Any]) -> Any:
     worker = idle.get()  # Never waits: there are as many threads as workers.
     try:
       content = request()
-      return content if isinstance(content, Skipped) else worker.ask(content)
+      if isinstance(content, Skipped):
+        return content
+      result, seconds = worker.ask(content)
+      if spent is not None:
+        spent[number] = seconds
+      return result
     finally:
       idle.put(worker)
 
   threads = concurrent.futures.ThreadPoolExecutor(num_workers)
   pending = collections.deque()
   try:
-    for request in requests:
-      pending.append(threads.submit(answer, request))
+    for number, request in enumerate(requests):
+      pending.append(threads.submit(answer, number, request))
       if len(pending) > AHEAD * num_workers:
         yield pending.popleft().result()
     while pending:
@@ -107,15 +115,15 @@ class _Worker:
     self._process = None
     self._killed = False
 
-  def ask(self, request: Any) -> Any:
-    """Returns the answer to a request."""
+  def ask(self, request: Any) -> tuple[Any, tuple[float, float]]:
+    """Returns the answer to a request, and the seconds that it took, see `run`."""
     for _ in range(2):  # A process that somebody else killed says nothing of the request.
       if self._process is None:
         self._process = self._start()
       try:
         send(self._process.stdin, request)
-        kind, fields = receive(self._process.stdout)
-        return KINDS[kind](*fields)
+        kind, fields, seconds = receive(self._process.stdout)
+        return KINDS[kind](*fields), tuple(seconds)
       except (OSError, EOFError, ValueError, TypeError, LookupError):
         self._process.kill()
         status = self._process.wait()
@@ -123,7 +131,7 @@ class _Worker:
       if self._killed:
         break
     reason = f"its process ended twice, with status {status} (a crash, or out of memory)"
-    return Skipped(reason, retry=True)
+    return Skipped(reason, retry=True), (0.0, 0.0)
 
   def kill(self) -> None:
     """Ends the process, whatever it is doing; nothing is answered any more."""
@@ -261,7 +269,7 @@ def serve(function: str, fields: Mapping[str, Any]) -> None:
       since = _Patience.since
       if since is not None and time.process_time() - since > MAX_CPU:
         reason = f"no frame within {MAX_CPU:g} seconds of computing"
-        send(answers, ["skipped", list(Skipped(reason))])
+        send(answers, ["skipped", list(Skipped(reason)), [MAX_CPU, MAX_CPU]])
         os._exit(0)
 
   with contextlib.suppress(ValueError, OSError):  # where a system has no such limit
@@ -272,11 +280,13 @@ def serve(function: str, fields: Mapping[str, Any]) -> None:
   answer = getattr(importlib.import_module(module), name)(**fields)
   while True:
     request = requests.get()
-    _Patience.since = time.process_time()
+    begin = time.monotonic(), time.process_time()
+    _Patience.since = begin[1]
     result = answer(request)
     _Patience.since = None
+    seconds = [time.monotonic() - begin[0], time.process_time() - begin[1]]
     try:
-      send(answers, _message(result))
+      send(answers, [*_message(result), seconds])
     except BrokenPipeError:  # who asked is gone
       os._exit(1)
 

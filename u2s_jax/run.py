@@ -215,6 +215,11 @@ def open_run(config: ml_collections.ConfigDict, workdir: Workdir, source: Source
     UserError: a config that does not fit the data set's classes, with the field's name.
   """
   num_classes = len(source.class_names)
+  if num_classes < 2:
+    raise UserError(
+      f"data.dir: the data set has one class only, {source.class_names[0]!r}; prepare one that has"
+      " two or more"
+    )
   if config.csm.n >= num_classes:
     raise UserError(
       f"csm.n: {config.csm.n} confusing classes a class, but there are {num_classes} in all"

@@ -1,46 +1,54 @@
 """Videos or images as users have them: a folder for each class, or a CSV file.
 
   <source>/<class>/.../<file>
-  <source>/{train,val,test}/<class>/.../<file>; `valid` and `validation` stand for `val` too
+  <source>/{train,val,test}/<class>/.../<file>; other usual names of splits are known too, where all
+  folders have one: `training`, `dev`, `test_set` (see `splits.split_of`). `test` alone is for
+  evaluation by runs that know its classes: those of all its folders, also empty ones.
   <source>/[train/]<class>/.../<clip>/img_00001.jpg, ...: of `frames`, folders of extracted ones
   <source>.csv: the header `path,label,split`, then a row for each clip. `label` is the class's
   name, empty where it is not known (`test` only); `split` is train, val or test. Paths are absolute
   or start at the CSV file's folder. `start,end` make a clip of a part of a video: seconds, or
   hh:mm:ss.mmm. `group` says what belongs together (a person, a camera), and is on one side of a
-  split; without it the parts of a video do. The columns may come in any order; others are ignored.
+  split; without it the parts of a video do. The columns may come in any order; others are not used.
 
-Without splits, every 5th clip of each class goes to validation, of groups every 5th or so.
+Without splits, about a fifth of the clips of each class goes to validation, in whole groups where
+there are any: see `splits.choose_validation`.
 """
 
 import collections
 import csv
 import dataclasses
+import functools
 import glob
 import io
+import math
 import os
 import pathlib
 import re
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 from data.images import FRAME_EXTENSIONS
-from data.sources.listing import SPLITS, Clip, Listing, check, suffix
+from data.sources import splits
+from data.sources.listing import SPLITS, Clip, Listing, check, check_names, suffix
 from u2s_jax.errors import UserError, cell_text
 
+# The endings that FFmpeg 8 gives the containers and streams of video that `decode` opens (`av`'s
+# `ContainerFormat(name).extensions`), and in the last line usual ones that it leaves out, as it
+# goes by the content. None of its stills (.avif), sound (.m4a, .ogg), subtitles (.mks) and texts.
 VIDEO_EXTENSIONS = tuple(
-  ".mp4 .webm .avi .mkv .mov .m4v .mpg .mpeg .wmv .flv .3gp .ts .gif .ogv".split()
+  """
+  .3g2 .3gp .264 .265 .apng .asf .avc .avi .dif .dv .f4v .flv .gif .h264 .h265 .h26l .hevc .ismv
+  .ivf .m1v .m2t .m2ts .m2v .m4v .mj2 .mjpeg .mjpg .mk3d .mkv .mov .mp4 .mpeg .mpg .mts .mxf .nut
+  .obu .ogv .psp .rm .ts .webm .wmv .y4m
+  .3gp2 .3gpp .divx .m2p .mpe .mpv .ogm .qt .rmvb .tod .tp .trp .vob .xvid
+  """.split()
 )
 IMAGE_EXTENSIONS = tuple(".jpg .jpeg .png .bmp .webp .gif .tif .tiff .ppm .pgm".split())
 FRAMES = "folders of frames"  # a kind of clips
+COLUMNS = ("path", "label", "split", "start", "end", "group")
+PLAIN = ("train", "val", "valid", "validation", "test")  # splits that may have other folders beside
 TIME = re.compile(r"\d+(\.\d*)?|\.\d+")
-SPLIT_NAMES = {
-  "train": "train",
-  "val": "validation",
-  "valid": "validation",
-  "validation": "validation",
-  "test": "test",
-}
 
 
 def is_image(path: str) -> bool:
@@ -52,13 +60,19 @@ def is_image(path: str) -> bool:
 def find_files(where: str) -> list[str]:
   """The videos and images that a file, a folder (with all below it) or a pattern names, sorted.
 
+  Of a folder, those that `videos` and `images` take too: not hidden ones, and also linked ones.
+
   Raises:
     FileNotFoundError: there is none.
+    UserError: a link in the folder leads back to it.
   """
   path = pathlib.Path(where)
   if path.is_dir():
+    found = _walk(path)
     known = VIDEO_EXTENSIONS + IMAGE_EXTENSIONS
-    files = [file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file()]
+    files = [file for file in found if file.suffix.lower() in known]
+    if found and not files:
+      raise FileNotFoundError(f"{where}: no video or image by the extension, but {_endings(found)}")
   elif path.exists():
     files = [path]
   else:
@@ -127,98 +141,121 @@ def _listing(
 ) -> Listing:
   if group_pattern and source.is_file():
     raise UserError(f"--group_pattern: is for folders; give {source} a column `group`")
+  classes = set()
   if source.is_dir():
-    entries, notes = _from_folder(source, kind, extensions)
+    entries, notes, classes = _from_folder(source, kind, extensions)
     entries = [
       dataclasses.replace(entry, group=_group(entry.id, group_pattern)) for entry in entries
     ]
   elif source.is_file() and source.suffix.lower() == ".csv":
-    entries, notes = _from_csv(source), []
+    entries, notes = _from_csv(source)
   elif source.exists():
     raise UserError(f"{source} is neither a folder nor a .csv file: unpack it, if it is an archive")
   else:
     raise FileNotFoundError(f"{source}: there is no such folder or .csv file")
 
-  if any(entry.split is None for entry in entries):
-    grouped = any(entry.group for entry in entries)
-    held_out, note = (_by_groups if grouped else _every_fifth)(entries)
-    entries = [
+  _check_labels([entry for entry in entries if entry.split is None])
+  if all(entry.split for entry in entries):
+    return _arranged(source, kind, entries, notes, classes)
+
+  def split_by(choose: Callable[[Sequence[_Entry]], tuple[set[str], str]]) -> Listing:
+    held_out, note = choose(entries)
+    apart = [
       dataclasses.replace(entry, split="validation" if entry.id in held_out else "train")
       for entry in entries
     ]
-    notes.append(note)
+    return _arranged(source, kind, apart, [*notes, note], classes)
+
+  return dataclasses.replace(
+    split_by(_held_out), earlier=functools.partial(split_by, _held_out_before)
+  )
+
+
+def _arranged(
+  source: pathlib.Path, kind: str, entries: Sequence[_Entry], notes: list[str], classes: set[str]
+) -> Listing:
+  """Returns clips, each of which is in a split, as a listing; `classes` are those of folders."""
+  check_names(classes | {entry.name for entry in entries}, str(source))
   _check_groups(entries)
-  by_split = collections.Counter(entry.split for entry in entries)
-  if by_split["test"] and not by_split["validation"]:
+  counts = collections.Counter(entry.split for entry in entries)
+  test_only = [*counts] == ["test"]
+  if counts["test"] and not counts["validation"] and not test_only:
     entries = [
       dataclasses.replace(entry, split="validation") if entry.split == "test" else entry
       for entry in entries
     ]
     notes.append(
-      f"there is no validation split: the test split, {by_split['test']} {kind}, stands in for it"
+      f"there is no validation split: the test split, {counts['test']} {kind}, stands in for it"
     )
 
-  names = {entry.name for entry in entries if entry.split == "train"}
+  _check_labels(entries)
+  if test_only:
+    names = classes | {entry.name for entry in entries} - {""}
+    notes.append("there is a test split alone: runs that know its classes can be evaluated on it")
+  elif not counts["train"]:
+    raise UserError(f"{source}: there is no training split, but {', '.join(counts)}: add it")
+  else:
+    names = {entry.name for entry in entries if entry.split == "train"}
   numbers = all(name.isdecimal() for name in names)
   names = sorted(names, key=lambda name: (int(name), name) if numbers else name)
   index = {name: i for i, name in enumerate(names)}
-  splits = {split: [] for split in SPLITS}
+  by_split = {split: [] for split in SPLITS}
   for entry in entries:
-    if not entry.name and entry.split != "test":
-      raise UserError(f"{entry.where}: there is no label, which only a test split may do without")
     if entry.name and entry.name not in index:
       raise UserError(
         f"{entry.where}: the class {entry.name!r} has no training clip: add some, or take it out"
       )
     label = index.get(entry.name, -1)
-    splits[entry.split].append(Clip(entry.id, label, entry.file, span=entry.span))
-  splits = {split: clips for split, clips in splits.items() if clips}
-  result = Listing(names=names, splits=splits, notes=notes)
+    by_split[entry.split].append(Clip(entry.id, label, entry.file, span=entry.span))
+  by_split = {split: clips for split, clips in by_split.items() if clips}
+  result = Listing(names=names, splits=by_split, notes=notes)
   check(result, str(source))
   return result
 
 
-def _every_fifth(entries: Sequence[_Entry]) -> tuple[set[str], str]:
-  """Chooses clips for validation; returns their ids and what was done."""
-  by_class = collections.defaultdict(list)
-  for entry in entries:
-    by_class[entry.name].append(entry.id)
-  held_out = set()
-  for ids in by_class.values():
-    ids.sort()
-    held_out.update(ids[4::5] or ids[1:][-1:])  # the last of 2 to 4; one alone is for training
-  return held_out, (
-    "there are no splits: of each class every 5th clip, or the last of fewer than 5, went to "
-    f"validation, {len(held_out)} of {len(entries)} in all"
-  )
+def _grouped(entries: Sequence[_Entry]) -> list[str]:
+  """Returns the group of each clip; one that is in none is a group of its own."""
+  return [entry.group or f"\n{entry.id}" for entry in entries]
 
 
-def _by_groups(entries: Sequence[_Entry]) -> tuple[set[str], str]:
-  """Chooses whole groups for validation, about a fifth of each class; returns as `_every_fifth`."""
-  from sklearn.model_selection import StratifiedGroupKFold
+def _held_out(entries: Sequence[_Entry]) -> tuple[set[str], str]:
+  """Chooses clips for validation; returns their ids and what was done.
 
-  groups = [entry.group or f"\n{entry.id}" for entry in entries]
-  count = len(set(groups))
-  if count < 2:
+  Raises:
+    UserError: none can be held out.
+  """
+  groups, names = _grouped(entries), [entry.name for entry in entries]
+  chosen = splits.choose_validation(names, groups)
+  if not chosen and len(set(groups)) == 1:
     raise UserError(
       f"{entries[0].where}: all clips are of one group ({entries[0].group}), and a network would be"
       " tested on what it learned: add others, or a column `split` or `group`"
     )
-  names = [entry.name for entry in entries]
-  most = max(collections.Counter(names).values())
-  if most < 2:
-    raise UserError(f"{entries[0].where}: no class has two clips, of which one could be held out")
-  folds = StratifiedGroupKFold(max(2, min(5, count, most)), shuffle=True, random_state=0)
-  with warnings.catch_warnings(action="ignore", category=UserWarning):  # of small classes
-    # The first that leaves every class some clips for training, where there is one.
-    rows = max(
-      (test for _, test in folds.split(names, names, groups)),
-      key=lambda test: len({name for row, name in enumerate(names) if row not in {*test}}),
+  if not chosen:
+    raise UserError(
+      f"{entries[0].where}: no class has two clips of different groups, of which one could be held"
+      " out for validation: add some, or say which split each clip is in"
     )
-  held_out = {entries[row].id for row in rows}
+  ids = {entry.id for entry, group in zip(entries, groups, strict=True) if group in chosen}
+  note = (
+    f"there are no splits: about a fifth of each class went to validation, {len(ids)} of"
+    f" {len(entries)} clips"
+  )
+  if any(entry.group for entry in entries):
+    note += f", and of {len(set(groups))} groups none is in both"
+  without = sorted({*names} - {entry.name for entry in entries if entry.id in ids})
+  if without:
+    note += f"; none of {len(without)} classes, such as {without[0]!r}, as training needs them"
+  return ids, note
+
+
+def _held_out_before(entries: Sequence[_Entry]) -> tuple[set[str], str]:
+  """Chooses as earlier versions did, see `_held_out`."""
+  groups = _grouped(entries) if any(entry.group for entry in entries) else None
+  names, ids = [entry.name for entry in entries], [entry.id for entry in entries]
+  held_out = splits.choose_as_before(names, ids, groups)
   return held_out, (
-    f"there are no splits: about a fifth of each class went to validation, {len(held_out)} of"
-    f" {len(entries)} clips, and of {count} groups none is in both"
+    f"begun by an earlier version, whose choice of {len(held_out)} clips for validation stays"
   )
 
 
@@ -229,6 +266,13 @@ def _group(clip_id: str, pattern: str) -> str:
   except re.error as error:
     raise UserError(f"--group_pattern: {pattern!r} is no regular expression ({error})") from error
   return "" if found is None else found[1 if found.re.groups else 0] or ""
+
+
+def _check_labels(entries: Sequence[_Entry]) -> None:
+  """Raises UserError where a clip has no label, but for test splits."""
+  for entry in entries:
+    if not entry.name and entry.split != "test":
+      raise UserError(f"{entry.where}: there is no label, which only a test split may do without")
 
 
 def _check_groups(entries: Sequence[_Entry]) -> None:
@@ -245,17 +289,21 @@ def _check_groups(entries: Sequence[_Entry]) -> None:
 
 def _from_folder(
   source: pathlib.Path, kind: str, extensions: Sequence[str]
-) -> tuple[list[_Entry], list[str]]:
-  """Reads the layouts with class folders; returns the clips and the notes."""
-  notes, ignored, stray = [], collections.Counter(), []
+) -> tuple[list[_Entry], list[str], set[str]]:
+  """Reads the layouts with class folders; returns the clips, the notes and the classes."""
+  notes, ignored, stray = [], [], []
   folders, files = _children(source)
-  levels = [folder for folder in folders if folder.name.lower() in SPLIT_NAMES]
-  has_levels = any(
-    folder.name.lower() == "train" and _children(folder)[0] for folder in levels
-  ) or (len(levels) > 1 and levels == folders)  # no two classes are called train and val
+  # No classes are called training and testing, but some may be called train and bus.
+  levels = [folder for folder in folders if splits.split_of(folder.name)]
+  if levels != folders:
+    levels = [folder for folder in folders if folder.name.lower() in PLAIN]
+  has_levels = bool(levels) and (
+    levels == folders
+    or any(folder.name.lower() == "train" and _children(folder)[0] for folder in levels)
+  )
   parts = [(None, source)]
   if has_levels:
-    parts = [(SPLIT_NAMES[folder.name.lower()], folder) for folder in levels]
+    parts = [(splits.split_of(folder.name), folder) for folder in levels]
     for split, count in collections.Counter(split for split, _ in parts).items():
       if count > 1:
         same = " and ".join(folder.name for part, folder in parts if part == split)
@@ -263,31 +311,35 @@ def _from_folder(
     beside = [repr(folder.name) for folder in folders if folder not in levels]
     if beside:
       notes.append(f"ignored what lies beside the splits' folders: {', '.join(beside)}")
+    _check_parts(source, {split for split, _ in parts}, levels, beside)
 
-  entries = []
+  entries, names = [], set()
   for split, part in parts:
     classes, beside_classes = _children(part)
     files += beside_classes if has_levels else []
+    names |= {folder.name for folder in classes}
     for folder in classes:
-      kept = []
-      for path in _walk(folder):
-        if path.suffix.lower() in extensions:
-          kept.append(path)
-        else:
-          ignored[path.suffix.lower()] += 1
+      found = _walk(folder)
+      kept = [path for path in found if path.suffix.lower() in extensions]
+      others = [path for path in found if path.suffix.lower() not in extensions]
+      ignored += others
       if kind == FRAMES:
         stray += [path for path in kept if path.parent == folder]
         kept = sorted({path.parent for path in kept} - {folder})
       if not kept and split in (None, "train"):
-        raise UserError(f"{folder}: the class folder holds no {kind}: add some, or move it away")
+        beside = f" by the extension, but {_endings(others)}" if others else ""
+        raise UserError(
+          f"{folder}: the class folder holds no {kind}{beside}: add some, or move it away"
+        )
       for path in kept:
+        _check_name(path)
         clip_id = path.relative_to(source).as_posix()
         entries.append(_Entry(str(folder), clip_id, str(path), folder.name, split))
   for path in files:
     if path.suffix.lower() in extensions:
       stray.append(path)
     else:
-      ignored[path.suffix.lower()] += 1
+      ignored.append(path)
   if not entries:
     raise UserError(
       f"{source} holds no class folders with {kind}: put each file into a folder named after its "
@@ -301,10 +353,32 @@ def _from_folder(
     )
     notes.append(f"ignored {len(stray)} {what}, such as {stray[0]}")
   if ignored:
-    counts = sorted(ignored.items(), key=lambda item: (-item[1], item[0]))
-    counts = ", ".join(f"{ending or 'no extension'} {count}" for ending, count in counts)
-    notes.append(f"ignored {ignored.total()} files that are no {kind} by their extension: {counts}")
-  return entries, notes
+    endings = _endings(ignored)
+    notes.append(f"ignored {len(ignored)} files that are no {kind} by their extension: {endings}")
+  return entries, notes, names
+
+
+def _check_parts(
+  source: pathlib.Path, found: set[str], levels: Sequence[pathlib.Path], beside: Sequence[str]
+) -> None:
+  """Raises UserError where a split has no folder; a test split may be alone."""
+  there = ", ".join([*(repr(folder.name) for folder in levels), *beside])
+  if "train" not in found and found != {"test"}:
+    split, names = "train", "train or training"
+  elif found == {"train"}:
+    split, names = "validation", "val, valid, validation, dev, test, testing or eval"
+  else:
+    return
+  raise UserError(
+    f"{source}: no folder of the split {split!r} lies beside {there}: add one, called {names}"
+  )
+
+
+def _endings(files: Iterable[pathlib.Path]) -> str:
+  """Returns how many files have which ending, the most frequent first."""
+  counts = sorted(collections.Counter(file.suffix.lower() for file in files).items())
+  counts.sort(key=lambda item: -item[1])
+  return ", ".join(f"{ending or 'no extension'} {count}" for ending, count in counts)
 
 
 def _children(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
@@ -330,16 +404,19 @@ def _walk(folder: pathlib.Path) -> list[pathlib.Path]:
     seen.add(real)
     folders[:] = [name for name in folders if not name.startswith(".")]
     found += [pathlib.Path(place, name) for name in files if not name.startswith(".")]
-  for path in found:
-    try:
-      str(path).encode()
-    except UnicodeEncodeError as error:
-      raise UserError(f"{ascii(str(path))}: the name is not UTF-8: rename it") from error
   return sorted(found)
 
 
-def _from_csv(path: pathlib.Path) -> list[_Entry]:
-  """Reads a CSV file."""
+def _check_name(path: pathlib.Path) -> None:
+  """Raises UserError for a name that no list of text can hold."""
+  try:
+    str(path).encode()
+  except UnicodeEncodeError as error:
+    raise UserError(f"{ascii(str(path))}: the name is not UTF-8: rename it") from error
+
+
+def _from_csv(path: pathlib.Path) -> tuple[list[_Entry], list[str]]:
+  """Reads a CSV file; returns the clips and the notes."""
   content = path.read_bytes()
   try:
     text = content.decode("utf-8-sig")
@@ -356,12 +433,7 @@ def _from_csv(path: pathlib.Path) -> list[_Entry]:
         continue
       if header is None:
         header = [field.lower() for field in row]
-        for column in ("path", "label"):
-          if column not in header:
-            raise UserError(
-              f"{where}: there is no column {column!r}: the first line has to be path,label,split "
-              "with commas"
-            )
+        _check_header(header, where)
         continue
       if len(row) != len(header):
         raise UserError(
@@ -377,9 +449,9 @@ def _from_csv(path: pathlib.Path) -> list[_Entry]:
         raise UserError(f"{where}: {clip_id} is in line {lines[clip_id]} already: delete one")
       lines[clip_id] = reader.line_num
       split = fields.get("split")
-      if split is not None and split.lower() not in SPLIT_NAMES:
+      if split is not None and splits.split_of(split) is None:
         raise UserError(f"{where}: the split {split!r} is none of train, val and test")
-      split = split and SPLIT_NAMES[split.lower()]
+      split = split and splits.split_of(split)
       file = str(path.parent / fields["path"])
       label = cell_text(fields["label"])  # of rows that `--mode=predict --csv` wrote
       entries.append(_Entry(where, clip_id, file, label, split, span, group))
@@ -392,7 +464,65 @@ def _from_csv(path: pathlib.Path) -> list[_Entry]:
   order = {}
   for entry in entries:
     order.setdefault(entry.file, len(order))
-  return sorted(entries, key=lambda entry: (order[entry.file], entry.span or (0, 0)))
+  entries.sort(key=lambda entry: (order[entry.file], entry.span or (0, 0)))
+  # `--mode=predict --csv` writes scores.
+  unused = [repr(column) for column in header if column not in (*COLUMNS, "score")]
+  notes = [f"{path}: columns that are not used: {', '.join(unused)}"] if unused else []
+  return entries, notes + _overlaps(entries)
+
+
+def _check_header(header: Sequence[str], where: str) -> None:
+  """Raises UserError where a column is missing, there twice, or most likely misspelt."""
+  for column in ("path", "label"):
+    if column not in header:
+      raise UserError(
+        f"{where}: there is no column {column!r}, but {', '.join(map(repr, header))}: the first"
+        " line has to be path,label,split with commas"
+      )
+  for name in header:
+    if header.count(name) > 1:
+      raise UserError(f"{where}: the column {name!r} is there twice: delete one")
+    near = [column for column in COLUMNS if column not in header and _resembles(name, column)]
+    if name not in COLUMNS and near:
+      raise UserError(
+        f"{where}: the column {name!r} is not known, and there is no {near[0]!r}: call it so if it"
+        " is meant, or something else"
+      )
+  for column, other in (("start", "end"), ("end", "start")):
+    if column in header and other not in header:
+      raise UserError(f"{where}: there is a column {column!r}, but no {other!r}: parts need both")
+
+
+def _resembles(name: str, column: str) -> bool:
+  """Whether a name has a column's as a word, or one letter less, more, other, or two exchanged."""
+  if column in re.findall("[a-z]+", name):
+    return True
+  same = len(os.path.commonprefix([name, column]))
+  name, column = name[same:], column[same:]
+  return (
+    name[1:] in (column, column[1:])
+    or name == column[1:]
+    or (name[:2] == column[1::-1] and name[2:] == column[2:])
+  )
+
+
+def _overlaps(entries: Sequence[_Entry]) -> list[str]:
+  """Returns a note on parts that overlap and have different labels; sorted by file and start."""
+  found, running = [], []
+  for entry in entries:
+    start, end = entry.span or (0.0, math.inf)
+    running = [(until, o) for until, o in running if o.file == entry.file and until > start]
+    other = next((o for _, o in running if o.name != entry.name), None)
+    if other:
+      found.append((other, entry))
+    running.append((end, entry))
+  if not found:
+    return []
+  pair = " and ".join(f"{entry.id} ({entry.name})" for entry in found[0])
+  return [
+    f"{len(found)} parts of videos overlap others with another label, such as {pair}: a network is"
+    " taught both"
+  ]
 
 
 def _with_groups(entries: list[_Entry]) -> list[_Entry]:

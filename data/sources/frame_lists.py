@@ -1,6 +1,7 @@
 """Clips whose frames are already extracted, listed as TSM and mmaction2 do, or in class folders.
 
-  <source>/<lists>.txt: one whose name holds `train`, one with `val` (or `test`): a line for each
+  <source>/<lists>.txt: one whose name holds `train`, one with `val` (or `test`, which may be alone,
+    to evaluate on; other names are those of `splits.NAMES`): a line for each
     clip, `<folder> <frames> <label>`, the folder in <source> or in <source>/rawframes. The count is
     not looked at: all frames in the folder are taken.
   <source>/category.txt, classes.txt, label_map.txt or labels.txt: a class's name a line, in the
@@ -15,10 +16,10 @@ import re
 
 from data.sources import folders
 from data.sources.listing import Clip, Listing, check
+from data.sources.splits import NAMES
 from u2s_jax.errors import UserError
 
 CLASS_FILES = ("category.txt", "classes.txt", "label_map.txt", "labels.txt")
-WORDS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 RAW = "rawframes"  # where mmaction2 has the folders
 
 
@@ -46,7 +47,7 @@ def listing(source: pathlib.Path, group_pattern: str = "") -> Listing:
   if not names:
     labels = (clip.label for clips in splits.values() for clip in clips)
     names = [str(k) for k in range(max(labels, default=-1) + 1)]
-  if "validation" not in splits and "test" in splits:
+  if "train" in splits and "validation" not in splits and "test" in splits:
     splits["validation"] = splits.pop("test")
   result = Listing(names=names, splits=splits)
   check(result, str(source))
@@ -57,10 +58,11 @@ def _lists(source: pathlib.Path) -> dict[str, pathlib.Path]:
   """Returns the list of each split."""
   found = {}
   for path in sorted(source.glob("*.txt")):
-    splits = {WORDS[word] for word in re.findall("[a-z]+", path.stem.lower()) if word in WORDS}
-    if path.name in CLASS_FILES or not splits:
+    words = re.findall("[a-z]+", path.stem.lower())
+    named = {NAMES[word] for word in words if word in NAMES}
+    if path.name in CLASS_FILES or not named:
       continue
-    (split, *more) = sorted(splits)
+    (split, *more) = sorted(named)
     if more:
       raise UserError(f"{path}: its name says {split} and {more[0]}: rename it, or move it away")
     if split in found:

@@ -7,7 +7,8 @@ listing into a prepared data set.
 import collections
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from u2s_jax.errors import UserError
 
@@ -45,11 +46,13 @@ class Listing:
 
   Attributes:
     names: class names in the order of the labels.
-    splits: clips by split, of `SPLITS`; `train` and `validation` always. Where the data set's owner
-      has a train and a test list only, `validation` is the test list.
+    splits: clips by split, of `SPLITS`; `train` and `validation` always, or `test` alone. Where the
+      data set's owner has a train and a test list only, `validation` is the test list.
     images: whether the clips are images instead of videos.
     official: number of clips that the data set's owner states, by split; empty where nobody does.
     notes: what the user should know of how the listing came about, one line each.
+    earlier: returns the same clips in the splits that an earlier version chose; None where it would
+      have chosen none.
   """
 
   names: Sequence[str]
@@ -57,6 +60,7 @@ class Listing:
   images: bool = False
   official: Mapping[str, int] = dataclasses.field(default_factory=dict)
   notes: Sequence[str] = ()
+  earlier: Callable[[], "Listing"] | None = None
 
 
 def suffix(span: tuple[float, float] | None) -> str:
@@ -64,6 +68,28 @@ def suffix(span: tuple[float, float] | None) -> str:
   if span is None:
     return ""
   return "#" + "-".join(f"{time:.3f}".rstrip("0").rstrip(".") for time in span)
+
+
+def check_names(names: Iterable[str], source: str) -> None:
+  """Checks that no two classes differ only in what nobody sees: case, or how accents are coded.
+
+  Args:
+    names: of the classes.
+    source: the file or folder to name in errors.
+
+  Raises:
+    UserError: two do; one line, which names both.
+  """
+  seen = {}
+  for name in sorted(names):
+    other = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+    if other != name:
+      forms = {unicodedata.normalize("NFC", text) for text in (name, other)}
+      what = "how accents are coded" if len(forms) == 1 else "case"
+      raise UserError(
+        f"{source}: the classes {other!r} and {name!r} ({ascii(other)} and {ascii(name)}) differ"
+        f" only in {what}: give them one name, or two that differ"
+      )
 
 
 def check(listing: Listing, source: str) -> None:
@@ -74,8 +100,8 @@ def check(listing: Listing, source: str) -> None:
     source: the file or folder to name in errors.
 
   Raises:
-    UserError: a split is missing or empty, a class has no training clip, an id occurs twice or is
-      too long, a file is in two splits; one line.
+    UserError: a split is missing or empty, two classes differ only in case, a class has no training
+      clip, an id occurs twice or is too long, a file is in two splits; one line.
   """
   if len(set(listing.names)) < len(listing.names):
     name = collections.Counter(listing.names).most_common(1)[0][0]
@@ -86,7 +112,9 @@ def check(listing: Listing, source: str) -> None:
         f"{source}: the class name {name!r} is empty, has spaces around it or a line break: rename"
         " it"
       )
-  for split in ("train", "validation"):
+  check_names(listing.names, source)
+  test_only = [*listing.splits] == ["test"]
+  for split in ("test",) if test_only else ("train", "validation"):
     if not listing.splits.get(split):
       raise UserError(f"{source}: there are no clips for the split {split!r}")
   seen = {}
@@ -105,11 +133,24 @@ def check(listing: Listing, source: str) -> None:
       if not -1 <= clip.label < len(listing.names) or (clip.label < 0 and split != "test"):
         raise UserError(f"{source}: {clip.path} in {split} has no class")
   _check_files(listing, source)
+  if test_only:
+    return
   unseen = set(range(len(listing.names))) - {clip.label for clip in listing.splits["train"]}
   if unseen:
     raise UserError(
       f"{source}: no training clip is of the class {listing.names[min(unseen)]!r}: add clips of "
       "it, or take the class out"
+    )
+
+
+def check_classes(listing: Listing, source: str) -> None:
+  """Raises UserError for training clips of one class: a network would learn to say one word."""
+  if not listing.names:
+    raise UserError(f"{source}: no clip has a class")
+  if len(listing.names) == 1 and "train" in listing.splits:
+    raise UserError(
+      f"{source}: there is one class only, {listing.names[0]!r}, and a network tells two or more"
+      " apart: is this the folder above the classes, or the one of a class?"
     )
 
 

@@ -33,6 +33,20 @@ def test_blocks_change_nothing(monkeypatch):
   assert sorted((i, distance) for i, _, distance in whole) == [*enumerate(least)]
 
 
+def test_share_of_clips_that_look_like_another_class(monkeypatch):
+  random = np.random.default_rng(2)
+  apart = [random.bytes(24).hex() for _ in range(6)]
+  assert fingerprints.share_alike(apart, [0, 0, 0, 1, 1, 1]) == 0
+  # Two of one class are copies; three of two classes are, and one of six has no fingerprint.
+  assert fingerprints.share_alike([apart[0], apart[0], *apart[2:]], [0, 0, 0, 1, 1, 1]) == 0
+  scene = [apart[0], apart[0], apart[0], *apart[1:3], ""]
+  assert fingerprints.share_alike(scene, [0, 0, 1, 0, 1, 1]) == 3 / 5
+  assert fingerprints.share_alike(["", ""], [0, 1]) == fingerprints.share_alike([], []) == 0
+  monkeypatch.setattr(fingerprints, "SAMPLE", 10)
+  assert fingerprints.share_alike([apart[0]] * 95, [k % 2 for k in range(95)]) == 0  # every tenth
+  assert fingerprints.share_alike([apart[0]] * 95, [k // 48 for k in range(95)]) == 1
+
+
 def test_three_frames_count_and_plain_ones_do_not():
   random = np.random.default_rng(1)
   pictures = [random.integers(0, 256, (64, 96, 3), np.uint8) for _ in range(6)]

@@ -2,7 +2,9 @@
 
 import contextlib
 import csv
+import dataclasses
 import fcntl
+import io
 import os
 import pathlib
 import re
@@ -63,10 +65,15 @@ def _ids(dataset, split):
 
 
 def _contents(folder):
-  """Files by name; of shards the records: fields are stored in any order."""
+  """Files by name; of shards the records: fields are stored in any order.
+
+  But for the times of the source's files, which tests write anew.
+  """
   builder = tfds.builder_from_directory(folder)
   contents = {
-    path.name: path.read_bytes() for path in folder.iterdir() if "array_record" not in path.name
+    path.name: path.read_bytes()
+    for path in folder.iterdir()
+    if "array_record" not in path.name and not path.name.startswith("states_")
   }
   for split in builder.info.splits:
     contents[split] = [
@@ -245,23 +252,24 @@ def test_a_clip_that_cannot_be_read_is_skipped_never_replaced(source, clip, caps
 
 def test_a_mended_file_is_read_again(source, clip, capsys):
   out = source.parent / "out"
-  bad = source / "Träge" / "10.webm"
+  bad = pathlib.Path(folders.videos(source).splits["train"][20].file)
   bad.write_bytes(b"no video")
   _fails(capsys, source, out)
   shards = sorted(out.glob("clips-train*"))
   before = [path.stat().st_mtime_ns for path in shards]
   bad.write_bytes(clip)
-  assert "Träge/10.webm" in _ids(_prepare(source), "train")
+  assert bad.relative_to(source).as_posix() in _ids(_prepare(source), "train")
   after = [path.stat().st_mtime_ns for path in shards]
   assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, True]
 
 
 def test_too_much_missing_is_said_before_anything_is_read(source, capsys):
   table = source / "clips.csv"
-  rows = ["path,label,split", "none.webm,a,train", "Bend it/00.webm,a,train", "Träge/01.webm,a,val"]
+  rows = ["path,label,split", "none.webm,a,train", "Bend it/00.webm,a,train"]
+  rows += ["Träge/00.webm,b,train", "Träge/01.webm,b,val"]
   table.write_text("\n".join(rows))
   error = _fails(capsys, table, source.parent / "out")
-  assert "none.webm is missing, and so are 1 of 3 clips" in error
+  assert "none.webm is missing, and so are 1 of 4 clips" in error
   assert not list((source.parent / "out").glob("clips*"))
   prepare.main(_arguments(table, source.parent / "out", "--max_unreadable=0.4"))
   assert _skipped(source.parent / "out")[1][0].endswith("none.webm")
@@ -269,10 +277,9 @@ def test_too_much_missing_is_said_before_anything_is_read(source, capsys):
 
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_a_class_or_split_without_any_clip_left(source, capsys, split):
-  shutil.rmtree(source / "Träge")
-  for k, path in enumerate(sorted((source / "Bend it").iterdir())):
-    if (k % 5 == 4) == (split == "validation"):
-      path.write_bytes(b"no video")
+  for clip in folders.videos(source).splits[split]:
+    if split == "validation" or clip.label == 0:
+      pathlib.Path(clip.file).write_bytes(b"no video")
   error = _fails(capsys, source, source.parent / "out", "--max_unreadable=1")
   assert ("class 'Bend it'" if split == "train" else "split 'validation'") in error
 
@@ -340,8 +347,6 @@ def test_a_finished_one_is_left_alone(source, capsys):
   out = source.parent / "out"
   _prepare(source)
   before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-  for path in source.rglob("*.webm"):
-    path.write_bytes(b"")  # not looked at any more
   prepare.main(_arguments(source, out))
   assert "train: 40 clips" in capsys.readouterr().out
   for more, words in (
@@ -353,6 +358,217 @@ def test_a_finished_one_is_left_alone(source, capsys):
   (source / "Träge" / "00.webm").unlink()
   assert "other classes, labels or clips" in _fails(capsys, source, out)
   assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
+@pytest.fixture
+def pictures(tmp_path):
+  """Two classes of 10 images whose sizes and contents all differ."""
+  random = np.random.default_rng(0)
+  for name in "ab":
+    (tmp_path / "A" / name).mkdir(parents=True)
+    for k in range(10):
+      picture = Image.fromarray(random.integers(0, 256, (32, 40, 3), np.uint8))
+      picture.save(tmp_path / "A" / name / f"{k}.png")
+  return tmp_path / "A"
+
+
+def _swapped(source):
+  """A source of the same names: what was in class 'a' is in class 'b'."""
+  other = source.parent / "B"
+  shutil.copytree(source / "a", other / "b")
+  shutil.copytree(source / "b", other / "a")
+  return other
+
+
+def _interrupt_at_the_end(monkeypatch, source, out):
+  with monkeypatch.context() as patch:
+    patch.setattr(prepare.shards, "finish", lambda *arguments: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit):
+      prepare.main(_arguments(source, out, dataset="images"))
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_another_source_under_the_same_names_is_refused(pictures, monkeypatch, capsys, finished):
+  out, other = pictures.parent / "out", _swapped(pictures)
+  if finished:
+    prepare.main(_arguments(pictures, out, dataset="images"))
+  else:
+    _interrupt_at_the_end(monkeypatch, pictures, out)
+  before = {path: path.read_bytes() for path in out.iterdir()}
+  error = _fails(capsys, other, out, dataset="images")
+  assert str(other / "a/") in error and "20 of 20 clips differ" in error
+  assert {path: path.read_bytes() for path in out.iterdir()} == before
+  # One file in place, with the size that it had; then it is back, in a folder of another name.
+  one = pictures / "a/3.png"
+  times = os.stat(one)
+  os.utime(one, ns=(times.st_atime_ns, times.st_mtime_ns + 1))
+  error = _fails(capsys, pictures, out, dataset="images")
+  assert f"{one}: " in error and "1 of 20 clips differ" in error and "as many bytes" in error
+  os.utime(one, ns=(times.st_atime_ns, times.st_mtime_ns))
+  pictures.rename(pictures.parent / "moved")
+  prepare.main(_arguments(pictures.parent / "moved", out, dataset="images"))
+  assert store.open_dataset(out).class_sizes() == (8, 8)
+
+
+def test_data_prepared_before_states_were_kept_goes_on(pictures, monkeypatch):
+  out, other = pictures.parent / "out", _swapped(pictures)
+  add = prepare.shards.Progress.add
+  with monkeypatch.context() as patch:
+    patch.setattr(
+      prepare.shards.Progress,
+      "add",
+      lambda self, key, shard: add(self, key, shard._replace(states=())),
+    )
+    _interrupt_at_the_end(monkeypatch, pictures, out)
+  for source in (pictures, other):  # begun and finished: nobody knows which files these were
+    prepare.main(_arguments(source, out, dataset="images"))
+  assert not list(out.glob("states_*"))
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_what_an_earlier_version_split_goes_on(pictures, monkeypatch, capsys, finished):
+  """It took every fifth clip, in the order of the names."""
+  out = pictures.parent / "out"
+  with monkeypatch.context() as patch:
+    patch.setattr(folders, "_held_out", folders._held_out_before)
+    if finished:
+      prepare.main(_arguments(pictures, out, dataset="images"))
+      next(out.glob("clips-train*")).unlink()
+    else:
+      _interrupt_at_the_end(patch, pictures, out)
+  capsys.readouterr()
+  prepare.main(_arguments(pictures, out, dataset="images"))
+  assert "begun by an earlier version, whose choice of 4 clips" in capsys.readouterr().out
+  assert _ids(store.open_dataset(out), "validation") == [
+    f"{name}/{k}.png" for name in "ab" for k in (4, 9)
+  ]
+  for path in pictures.glob("*/9.png"):
+    path.unlink()
+  assert "other classes, labels or clips" in _fails(capsys, pictures, out, dataset="images")
+
+
+def test_a_test_split_alone_is_prepared(pictures, capsys):
+  out, source = pictures.parent / "out", pictures.parent / "source"
+  source.mkdir()
+  pictures.rename(source / "testing")
+  for _ in range(2):
+    prepare.main(_arguments(source, out, dataset="images"))
+    printed = capsys.readouterr().out
+    assert "test: 20 images" in printed and "a test split alone" in printed
+    assert "fewer than" not in printed
+  data = store.open_dataset(out)
+  assert (
+    data.class_names == ("a", "b") and data.class_sizes() == () and [*data.info.splits] == ["test"]
+  )
+  assert data.split("test").labels().tolist() == [0] * 10 + [1] * 10
+
+
+@pytest.mark.parametrize("place", ["out", "a/deep/out", "linked/out", "../A/out"])
+def test_a_data_set_does_not_lie_in_its_source(pictures, tmp_path, capsys, monkeypatch, place):
+  (pictures / "linked").symlink_to(tmp_path / "B")
+  (tmp_path / "B").mkdir()
+  (tmp_path / "link").symlink_to(pictures)
+  if place.startswith("linked"):  # a link out of the source, and one into it
+    with pytest.raises(SystemExit, match="linked: the class folder holds no images"):
+      prepare.main(_arguments(pictures, pictures / place, dataset="images"))
+    place = tmp_path / "link/out"
+  monkeypatch.chdir(pictures)
+  error = _fails(capsys, pictures, place, dataset="images")
+  assert f"--out {place}: lies in --source {pictures}" in error
+  assert sorted(path.name for path in pictures.iterdir()) == ["a", "b", "linked"]
+  assert not (pictures / "a/deep").exists()
+
+
+def test_one_class_is_an_error_before_anything_is_begun(pictures, capsys):
+  shutil.rmtree(pictures / "b")
+  error = _fails(capsys, pictures, pictures.parent / "out", dataset="images")
+  assert "there is one class only, 'a'" in error and not (pictures.parent / "out").exists()
+  (pictures.parent / "list.csv").write_text(
+    "path,label,split\n" + "".join(f"A/a/{k}.png,x,{'val' if k else 'train'}\n" for k in range(9))
+  )
+  source = pictures.parent / "list.csv"
+  assert "only, 'x'" in _fails(capsys, source, pictures.parent / "out", dataset="images")
+  above = pictures.parent / "above"  # one folder too high
+  above.mkdir()
+  pictures.rename(above / "images")
+  (above / "images/a").rename(above / "images/c")
+  assert "only, 'images'" in _fails(capsys, above, pictures.parent / "out", dataset="images")
+
+
+def test_a_file_that_is_still_being_copied_is_decoded_again(pictures, monkeypatch, capsys):
+  out, late = pictures.parent / "out", pictures / "b/7.png"
+  whole, write = late.read_bytes(), making.write
+
+  def copy_the_rest(*arguments):
+    made = write(*arguments)
+    late.write_bytes(whole)
+    return made
+
+  half = io.BytesIO()
+  Image.new("RGB", (40, 32)).save(half, "PNG")
+  late.write_bytes(half.getvalue())
+  with monkeypatch.context() as patch:
+    patch.setattr(making, "write", copy_the_rest)
+    error = _fails(capsys, pictures, out, dataset="images")
+  assert f"{late}: the file changed while" in error and not store.is_finished(out)
+  prepare.main(_arguments(pictures, out, dataset="images"))
+  (found,) = [
+    frames[0]
+    for split in ("train", "validation")
+    for clip_id, _, frames in map(store.parse, store.open_dataset(out).split(split).records)
+    if clip_id == b"b/7.png"
+  ]
+  assert np.asarray(Image.open(io.BytesIO(found))).mean() > 100  # noise; half of it was black
+
+
+def test_a_moved_source_restores_a_shard_with_a_skipped_clip(pictures, capsys):
+  out, bad = pictures.parent / "out", pictures / "a/2.png"
+  bad.write_bytes(b"no image")
+  arguments = {"dataset": "images"}
+  prepare.main(_arguments(pictures, out, "--max_unreadable=0.1", **arguments))
+  before = _contents(out)
+  pictures.rename(pictures.parent / "moved")
+  for shard in out.glob("clips*"):
+    shard.unlink()
+  prepare.main(_arguments(pictures.parent / "moved", out, "--max_unreadable=0.1", **arguments))
+  assert _contents(out) == before
+
+
+def test_what_a_clip_is_compared_by(tmp_path):
+  """A folder of frames, parts of one video, and images that lie in records."""
+  folder = tmp_path / "frames"
+  folder.mkdir()
+  for k in range(3):
+    (folder / f"{k}.jpg").write_bytes(bytes(100 + k))
+  content = [b"abc"]
+  clips = [
+    Clip("frames", 0, str(folder)),
+    Clip("part 0", 0, str(folder / "0.jpg"), span=(0.0, 1.0)),
+    Clip("part 1", 0, str(folder / "0.jpg"), span=(1.0, 2.0)),
+    Clip("held", 0, "in a record", lambda: content[0]),
+  ]
+  states = [*(prepare.shards.file_state(clip.file) for clip in clips[:3])]
+  pairs = list(zip(clips, [*states, prepare.shards.content_state(b"abc")], strict=True))
+
+  def changed():
+    return [clip.id for clip, _ in prepare.shards.changed(pairs)]
+
+  assert changed() == []
+  (folder / "Thumbs.db").touch()  # no frame
+  shutil.copytree(folder, tmp_path / "copy")
+  moved = [(dataclasses.replace(pairs[0][0], file=str(tmp_path / "copy")), pairs[0][1])]
+  assert not prepare.shards.changed(moved) and changed() == []
+  content[0] = b"abd"
+  assert changed() == ["held"]
+  times = os.stat(folder / "1.jpg")
+  os.rename(folder / "1.jpg", folder / "x.jpg")  # two frames change places
+  os.rename(folder / "2.jpg", folder / "1.jpg")
+  os.rename(folder / "x.jpg", folder / "2.jpg")
+  assert changed() == ["frames", "held"] and times.st_size == 101
+  (folder / "0.jpg").write_bytes(b"")
+  assert changed() == ["frames", "part 0", "part 1", "held"]
+  shutil.rmtree(folder)  # prepared, and deleted to make room
+  assert changed() == ["held"]
 
 
 def test_bad_settings_and_folders(source, capsys):
@@ -409,11 +625,14 @@ def test_a_damaged_shard_is_named_and_made_anew(source, capsys):
   assert store.damage(shards).startswith(f"{shard}: missing; the command that prepared")
   others = {path: path.stat().st_mtime_ns for path in out.iterdir() if path.name != ".lock"}
   missing = folders.videos(source).splits["train"][20]
-  content = pathlib.Path(missing.path).read_bytes()
-  pathlib.Path(missing.path).write_bytes(b"no video")
+  content, times = pathlib.Path(missing.path).read_bytes(), os.stat(missing.path)
+  pathlib.Path(missing.path).write_bytes(b"x" * len(content))
+  os.utime(missing.path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as of a bad disk
   assert f"{missing.path} cannot be read now, other than" in _fails(capsys, source, out)
   assert not shard.exists()
   pathlib.Path(missing.path).write_bytes(content)
+  assert "as many bytes, changed at another time" in _fails(capsys, source, out)
+  os.utime(missing.path, ns=(times.st_atime_ns, times.st_mtime_ns))
   prepare.main(_arguments(source, out))
   assert _contents(out) == before
   now = {path: path.stat().st_mtime_ns for path in others}
@@ -473,7 +692,8 @@ def test_a_worker_of_a_cluster_that_dies_changes_no_record(source, tmp_path, fre
 def test_where_files_lie_and_how_many_a_class_has(source):
   data = _prepare(source)
   paths = data.paths("validation")
-  assert len(paths) == 10 and paths["Bend it/04.webm"] == f"{source}/Bend it/04.webm"
+  held_out = _ids(data, "validation")
+  assert paths == {clip_id: f"{source}/{clip_id}" for clip_id in held_out} and len(paths) == 10
   assert data.class_sizes() == (20, 20)
   (data.folder / "labels_train.npy").unlink()
   (data.folder / "paths_validation.json").unlink()
@@ -484,13 +704,13 @@ def test_where_files_lie_and_how_many_a_class_has(source):
 def test_what_it_takes_is_said_before_it_begins(source, capsys, monkeypatch):
   monkeypatch.setattr(prepare, "MANY", {"rgb": 50, "flow": 50})
   monkeypatch.setattr(prepare, "SAMPLE", 10)
-  asked = []
+  asked, clock, cpu = [], 10.0, 0.5
 
-  def decoded(job, clips, num_workers):
-    for clip in clips:
+  def decoded(job, runs, num_workers, spent):
+    for number, (clip,) in enumerate(runs):
       asked.append(clip.id)
-      time.sleep(0.05)
-      yield workers.Decoded([b"x" * 600, b"x" * 400])
+      spent[number] = clock, cpu
+      yield workers.Decoded([b"x" * 600, b"x" * 400]), None
 
   monkeypatch.setattr(making, "decoded", decoded)
   job = making.Job(source, ("a", "b"), False, SMALL, {})
@@ -505,11 +725,81 @@ def test_what_it_takes_is_said_before_it_begins(source, capsys, monkeypatch):
       prepare.foresee(job, {("train", 0): clips}, 2)
       said = capsys.readouterr().out
       assert line in said and "with 2 processes" in said
-      seconds = int(re.search(r"0:00:(\d\d) \(h:mm:ss\)", said)[1])
-      assert 2 <= seconds <= 6  # 50 times 0.05 s
-  assert asked[:10] == [str(k) for k in range(2, 50, 5)]
+      assert _seconds(said) in (240, 241)  # 50 times 10 s, by two, which took -10 s to begin
+  assert sorted(asked[:10], key=int) == [str(k) for k in range(2, 50, 5)] != asked[:10]
   prepare.foresee(job, {("train", 0): clips[:49]}, 2)
   assert len(asked) == 30
+  # 32 on two cores: each takes 16 times as long as alone, or was not slowed down by so few.
+  monkeypatch.setattr(os, "cpu_count", lambda: 2)
+  cpu = 1.0
+  for clock, expected in ((16.0, 25), (1.0, 25), (64.0, 100)):
+    prepare.foresee(job, {("train", 0): clips}, 32)
+    assert abs(_seconds(capsys.readouterr().out) + clock - expected) <= 1
+
+
+def _seconds(said):
+  hours, minutes, seconds = map(int, re.search(r"(\d+):(\d\d):(\d\d) \(h:mm:ss\)", said).groups())
+  return 3600 * hours + 60 * minutes + seconds
+
+
+def test_a_sample_of_which_nothing_can_be_read_says_so_at_once(source, capsys, monkeypatch):
+  monkeypatch.setattr(prepare, "MANY", {"rgb": 50, "flow": 50})
+  for path in source.glob("*/*"):
+    path.write_bytes(b"no video")
+  error = _fails(capsys, source, source.parent / "out")
+  assert "50 of 50 clips cannot be read" in error
+  with pytest.raises(SystemExit):
+    prepare.main(_arguments(source, source.parent / "again"))
+  said = capsys.readouterr().out
+  assert (
+    "none of 24 clips that were tried first can be read: " in said and "does not decode" in said
+  )
+  assert "h:mm:ss" not in said
+
+
+def _parts(count, seconds, step):
+  return [
+    Clip(f"v#{k}", 0, "v.mp4", span=(float(k * step), float(k * step + seconds)))
+    for k in range(count)
+  ]
+
+
+@pytest.mark.parametrize(
+  ("short_edge", "sizes"),
+  [(240, [40]), (540, [23, 17]), (1080, [5] * 8), (2160, [1] * 40)],
+)
+def test_parts_that_are_decoded_together_fit_into_memory(short_edge, sizes):
+  job = making.Job(pathlib.Path("out"), ("a",), False, Storage(short_edge=short_edge), {})
+  assert [len(run) for run in making.runs(job, _parts(40, 3, 4))] == sizes
+
+
+@pytest.mark.parametrize("failing", ["all", "process", "some"])
+def test_parts_that_fail_together_are_tried_one_by_one(failing, monkeypatch, tmp_path):
+  asked = []
+
+  def run(function, fields, requests, num_workers, spent=None):
+    for request in requests:
+      _, _, spans = request()
+      asked.append(len(spans))
+      if len(spans) == 1:
+        bad = spans[0][0] == 8.0
+        yield [workers.Skipped("damaged") if bad else workers.Decoded([b"%d" % spans[0][0]])]
+      elif failing == "some":
+        good = [workers.Decoded([b"%d" % start]) for start, _ in spans[:2]]
+        yield good + [workers.Skipped("damaged")] * (len(spans) - 2)
+      else:
+        yield workers.Skipped("it takes more than 4 GiB", retry=failing == "process")
+
+  monkeypatch.setattr(workers, "run", run)
+  (tmp_path / "v.mp4").touch()
+  clips = [dataclasses.replace(clip, file=str(tmp_path / "v.mp4")) for clip in _parts(5, 3, 4)]
+  job = making.Job(pathlib.Path("out"), ("a",), False, SMALL, {})
+  answers = list(making.decoded(job, making.runs(job, clips), 1))
+  expected = [workers.Decoded([b"%d" % (4 * k)]) for k in range(5)]
+  expected[2] = workers.Skipped("damaged")
+  assert [answer for answer, _ in answers] == expected
+  assert all(state[0] == 0 for _, state in answers)
+  assert asked == ([5, 1, 1, 1] if failing == "some" else [5, 1, 1, 1, 1, 1])
 
 
 def test_copies_of_training_clips_are_named(tmp_path, write_video, capsys):
@@ -535,6 +825,23 @@ def test_copies_of_training_clips_are_named(tmp_path, write_video, capsys):
     (row,) = csv.DictReader(file)
   assert (row["path"], row["training_path"]) == (f"{tmp_path}/copy.mkv", f"{tmp_path}/2.webm")
   assert (row["split"], row["label"], row["training_label"]) == ("validation", "b", "a")
+
+
+def test_on_a_fixed_camera_copies_cannot_be_told(tmp_path, capsys):
+  """Something small is different in every picture of one scene."""
+  random = np.random.default_rng(0)
+  scene = Image.fromarray(random.integers(0, 256, (6, 9, 3), np.uint8))
+  scene = np.asarray(scene.resize((96, 64), Image.Resampling.BICUBIC))
+  for k in range(40):
+    picture = scene.copy()
+    picture[20:24, 2 * k : 2 * k + 4] = 255 * (k % 2)
+    (tmp_path / "source" / "ab"[k % 2]).mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(tmp_path / "source" / "ab"[k % 2] / f"{k}.png")
+  prepare.main(_arguments(tmp_path / "source", tmp_path / "out", dataset="images"))
+  printed = capsys.readouterr().out
+  assert "100 % of the training images look like one of another class" in printed
+  assert "look like a training one" not in printed
+  assert (tmp_path / "out/leaks.csv").read_text().count("\n") == 1
 
 
 def test_no_cluster_is_a_line(source, capsys, monkeypatch):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from data.sources import folders
 from u2s_jax.errors import UserError
 from u2s_jax.serving import answers
 from u2s_jax.serving.intervals import Interval, ScoredWindow, merged
@@ -57,7 +58,7 @@ def test_short_intervals_are_left_out():
 @pytest.mark.parametrize(
   ("form", "line"),
   [
-    ("csv", '/v.mp4,1.500,3723.250,"a, <b>",0.8750'),
+    ("csv", '/v.mp4,1.500,3723.250,"a, <b>",0.8750,"/v.mp4, block 0"'),
     ("json", '{"path": "/v.mp4", "start": 1.5, "end": 3723.25, "label": "a, <b>", "score": 0.875}'),
     ("vtt", "00:00:01.500 --> 01:02:03.250\na, &lt;b&gt; (88 %)\n"),
     ("text", "  00:00:01.500 --> 01:02:03.250   87.5 %  a, <b>"),
@@ -65,3 +66,40 @@ def test_short_intervals_are_left_out():
 )
 def test_an_interval_in_every_form(form, line):
   assert answers.of_interval("/v.mp4", Interval(1.5, 3723.25, "a, <b>", 0.875), form) == line
+
+
+@pytest.mark.parametrize(
+  ("seconds", "start", "block"),
+  [
+    (None, 59.9, 0),
+    (None, 60.0, 1),
+    (7200.0, 3599.0, 59),
+    (40.0, 3.9, 0),
+    (40.0, 38.0, 9),
+    (0.0, 61.0, 1),
+  ],
+)
+def test_blocks_of_a_video(seconds, start, block):
+  """A minute each, or a tenth of a short video."""
+  line = answers.of_interval("/v.mp4", Interval(start, 9999.0, "a", 0.5), "csv", seconds)
+  assert line.endswith(f'"/v.mp4, block {block}"')
+
+
+@pytest.mark.parametrize("seconds", [8.0, 40.0, 600.0, 7200.0, None])
+def test_what_is_predicted_can_be_prepared(tmp_path, seconds):
+  """One video's intervals of 2 s, as they are printed; no block is on both sides of the split."""
+  found = [
+    Interval(2.0 * k, 2.0 * k + 2, "ab-"[k // 2 % 3], 0.5) for k in range(int((seconds or 900) / 2))
+  ]
+  lines = [answers.of_interval(str(tmp_path / "v.mp4"), i, "csv", seconds) for i in found]
+  source = tmp_path / "found.csv"
+  source.write_text("\n".join([answers.INTERVAL_HEADS["csv"], *lines]))
+  listing = folders.videos(source)
+  if seconds != 8.0:  # its four intervals are of two classes
+    assert list(listing.names) == ["-", "a", "b"]
+  train, validation = (
+    [clip.span[0] for clip in listing.splits[s]] for s in ("train", "validation")
+  )
+  assert sorted(train + validation) == [i.start for i in found] and len(listing.notes) == 1
+  block = min(60.0, (seconds or 600) / 10)
+  assert not {start // block for start in train} & {start // block for start in validation}

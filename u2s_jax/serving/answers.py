@@ -4,6 +4,7 @@ import csv
 import html
 import io
 import json
+import math
 import os
 import pathlib
 import sys
@@ -23,7 +24,11 @@ from u2s_jax.serving.predict import Prediction
 FRAMES_PER_SECOND = 5  # of an overlay
 SHORT_EDGE = 224  # pixels that an overlay has at least
 HEADS = {"csv": "path,label,score", "vtt": "WEBVTT\n"}
-INTERVAL_HEADS = HEADS | {"csv": "path,start,end,label,score"}
+INTERVAL_HEADS = HEADS | {"csv": "path,start,end,label,score,group"}
+# Neighbouring intervals look alike, so a block of a video belongs together: a minute, so that few
+# have a neighbour in another block, or a tenth of a video shorter than ten, which would have too
+# few blocks for training and validation.
+BLOCK_SECONDS, BLOCKS = 60.0, 10
 
 
 def of_file(file: str, answer: Prediction | str, form: str, details: bool) -> str:
@@ -52,25 +57,21 @@ def of_file(file: str, answer: Prediction | str, form: str, details: bool) -> st
   return printable("\n".join(lines))
 
 
-def of_interval(file: str, interval: Interval, form: str) -> str:
+def of_interval(file: str, interval: Interval, form: str, seconds: float | None = None) -> str:
   """Returns what is printed of an interval of a video.
 
   Args:
     file: the video's path.
     interval: of it.
     form: 'text', 'json' (a line), 'csv' (a row, which `data.prepare` reads) or 'vtt'.
+    seconds: that the video says it lasts; None: it says nothing.
   """
   start, end = interval.start, interval.end
   if form == "csv":
+    path = file if "://" in file else os.path.abspath(file)
     times = (f"{start:.3f}", f"{end:.3f}")
-    return _row(
-      [
-        file if "://" in file else os.path.abspath(file),
-        *times,
-        interval.label,
-        f"{interval.score:.4f}",
-      ]
-    )
+    block = int(start / min(BLOCK_SECONDS, (seconds or math.inf) / BLOCKS))
+    return _row([path, *times, interval.label, f"{interval.score:.4f}", f"{path}, block {block}"])
   if form == "json":
     times = {"start": round(start, 3), "end": round(end, 3)}
     return _json({"path": file, **times, **_guess(interval.label, interval.score, "label")})

@@ -1,10 +1,12 @@
 """A user's own videos and images: class folders and CSV files."""
 
+import hashlib
 import os
+import unicodedata
 
 import pytest
 
-from data.sources import folders
+from data.sources import folders, listing
 from u2s_jax.errors import UserError
 
 
@@ -31,17 +33,100 @@ def _fails(source, *parts, kind=UserError, read=folders.videos):
     assert part in message
 
 
-def test_every_fifth(tmp_path):
+def _in_order(ids):
+  """Ids in the order of the SHA-256 of a line break and the id."""
+  return sorted(ids, key=lambda name: hashlib.sha256(f"\n{name}".encode()).hexdigest())
+
+
+def test_about_a_fifth_of_each_class_validates(tmp_path):
   _touch(tmp_path, *(f"run/{i:02}.mp4" for i in range(1, 12)))
   _touch(tmp_path, "jump/b.mp4", "jump/a.mp4", "sit/a.mp4")
   found = folders.videos(tmp_path)
   assert list(found.names) == ["jump", "run", "sit"] and not found.images
-  # Numbers 5 and 10 of 11, the last of two, none of one.
-  assert _ids(found, "validation") == ["jump/b.mp4", "run/05.mp4", "run/10.mp4"]
+  # The first 2 of 11 (2.2), one of two, none of one.
+  runs = _in_order(f"run/{i:02}.mp4" for i in range(1, 12))[:2]
+  jump = _in_order(["jump/a.mp4", "jump/b.mp4"])[:1]
+  assert _ids(found, "validation") == [*jump, *sorted(runs)]
   assert len(_ids(found, "train")) == 11 and "sit/a.mp4" in _ids(found, "train")
   assert set(found.splits) == {"train", "validation"} and not found.official
   assert len(found.notes) == 1 and "3 of 14" in found.notes[0]
-  assert found.splits["train"][0].path == str(tmp_path / "jump/a.mp4")
+  first = _ids(found, "train")[0]
+  assert found.splits["train"][0].path == str(tmp_path / first) and first.startswith("jump/")
+
+
+@pytest.mark.parametrize(
+  ("train", "others"),
+  [
+    ("training", {"testing": "validation"}),
+    ("Training", {"Validation": "validation", "EVAL": "test"}),
+    ("train", {"dev": "validation"}),
+    ("train_256", {"val_256": "validation", "test_256": "test"}),
+    ("training_set", {"test_set": "validation"}),
+    ("TRAIN videos", {"dev": "validation", "evaluation": "test"}),
+  ],
+)
+def test_usual_names_of_splits(tmp_path, train, others):
+  for folder in (train, *others):
+    _touch(tmp_path, f"{folder}/run/1.mp4", f"{folder}/walk/2.mp4")
+  found = folders.videos(tmp_path)
+  assert list(found.names) == ["run", "walk"]
+  assert _ids(found, "train") == [f"{train}/run/1.mp4", f"{train}/walk/2.mp4"]
+  for folder, split in others.items():
+    assert _ids(found, split) == [f"{folder}/run/1.mp4", f"{folder}/walk/2.mp4"]
+
+
+def test_names_of_splits_beside_other_folders_are_classes(tmp_path):
+  _touch(tmp_path, "training/a/1.mp4", "training/b.mp4", "running/1.mp4", "testing/1.mp4")
+  assert list(folders.videos(tmp_path).names) == ["running", "testing", "training"]
+
+
+@pytest.mark.parametrize(
+  ("names", "parts"),
+  [
+    (["train", "holdout"], ["'validation'", "'train'", "'holdout'", "dev"]),
+    (["val", "test"], ["'train'", "'test', 'val'"]),
+    (["testing", "dev"], ["'train'", "'dev', 'testing'", "called train or training"]),
+    (["dev"], ["'train'", "'dev'"]),
+  ],
+)
+def test_a_split_that_is_missing_is_named(tmp_path, names, parts):
+  _touch(tmp_path, *(f"{name}/{label}/1.mp4" for name in names for label in "xy"))
+  _fails(tmp_path, *parts)
+
+
+def test_a_test_split_alone(tmp_path):
+  _touch(tmp_path, "f/testing/a/1.mp4", "f/testing/b/2.mp4")
+  (tmp_path / "f/testing/c").mkdir()  # a class of the runs, of which there is no clip here
+  found = folders.videos(tmp_path / "f")
+  assert list(found.names) == ["a", "b", "c"] and [*found.splits] == ["test"]
+  assert _labels(found, "test") == {"testing/a/1.mp4": "a", "testing/b/2.mp4": "b"}
+  listing.check_classes(found, "f")
+  _touch(tmp_path, "one/test/a/1.mp4")  # some of a run's classes may be enough to test it
+  listing.check_classes(folders.videos(tmp_path / "one"), "one")
+  found = folders.videos(_csv(tmp_path, "path,label,split\n1,2,test\n2,10,eval\n3,,test\n"))
+  assert list(found.names) == ["2", "10"]
+  assert [clip.label for clip in found.splits["test"]] == [0, 1, -1]
+  with pytest.raises(UserError, match="no clip has a class"):
+    listing.check_classes(folders.videos(_csv(tmp_path, "path,label,split\n1,,test\n")), "x")
+
+
+@pytest.mark.parametrize(
+  ("one", "other", "words"),
+  [
+    ("Jump", "jump", "case"),
+    ("caf\u00e9", "cafe\u0301", "accents"),
+    ("\u00dcben", unicodedata.normalize("NFD", "\u00fcben"), "case"),
+    ("STRASSE", "stra\u00dfe", "case"),
+    ("\ud55c", unicodedata.normalize("NFD", "\ud55c"), "accents"),
+  ],
+)
+def test_classes_that_look_the_same(tmp_path, one, other, words):
+  rows = f"a,{one},train\nb,{other},train\nc,{one},val\n"
+  _fails(_csv(tmp_path, f"path,label,split\n{rows}"), repr(one), repr(other), ascii(other), words)
+  apart = f"a,{one},train\nb,other,train\nc,{other},val\n"
+  _fails(_csv(tmp_path, f"path,label,split\n{apart}"), repr(one), repr(other), words)
+  _touch(tmp_path, f"in/{one}/1.mp4", f"in/{other}/1.mp4", f"in/{one}/2.mp4")
+  _fails(tmp_path / "in", repr(one), repr(other), words)
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "Val"])
@@ -109,10 +194,57 @@ def test_links_are_followed(tmp_path):
   (tmp_path / "source/b/3.mp4").symlink_to(tmp_path / "3.mp4")
   (tmp_path / "source/b/4.mp4").symlink_to(tmp_path / "4.mp4")
   found = folders.videos(tmp_path / "source")
-  assert _ids(found, "train") == ["a/2.mp4", "b/3.mp4"]
-  assert _ids(found, "validation") == ["a/x/1.mp4", "b/4.mp4"]
+  pairs = ["a/2.mp4", "a/x/1.mp4"], ["b/3.mp4", "b/4.mp4"]
+  assert _ids(found, "validation") == [_in_order(pair)[0] for pair in pairs]
+  assert _ids(found, "train") == [_in_order(pair)[1] for pair in pairs]
   (tmp_path / "elsewhere/x/again").symlink_to(tmp_path / "elsewhere")
   _fails(tmp_path / "source", "source/a/x/again", "link")
+
+
+def test_files_to_predict_are_those_that_are_prepared(tmp_path):
+  _touch(tmp_path, "far/c.MTS", "far/deep/d.vob", "new/b/a.mp4", "new/b/._a.mp4", "new/.git/x.mp4")
+  _touch(tmp_path, "new/b/a.png", "new/b/a.srt", "new/b/a.wav", "new/z.mov", "new/b/z.mp4.part")
+  (tmp_path / "new/linked").symlink_to(tmp_path / "far")
+  (tmp_path / "new/b/file.mp4").symlink_to(tmp_path / "other.mp4")
+  names = ["b/a.mp4", "b/a.png", "b/file.mp4", "linked/c.MTS", "linked/deep/d.vob", "z.mov"]
+  found = folders.find_files(str(tmp_path / "new"))
+  assert [os.path.relpath(file, tmp_path / "new") for file in found] == names
+  listed = folders.videos(tmp_path / "new")
+  prepared = [clip.id for clips in listed.splits.values() for clip in clips]
+  assert sorted(prepared) == [name for name in names if name.count("/") and "png" not in name]
+  assert any(
+    "no videos by their extension: .part 1, .png 1, .srt 1, .wav 1" in n for n in listed.notes
+  )
+  (tmp_path / "far/deep/up").symlink_to(tmp_path / "new")
+  for list_all in (folders.find_files, lambda folder: folders.videos(tmp_path / folder)):
+    with pytest.raises(UserError, match="the link leads to a folder"):
+      list_all(str(tmp_path / "new"))
+  assert folders.find_files(str(tmp_path / "new/b/._a.mp4"))  # named by itself
+
+
+def test_endings(tmp_path):
+  videos = ".mts .M2TS .vob .asf .3g2 .f4v .mxf .ogm .divx .dv .y4m .m2v .qt .rmvb .mpe .trp .265"
+  _touch(tmp_path, *(f"{'ab'[k % 2]}/{k}{ending}" for k, ending in enumerate(videos.split())))
+  found = folders.videos(tmp_path)
+  assert sum(map(len, found.splits.values())) == 17 and len(found.notes) == 1
+  others = {
+    ".avif",
+    ".heic",
+    ".m4a",
+    ".ogg",
+    ".mka",
+    ".mks",
+    ".mp3",
+    ".wav",
+    ".srt",
+    ".txt",
+    ".m3u8",
+  }
+  assert not others & {*folders.VIDEO_EXTENSIONS}
+  _touch(tmp_path, "new/c/1.braw", "new/c/2.r3d", "new/c/3.braw", "new/a/1.mp4")
+  _fails(tmp_path / "new", "new/c", "holds no videos by the extension, but .braw 2, .r3d 1")
+  with pytest.raises(FileNotFoundError, match="no video or image by the extension, but .braw 2"):
+    folders.find_files(str(tmp_path / "new/c"))
 
 
 def test_class_names_that_are_numbers(tmp_path):
@@ -167,7 +299,8 @@ def test_csv(tmp_path, encoding):
   ]
   assert _ids(found, "validation") == ["3.unknown"]
   assert [(clip.id, clip.label) for clip in found.splits["test"]] == [("4.mp4", -1), ("5.mp4", 1)]
-  assert not found.notes and not found.images
+  assert found.notes == [f"{tmp_path}/list.csv: columns that are not used: 'seconds'"]
+  assert not found.images
   assert folders.images(tmp_path / "list.csv").images
 
 
@@ -175,7 +308,8 @@ def test_csv_without_splits(tmp_path):
   rows = [f"{i}.mp4,10" for i in (5, 4, 3, 2, 1)] + ["b.mp4,9", "a.mp4,9"]
   found = folders.videos(_csv(tmp_path, "\n".join(["path,label", *rows])))
   assert list(found.names) == ["9", "10"]  # as numbers
-  assert _labels(found, "validation") == {"5.mp4": "10", "b.mp4": "9"}
+  one, other = _in_order(f"{i}.mp4" for i in range(1, 6))[0], _in_order(["a.mp4", "b.mp4"])[0]
+  assert _labels(found, "validation") == {one: "10", other: "9"}
   assert "2 of 7" in found.notes[0]
 
 
@@ -204,6 +338,51 @@ def test_parts_of_videos(tmp_path):
   for ids in (_ids(found, "train"), _ids(found, "validation")):
     assert len([name for name in ids if name.startswith("b.mp4")]) in (0, 2)
   assert "4 groups none is in both" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+  ("column", "meant"),
+  [
+    ("gruop", "group"),
+    ("groups", "group"),
+    ("goup", "group"),
+    ("group_id", "group"),
+    ("Group (person)", "group"),
+    ("spilt", "split"),
+    ("splits", "split"),
+    ("strat", "start"),
+    ("start_time", "start"),
+    ("edn", "end"),
+    ("end [s]", "end"),
+  ],
+)
+def test_a_misspelt_column(tmp_path, column, meant):
+  rest = "x,train\nb,y,train\nc,x,val"
+  _fails(
+    _csv(tmp_path, f"path,label,{column}\na,{rest}\n"),
+    "line 1",
+    f"the column {column.lower()!r} is not known",
+    f"no {meant!r}",
+  )
+
+
+def test_columns_that_are_not_used_are_named(tmp_path):
+  names = ["fps", "state", "person", "width", "notes", "date", "groups"]
+  rows = [f"{k}.mp4,{'xy'[k % 2]},p{k // 2}" + 7 * ",1" for k in range(8)]
+  found = folders.videos(_csv(tmp_path, "\n".join([f"path,label,group,{','.join(names)}", *rows])))
+  assert found.notes[0].endswith("columns that are not used: " + ", ".join(map(repr, names)))
+  scored = _csv(tmp_path, "path,label,score,split\na,x,.5,train\nb,y,.5,train\nc,x,.5,val\n")
+  assert not folders.videos(scored).notes
+
+
+def test_parts_that_overlap_with_another_label(tmp_path):
+  head = "path,start,end,label,group\n"
+  apart = "a,0,2,x,1\na,2,4,y,2\na,5,7,x,3\na,6,8,x,4\nb,0,9,y,5\nc,,,x,6\n"
+  found = folders.videos(_csv(tmp_path, head + apart))
+  assert len(found.notes) == 1  # on the split
+  over = "a,1.5,2.5,y,7\nb,3,4,x,8\nb,8.9,10,x,9\nc,1,2,y,6\n"
+  note = folders.videos(_csv(tmp_path, head + apart + over)).notes[0]
+  assert note.startswith("4 parts of videos overlap") and "a#0-2 (x) and a#1.5-2.5 (y)" in note
 
 
 def test_no_group_is_on_both_sides_of_a_split(tmp_path):
@@ -279,9 +458,14 @@ def test_a_pattern_finds_the_groups_of_a_folder(tmp_path):
     ("path,split\na,train\n", ["line 1", "'label'"]),
     ("path,label,split\na,x,train\nb,x\n", ["line 3", "2 fields under 3 columns"]),
     ("path,label,split\na,x,train\nb,c,x,val\n", ["line 3", "double quotes"]),
-    ("path,label,split\na,x,dev\n", ["line 2", "'dev'"]),
+    ("path,label,split\na,x,fold1\n", ["line 2", "'fold1'"]),
+    ("path,label,split\na,x,dev\nb,y,test\n", ["no training split", "validation, test"]),
     ("path,label,split\na,x,\n", ["line 2", "''"]),
     ("path,label,split\n,x,train\n", ["line 2", "no path"]),
+    ("path,label,start\na,x,1\n", ["line 1", "a column 'start', but no 'end'"]),
+    ("path,end,label\na,1,x\n", ["line 1", "a column 'end', but no 'start'"]),
+    ("path,label,Label\na,x,y\n", ["line 1", "'label' is there twice"]),
+    ("path,lable\na,x\n", ["line 1", "no column 'label', but 'path', 'lable'"]),
     ("path,label,start,end\na,x,1,\n", ["line 2", "end ''", "no time"]),
     ("path,label,start,end\na,x,1:2:3:4,5\n", ["line 2", "start '1:2:3:4'"]),
     ("path,label,start,end\na,x,-1,5\n", ["line 2", "start '-1'"]),
