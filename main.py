@@ -25,7 +25,7 @@ from clu import metric_writers
 from ml_collections import config_flags
 
 import configs
-from data import clips, decode, memory, source
+from data import clips, footage, memory, source
 from data.sources import folders
 from data.tiny_something import prepare as rendered
 from u2s_jax import devices, files, interruption, peers, settings
@@ -35,6 +35,7 @@ from u2s_jax.evaluation import evaluate
 from u2s_jax.model import Model, check_windows
 from u2s_jax.run import Source, locked
 from u2s_jax.serving import answers, export, predict
+from u2s_jax.serving.intervals import Gap
 from u2s_jax.training import train
 from u2s_jax.workdir import Workdir, write_npz
 
@@ -213,7 +214,7 @@ def predict_files(workdir: Workdir) -> bool:
   """Prints what the run says of `--video`, and returns whether all files could be read."""
   if not VIDEO.value:
     raise UserError("--video: --mode=predict needs a video or image, a folder, or a pattern")
-  camera = decode.live(VIDEO.value)
+  camera = footage.live(VIDEO.value)
   if camera and WINDOW.value is None:
     raise UserError(f"--video {VIDEO.value}: a camera has no end; take --window")
   videos = [VIDEO.value] if camera else folders.find_files(VIDEO.value)
@@ -276,7 +277,7 @@ def answer(model: Model, file: str, form: str) -> None:
     return
   if form == "text":
     print(printable(file), flush=True)
-  with answers.progress(decode.duration(file)) as bar:
+  with answers.progress(footage.duration(file)) as bar:
     intervals = model.intervals(
       file,
       WINDOW.value,
@@ -288,6 +289,8 @@ def answer(model: Model, file: str, form: str) -> None:
     for interval in intervals:
       with bar.external_write_mode():
         print(answers.of_interval(file, interval, form), flush=True)
+        if form == "csv" and isinstance(interval, Gap):  # whose row has no place for the reason
+          print(f"{file}:", answers.of_interval(file, interval, "text"), file=sys.stderr)
 
 
 def written(flag: flags.FlagHolder[str | None], videos: Sequence[str]) -> pathlib.Path | None:

@@ -16,7 +16,7 @@ import tqdm
 from jaxtyping import UInt8
 
 from u2s_jax.errors import printable, spreadsheet_cell
-from u2s_jax.serving.intervals import Interval
+from u2s_jax.serving.intervals import Gap, Interval
 from u2s_jax.serving.predict import Prediction
 
 FRAMES_PER_SECOND = 5  # of an overlay
@@ -51,32 +51,34 @@ def of_file(file: str, answer: Prediction | str, form: str, details: bool) -> st
   return printable("\n".join(lines))
 
 
-def of_interval(file: str, interval: Interval, form: str) -> str:
-  """Returns what is printed of an interval of a video.
+def of_interval(file: str, interval: Interval | Gap, form: str) -> str:
+  """Returns what is printed of an interval of a video, or of a part that nothing was seen of.
 
   Args:
     file: the video's path.
-    interval: of it.
-    form: 'text', 'json' (a line), 'csv' (a row, which `data.prepare` reads) or 'vtt'.
+    interval: of it, or a gap.
+    form: 'text', 'json' (a line), 'csv' (a row, which `data.prepare` reads; of a gap without label
+      and score, which it leaves out) or 'vtt' (a gap is a comment).
   """
   start, end = interval.start, interval.end
+  is_gap = isinstance(interval, Gap)
   if form == "csv":
-    times = (f"{start:.3f}", f"{end:.3f}")
-    return _row(
-      [
-        file if "://" in file else os.path.abspath(file),
-        *times,
-        interval.label,
-        f"{interval.score:.4f}",
-      ]
-    )
+    answer = ["", ""] if is_gap else [interval.label, f"{interval.score:.4f}"]
+    path = file if "://" in file else os.path.abspath(file)
+    return _row([path, f"{start:.3f}", f"{end:.3f}", *answer])
   if form == "json":
-    score = {"label": interval.label, "score": interval.score}
-    return _json({"file": file, "start": start, "end": end, **score})
+    answer = (
+      {"gap": interval.reason} if is_gap else {"label": interval.label, "score": interval.score}
+    )
+    return _json({"file": file, "start": start, "end": end, **answer})
+  if form == "vtt" and is_gap:  # A comment must not hold an arrow.
+    return printable(f"NOTE {clock(start)} to {clock(end)}: {interval.reason}\n")
   said = f"{clock(start)} --> {clock(end)}"
   if form == "vtt":
     shown = interval.label.replace("&", "&amp;").replace("<", "&lt;")
     return printable(f"{said}\n{shown} ({100 * interval.score:.0f} %)\n")
+  if is_gap:
+    return printable(f"  {said}           ({interval.reason})")
   return printable(f"  {said}  {100 * interval.score:5.1f} %  {interval.label}")
 
 
