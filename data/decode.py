@@ -15,14 +15,13 @@ import numpy as np
 from PIL import Image
 
 from data import fingerprints, images, workers
-from data.footage import Footage, Gap, TimedFrame, video_frames
+from data.footage import MIN_GAP, Footage, Gap, TimedFrame, video_frames
 from data.workers import Decoded, Skipped
 from u2s_jax.errors import UserError
 
 # A record must stay below 2 GB, and several of them are in memory at a time.
 MAX_CLIP_BYTES = 256 * 2**20
 MAX_FRAMES = 100_000  # of a clip
-MIN_GAP = 0.1  # seconds; shorter ones are a matter of rounding
 MAX_SHOWN = 10.0  # seconds that a frame is taken to be shown; a camera that fails freezes its last
 JPEG_QUALITY = 95  # of frames, unless asked for another
 MODALITIES = ("rgb", "flow")

@@ -22,11 +22,14 @@ from av.stream import Disposition
 from jaxtyping import UInt8
 
 from data import display, images, workers
-from data.clock import MAX_STEP, MAX_STEP_OF_FILES, Clock, is_step
+from data.clock import MAX_STEP, MAX_STEP_OF_FILES, Clock
 from u2s_jax.errors import UserError
 
 SEEK_FROM = 10.0  # seconds in front of a part that are decoded rather than skipped
 SEEK_MARGIN = 1.0  # seconds: frames in front of a part that its own depend on, see `_enter`
+MIN_GAP = 0.1  # seconds; less than that is a matter of rounding
+# Frames are missing where one comes that much later than any of at least so many did before.
+STEADY_STEPS, STEADY_FROM = 4, 25
 MAX_FAILURES = 100  # attempts to read on in a damaged file
 # Containers of videos, pictures and sound. Others, playlists above all, would open further files,
 # whatever a file is called; so may no container (the protocols).
@@ -236,7 +239,8 @@ class _Video:
       strict: see `video_frames`.
     """
     clock, bad = self._clock, []  # `bad`: seconds of each place that is damaged, and how
-    until = max(first, 0.0)  # where the last frame that was yielded ends
+    last = until = max(first, 0.0)  # where the last frame that was yielded begins, and ends
+    longest = 0.0  # time from a frame to the next one so far
     for frame, stamp, damage in self._enter(first, strict):
       if self.is_live and not self.count and (damage or stamp is None):
         continue  # A camera is entered between two key frames.
@@ -254,15 +258,16 @@ class _Video:
       if damage:
         bad.append((seconds, damage))
         continue
-      if bad:
-        if seconds - until > shown / 2:
-          yield None, Gap(until, seconds, bad[0][1])
-        # The decoder puts frames in order: some of those in front of the damage come after it.
-        bad = [place for place in bad if place[0] > seconds]
+      missing, step = seconds - until, seconds - last
+      is_steady = self.count > STEADY_FROM and step > STEADY_STEPS * longest
+      if not strict and missing > (shown / 2 if bad else MIN_GAP if is_steady else math.inf):
+        yield None, Gap(until, seconds, bad[0][1] if bad else "no frames")
+      # The decoder puts frames in order: some of those in front of the damage come after it.
+      bad = [place for place in bad if place[0] > seconds]
       if jump and not strict:
         direction = "back" if jump < 0 else "ahead"
         yield None, Gap(seconds, seconds, f"its clock jumps {abs(jump):.1f} s {direction}")
-      until = clock.end
+      longest, last, until = max(longest, step), seconds, clock.end
       yield frame, (seconds, until, display.get_orientation(frame))
     if bad:
       end = max(clock.end, bad[-1][0] + self._frame_seconds, self._declared()[0] or 0.0)
@@ -320,21 +325,19 @@ class _Video:
 
   def _jumps_before(self, first: float) -> bool:
     """Returns whether the clock jumps before a time, without decoding."""
-    last = None
+    clock = Clock(self._start, self._max_step)
     with contextlib.suppress(av.error.FFmpegError):
       for packet in self._container.demux(self._stream):
-        if packet.dts is None:
-          continue
         stamp = _seconds(packet.dts, packet.time_base)
-        if last is not None and not is_step(stamp - last, self._max_step):
+        if clock.read(stamp):
           return True
-        if stamp - self._start > first:
+        if clock.convert(stamp) > first:
           break
-        last = stamp
     return False
 
   def _decode(self, strict: bool) -> Iterator[_Coded]:
     """Decodes from where the container is."""
+    self._clock.seek()
     order = []  # heap of the time stamps in the decoder, of a container without presentation times
     stamp = None  # of the last packet
     for packet in self._packets(strict):
@@ -343,6 +346,7 @@ class _Video:
         continue
       if packet.dts is not None and not self._has_presentation_times:
         heapq.heappush(order, packet.dts)
+      self._clock.read(_seconds(packet.pts if packet.dts is None else packet.dts, packet.time_base))
       stamp = _seconds(packet.dts if packet.pts is None else packet.pts, packet.time_base)
       try:
         frames = packet.decode()
