@@ -5,6 +5,7 @@ Reads of files that anybody may have made: no file can open another one.
 
 import contextlib
 import dataclasses
+import errno
 import heapq
 import io
 import itertools
@@ -142,6 +143,10 @@ def video_frames(
   except av.error.FFmpegError as error:
     what = "the camera does not answer" if isinstance(file, Live) else "it does not decode"
     raise UserError(f"{what} ({error.strerror})") from error
+  except OSError as error:  # a damaged file may send FFmpeg to a place in front of its beginning
+    if error.errno != errno.EINVAL:
+      raise
+    raise UserError(f"it does not decode ({error.strerror})") from error
 
 
 def duration(file: str) -> float | None:
@@ -217,10 +222,9 @@ class _Video:
     self._may_jump = is_live or form == "flv" or Flags.ts_discont in flags
     self._max_step = MAX_STEP if self._may_jump else MAX_STEP_OF_FILES
     self._has_presentation_times = form != "avi"
-    start = None if is_live else _seconds(stream.start_time, stream.time_base)
-    self._start = start or 0.0
-    has_start = start is not None or not (is_live or Flags.no_timestamps in flags)
-    self._clock = Clock(self._start if has_start else None, self._max_step)
+    # None: that of the first frame.
+    self._start = None if is_live else _seconds(stream.start_time, stream.time_base)
+    self._clock = Clock(self._start, self._max_step)
     self._frame_seconds = float(1 / stream.guessed_rate) if stream.guessed_rate else 0.0
     self._reached = -math.inf  # time stamp at which the packets of all streams end, seconds
 
@@ -298,16 +302,16 @@ class _Video:
       return None, latest, False
     total = _seconds(container.duration, 1 / av.time_base)
     if stream.duration:
-      return _seconds(stream.duration, stream.time_base), latest - self._start, True
+      return _seconds(stream.duration, stream.time_base), latest - (self._start or 0.0), True
     if tagged := _tagged_duration(stream):  # may have outlived the stream that it was written for
       return min(tagged, total or tagged), latest, True
     if len(container.streams) == 1:
-      return total, latest - self._start, True
+      return total, latest - (self._start or 0.0), True
     return total, self._reached - (_seconds(container.start_time, 1 / av.time_base) or 0.0), False
 
   def _enter(self, first: float, strict: bool) -> Iterator[_Coded]:
     """Decodes from a key frame in front of a time; from the beginning where that fails."""
-    if self.is_live or first <= SEEK_FROM:
+    if self._start is None or first <= SEEK_FROM:
       return self._decode(strict)
     # Behind a jump of the clock a time stamp does not tell where a time is.
     if not (self._may_jump and self._jumps_before(first)):
@@ -338,16 +342,17 @@ class _Video:
   def _decode(self, strict: bool) -> Iterator[_Coded]:
     """Decodes from where the container is."""
     self._clock.seek()
-    order = []  # heap of the time stamps in the decoder, of a container without presentation times
+    numbers = None if self._has_presentation_times else _Numbers(self._stream)
     stamp = None  # of the last packet
     for packet in self._packets(strict):
       if isinstance(packet, av.error.FFmpegError):
         yield _Coded(None, stamp, f"it does not decode ({packet.strerror})")
         continue
-      if packet.dts is not None and not self._has_presentation_times:
-        heapq.heappush(order, packet.dts)
+      if numbers:
+        numbers.read(packet)
       self._clock.read(_seconds(packet.pts if packet.dts is None else packet.dts, packet.time_base))
-      stamp = _seconds(packet.dts if packet.pts is None else packet.pts, packet.time_base)
+      stamp = packet.dts if packet.pts is None or numbers else packet.pts
+      stamp = _seconds(stamp, packet.time_base)
       try:
         frames = packet.decode()
       except av.error.EOFError:
@@ -358,18 +363,8 @@ class _Video:
         yield _Coded(None, stamp, f"it does not decode ({error.strerror})")
         continue
       for frame in frames:
-        time = frame.time if self._has_presentation_times else self._next_stamp(order)
+        time = _seconds(numbers.take(), self._stream.time_base) if numbers else frame.time
         yield _Coded(frame, time, "damaged" if frame.is_corrupt else "")
-
-  def _next_stamp(self, order: list[int]) -> float | None:
-    """Returns the time stamp of the next frame, of a container that has those of decoding alone.
-
-    Frames come in presentation order: the smallest is the next one's. What is more than the decoder
-    holds back is of packets that gave no frame.
-    """
-    while len(order) > self._stream.codec_context.reorder_depth + 1:
-      heapq.heappop(order)
-    return _seconds(heapq.heappop(order), self._stream.time_base) if order else None
 
   def _packets(self, strict: bool) -> Iterator[av.Packet | av.error.FFmpegError]:
     """Yields the stream's packets, and errors between them if reading goes on after them."""
@@ -390,6 +385,39 @@ class _Video:
         if strict or failures > MAX_FAILURES:
           raise
         yield error
+
+
+class _Numbers:
+  """Time stamps of an AVI file's frames: it has none, but the packets' numbers in decoding order.
+
+  Frames come in presentation order, so the smallest number in the decoder is the next one's.
+
+  Args:
+    stream: of pictures.
+  """
+
+  def __init__(self, stream: av.VideoStream):
+    self._stream, self._index, self._place = stream, stream.index_entries, 0
+    self._lost = 0  # packets that damage hides: FFmpeg numbers those that it finds
+    self._waiting = []  # heap of the numbers in the decoder
+
+  def read(self, packet: av.Packet) -> None:
+    """Takes a packet that is about to be decoded; numbers it as the file's index does."""
+    if packet.dts is None:
+      return
+    while self._place < len(self._index) and self._index[self._place].pos + 8 < packet.pos:
+      self._place += 1  # The index has the place of a chunk, whose header takes 8 bytes.
+    if self._place < len(self._index) and self._index[self._place].pos + 8 == packet.pos:
+      self._lost = self._index[self._place].timestamp - packet.dts
+    packet.dts += self._lost
+    heapq.heappush(self._waiting, packet.dts)
+
+  def take(self) -> int | None:
+    """Returns the time stamp of the next frame."""
+    # What is more than the decoder holds back is of packets that gave no frame.
+    while len(self._waiting) > self._stream.codec_context.reorder_depth + 1:
+      heapq.heappop(self._waiting)
+    return heapq.heappop(self._waiting) if self._waiting else None
 
 
 def _choose_stream(container: av.container.InputContainer) -> av.VideoStream:

@@ -32,11 +32,13 @@ class Gap:
     start: seconds since the video's first frame.
     end: seconds; equal to the start where the clock jumps: nothing is missing there.
     reason: why, in a few words.
+    label: None: it has no class.
   """
 
   start: float
   end: float
   reason: str
+  label: None = None
 
 
 @dataclasses.dataclass(frozen=True)
