@@ -26,7 +26,7 @@ from clu import metric_writers
 from ml_collections import config_flags
 
 import configs
-from data import clips, decode, memory, source
+from data import clips, footage, memory, source
 from data.sources import folders
 from data.tiny_something import prepare as rendered
 from u2s_jax import devices, files, interruption, peers, saved_config, settings
@@ -36,6 +36,7 @@ from u2s_jax.evaluation import evaluate
 from u2s_jax.model import Model, check_windows
 from u2s_jax.run import Source, locked
 from u2s_jax.serving import answers, export, predict
+from u2s_jax.serving.intervals import Gap
 from u2s_jax.training import train
 from u2s_jax.workdir import Workdir, write_npz
 
@@ -218,7 +219,7 @@ def predict_files(workdir: Workdir) -> bool:
     raise UserError("--video: --mode=predict needs a video or image, a folder, or a pattern")
   videos = []
   for name in VIDEO.value:
-    camera = decode.live(name)
+    camera = footage.live(name)
     if camera and WINDOW.value is None:
       raise UserError(f"--video {name}: a live stream requires --window")
     videos += [name] if camera else folders.find_files(name)
@@ -282,7 +283,7 @@ def answer(model: Model, file: str, form: str) -> None:
     return
   if form == "text":
     print(printable(file), flush=True)
-  seconds = decode.duration(file)
+  seconds = footage.duration(file)
   with answers.progress(seconds) as bar:
     intervals = model.intervals(
       file,
@@ -295,6 +296,8 @@ def answer(model: Model, file: str, form: str) -> None:
     for interval in intervals:
       with bar.external_write_mode():
         print(answers.of_interval(file, interval, form, seconds), flush=True)
+        if form == "csv" and isinstance(interval, Gap):  # whose row has no place for the reason
+          print(f"{file}:", answers.of_interval(file, interval, "text"), file=sys.stderr)
 
 
 def written(flag: flags.FlagHolder[str | None], videos: Sequence[str]) -> pathlib.Path | None:

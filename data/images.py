@@ -2,10 +2,12 @@
 
 import contextlib
 import io
+import itertools
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 
 from PIL import Image, ImageOps
 
@@ -95,7 +97,7 @@ def _jpeg_of_open(content: io.BufferedIOBase, short_edge: int, jpeg_quality: int
 
 
 def folder_frames(folder: str, short_edge: int, jpeg_quality: int) -> Iterator[bytes]:
-  """Yields the frames in a folder, in the order of their numbers, as `jpeg_of` does images.
+  """Yields the frames in a folder, in the order of `sort_by_number`, as `jpeg_of` does images.
 
   Args:
     folder: of images such as `img_00001.jpg`; those of optical flow (`flow_x_00001.jpg`) are left
@@ -104,24 +106,19 @@ def folder_frames(folder: str, short_edge: int, jpeg_quality: int) -> Iterator[b
     jpeg_quality: as of `jpeg_of`.
 
   Raises:
-    UserError: there is none, one has no number or another size than the first, or does not decode.
+    UserError: there is none, their names say no order, one has another size than the first, or does
+      not decode.
     OSError: one cannot be read.
   """
-  numbered = {}
+  names = []
   for name in os.listdir(folder):
     stem, extension = os.path.splitext(name)
-    if extension.lower() not in FRAME_EXTENSIONS or stem.startswith((".", *FLOW_PREFIXES)):
-      continue
-    numbers = re.findall(r"[0-9]+", stem)
-    if not numbers:
-      raise UserError(f"{name} has no number, by which frames are put in order")
-    if (number := int(numbers[-1])) in numbered:
-      raise UserError(f"{name} and {numbered[number]} have one number: keep one of them")
-    numbered[number] = name
-  if not numbered:
+    if extension.lower() in FRAME_EXTENSIONS and not stem.startswith((".", *FLOW_PREFIXES)):
+      names.append(name)
+  if not names:
     raise UserError("the folder holds no frames")
   size = None
-  for _, name in sorted(numbered.items()):
+  for name in sort_by_number(names):
     try:
       frame = jpeg_of(os.path.join(folder, name), short_edge, jpeg_quality)
     except UserError as error:
@@ -132,6 +129,47 @@ def folder_frames(folder: str, short_edge: int, jpeg_quality: int) -> Iterator[b
         raise UserError(f"{name} is of another size than the frames in front of it")
     workers.progress()
     yield frame
+
+
+def sort_by_number(names: Sequence[str]) -> list[str]:
+  """Returns the names of frames in the order of their numbers, the first number first.
+
+  `12.5` is a decimal number: frames may be named by seconds. Where such names would be no decimal
+  numbers (`1.9`, `1.10`: those end in no zero unless all have as many digits), the point separates
+  two numbers.
+
+  Args:
+    names: of files, with their extensions.
+
+  Raises:
+    UserError: one has no number, two have the same, or a running number at the end says another
+      order than the numbers in front of it.
+  """
+  stems = [os.path.splitext(name)[0] for name in names]
+  fractions = [digits for stem in stems for digits in re.findall(r"[0-9]\.([0-9]+)", stem)]
+  same_length = len({len(digits) for digits in fractions}) < 2
+  is_decimal = same_length or not any(re.search(r".0$", digits) for digits in fractions)
+  pattern = r"[0-9]+(?:\.[0-9]+)?" if is_decimal else r"[0-9]+"
+  numbered = {}
+  for name, stem in zip(names, stems, strict=True):
+    numbers = tuple(map(Fraction, re.findall(pattern, stem)))
+    if not numbers:
+      raise UserError(f"{name} has no number, by which frames are put in order")
+    if numbers in numbered:
+      raise UserError(f"{name} and {numbered[numbers]} have one number: keep one of them")
+    numbered[numbers] = name
+  order = sorted(numbered)
+  last = sorted(numbers[-1] for numbers in order)
+  # As 7_0001, 3_0002: the frames' own numbers, or the end of a time such as 12-30-59?
+  if last == [last[0] + k for k in range(len(last))] != [numbers[-1] for numbers in order]:
+    one, other = next(
+      (numbered[a], numbered[b]) for a, b in itertools.pairwise(order) if a[-1] > b[-1]
+    )
+    raise UserError(
+      f"{one} and {other}: their first and last numbers order them differently; rename the frames"
+      " by one number"
+    )
+  return [numbered[numbers] for numbers in order]
 
 
 def jpeg(image: Image.Image, quality: int) -> bytes:

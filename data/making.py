@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from data import decode, shards, store, workers
+from data import decode, footage, shards, store, workers
 from data.decode import Storage
 from data.sources.listing import Clip
 from data.workers import Decoded, Skipped
@@ -135,7 +135,7 @@ def runs(job: Job, clips: Iterable[Clip]) -> Iterator[list[Clip]]:
       and run[-1].span
       and clip.file == run[-1].file
       and clip.span[0] >= run[-1].span[0]
-      and clip.span[0] <= max(end for _, end in (c.span for c in run)) + decode.SEEK_FROM
+      and clip.span[0] <= max(end for _, end in (c.span for c in run)) + footage.SEEK_FROM
       and len(run) < MAX_PARTS
       and sum(end - start for start, end in (c.span for c in [*run, clip])) <= longest
     )

@@ -15,9 +15,10 @@ import numpy as np
 import tensorflow as tf
 from jaxtyping import Int, UInt8
 
-from data import clips, decode, image_ops, memory, sampling, store
+from data import clips, decode, footage, image_ops, memory, sampling, store
 from data.clips import Augmentation, ClipSpec
 from data.decode import Storage
+from data.footage import Gap
 from data.sources import folders
 from u2s_jax.errors import UserError
 from u2s_jax.views import VIEWS, mirrored_labels
@@ -239,7 +240,7 @@ class Window(NamedTuple):
 
   Attributes:
     start: seconds since the video's first frame.
-    end: seconds; at the video's end its last frame's.
+    end: seconds; at the video's end, or in front of a gap, its last frame's.
     views: (v, t, h, w, c) uint8.
   """
 
@@ -250,13 +251,14 @@ class Window(NamedTuple):
 
 def read_windows(
   path: str, clip: ClipSpec, storage: Storage, views: str, *, length: float, stride: float
-) -> Iterator[Window]:
+) -> Iterator[Window | Gap]:
   """Reads windows of a video, one after the other, in one pass: its length does not matter.
 
-  A window is, pixel for pixel, what `read_views` reads of a file that is cut there without loss.
+  A window is, pixel for pixel, what `read_views` reads of a file that is cut there without loss;
+  but at the ends of an interlaced one, whose frames have other neighbours there.
 
   Args:
-    path: of the file, or a camera's address, see `decode.live`.
+    path: of the file, or a camera's address, see `footage.live`.
     clip: what a window has to be.
     storage: of the data set that the network was trained on.
     views: one of `views.VIEWS`.
@@ -265,14 +267,18 @@ def read_windows(
 
   Yields:
     The windows; the last ones have at least half their length. A shorter video is one window.
+    Between them gaps, which no window spans, as if a video ended there and another one began; and
+    jumps of the clock.
 
   Raises:
     UserError: the file does not decode; windows in front of that are yielded before.
     OSError: it cannot be read.
   """
   spans = ((k * stride, k * stride + length) for k in itertools.count())
-  for part in decode.parts(decode.live(path) or path, storage, spans):
-    if part.frames and (part.start == 0 or part.end - part.start >= length / 2):
+  for part in decode.parts(footage.live(path) or path, storage, spans):
+    if part.reason:
+      yield Gap(part.start, part.end, part.reason)
+    elif part.frames and (part.start == 0 or part.end - part.start >= length / 2):
       yield Window(part.start, part.end, _views_of(part.frames, clip, storage, views))
 
 

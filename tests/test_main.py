@@ -35,6 +35,7 @@ from u2s_jax.report import page
 from u2s_jax.report import run as report_run
 from u2s_jax.serving import card as model_card
 from u2s_jax.serving import predict, predict_exported
+from u2s_jax.serving.intervals import Gap
 from u2s_jax.stages import STAGES
 from u2s_jax.workdir import Workdir
 
@@ -298,6 +299,33 @@ def test_a_window_has_the_scores_of_the_file_cut_there(model, long_video):
     assert alone.scores.keys() == window.prediction.scores.keys() and alone.label
     for name, scores in alone.scores.items():
       np.testing.assert_array_equal(scores, window.prediction.scores[name])
+
+
+def test_a_damaged_video_is_scored_on_and_its_gap_named_in_every_form(
+  finished, model, tmp_path, write_video, monkeypatch
+):
+  frames = np.random.default_rng(0).integers(0, 256, (96, 36, 36, 3), np.uint8)
+  path = write_video(tmp_path / "a.mkv", list(frames), codec="libx264")
+  content = bytearray(path.read_bytes())
+  begin = len(content) // 2
+  content[begin : begin + 9000] = bytes(9000)
+  path.write_bytes(content)
+  parts = list(model.intervals(str(path), 0.5, 0.25))
+  (gap,) = [part for part in parts if isinstance(part, Gap)]
+  assert 3 < gap.start < gap.end < 6 and gap.reason and gap.label is None
+  assert parts[0].start == 0 and parts[-1].end == pytest.approx(8, abs=2e-3)
+  for part in parts:
+    assert part is gap or part.end <= gap.start or gap.end <= part.start
+  arguments = (f"--video={path}", "--window=0.5", "--stride=0.25")
+  start, end = f"{gap.start:.3f}", f"{gap.end:.3f}"
+  for form, line in (
+    ((), f"00:00:0{start} --> 00:00:0{end}           ({gap.reason})"),
+    (("--json",), f'"gap": "{gap.reason}"'),
+    (("--csv",), f"{path},{start},{end},,"),
+    (("--vtt",), f"NOTE 00:00:0{start} to 00:00:0{end}: {gap.reason}"),
+  ):
+    printed, status = call_mode("predict", finished[0], *arguments, *form, monkeypatch=monkeypatch)
+    assert status == 0 and line in printed
 
 
 def test_predicted_intervals_are_rows_that_name_path_time_and_class(

@@ -14,7 +14,7 @@ from u2s_jax import devices, files, overlay
 from u2s_jax.errors import UserError
 from u2s_jax.evaluation import inference
 from u2s_jax.serving import predict
-from u2s_jax.serving.intervals import Interval, ScoredWindow, merged
+from u2s_jax.serving.intervals import Gap, Interval, ScoredWindow, merged
 from u2s_jax.serving.predict import Prediction, Scorer, Trained
 from u2s_jax.workdir import Workdir
 
@@ -71,10 +71,11 @@ class Model:
 
   def windows(
     self, file: str, window: float = WINDOW, stride: float = STRIDE
-  ) -> Iterator[ScoredWindow]:
+  ) -> Iterator[ScoredWindow | Gap]:
     """Scores windows of a video in one pass: its length does not matter.
 
-    A window's scores are, bit for bit, those of a file that is cut there without loss.
+    A window's scores are, bit for bit, those of a file that is cut there without loss, but for an
+    interlaced one. What does not decode is a `Gap`, and the video goes on after it.
 
     Args:
       file: the video's path, or a camera: `rtsp://...` or, on Linux, `/dev/video0`.
@@ -82,10 +83,12 @@ class Model:
       stride: between the starts of two windows, seconds > 0.
 
     Yields:
-      The windows in order; the last ones have at least half their length.
+      The windows in order; the last ones, and those in front of a gap, have at least half their
+      length. Between them gaps, which no window spans, and jumps of the video's clock.
 
     Raises:
-      UserError: it does not decode, after the windows in front of that; or lengths that cannot be.
+      UserError: the video is none, or cut short, after the windows in front of that; or lengths
+        that cannot be.
       OSError: it cannot be read.
     """
     check_windows(window, stride)
@@ -93,8 +96,13 @@ class Model:
       file, self._clip, self._storage, self._views, length=window, stride=stride
     )
     for batch in _ahead(_batched(read, self._score.clips)):
-      for part, prediction in zip(batch, self._score([w.views for w in batch]), strict=True):
-        yield ScoredWindow(part.start, part.end, prediction)
+      clips_of_batch = [part.views for part in batch if isinstance(part, pipeline.Window)]
+      predictions = iter(self._score(clips_of_batch) if clips_of_batch else ())
+      for part in batch:
+        if isinstance(part, pipeline.Window):
+          yield ScoredWindow(part.start, part.end, next(predictions))
+        else:
+          yield Gap(part.start, part.end, part.reason)
 
   def intervals(
     self,
@@ -104,9 +112,9 @@ class Model:
     *,
     threshold: float = THRESHOLD,
     shortest: float = SHORTEST,
-    told: Callable[[ScoredWindow], object] = lambda window: None,
-  ) -> Iterator[Interval]:
-    """Returns the parts of a video with one class each, see `serving.intervals.merged`.
+    told: Callable[[ScoredWindow | Gap], object] = lambda window: None,
+  ) -> Iterator[Interval | Gap]:
+    """Returns the parts of a video with one class each, and its gaps, see `intervals.merged`.
 
     Args:
       file: the video's path.
@@ -114,7 +122,7 @@ class Model:
       stride: see `windows`.
       threshold: least score of a window's best class, in [0, 1].
       shortest: least length of an interval, seconds.
-      told: called with every window that is scored.
+      told: called with every window that is scored, and every gap.
 
     Raises:
       UserError: as `windows`, after the intervals in front of that.
@@ -122,7 +130,7 @@ class Model:
     """
     check_windows(window, stride, threshold, shortest)
 
-    def windows() -> Iterator[ScoredWindow]:
+    def windows() -> Iterator[ScoredWindow | Gap]:
       for scored in self.windows(file, window, stride):
         told(scored)
         yield scored

@@ -441,6 +441,8 @@ def _from_csv(path: pathlib.Path) -> tuple[list[_Entry], list[str]]:
           "into double quotes"
         )
       fields = dict(zip(header, row, strict=True))
+      if fields["label"] == fields.get("score") == "" and fields.get("start"):
+        continue  # a gap of a video, as `--mode=predict --window --csv` writes it
       if not fields["path"]:
         raise UserError(f"{where}: there is no path")
       span = _span(fields, where)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import decode, images
+from data import decode, footage, images
 from data.decode import Storage
 from u2s_jax.errors import UserError
 
@@ -396,7 +396,7 @@ def test_a_part_far_on_is_found_without_decoding_what_is_in_front_of_it(moving, 
   monkeypatch.setattr(decode.workers, "progress", lambda: decoded.append(1))
   (part,) = decode.parts_of(path, storage, [(25.0, 26.0)])
   assert part.frames == frames[300:312] and len(decoded) < 200
-  monkeypatch.setattr(decode, "SEEK_FROM", 1e9)
+  monkeypatch.setattr(footage, "SEEK_FROM", 1e9)
   decoded.clear()
   assert decode.parts_of(path, storage, [(25.0, 26.0)])[0].frames == part.frames
   assert len(decoded) > 300

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from data import decode
+from data import decode, footage
 from data.decode import Storage
 from u2s_jax.errors import UserError
 
@@ -52,7 +52,7 @@ def camera(free_port):
 
 def test_windows_of_a_camera(camera):
   spans = [(k / 2, k / 2 + 1) for k in range(20)]
-  found = list(decode.parts(decode.live(camera), SMALL, spans))
+  found = list(decode.parts(footage.live(camera), SMALL, spans))
   assert [part.start for part in found[:6]] == [0, 0.5, 1, 1.5, 2, 2.5]
   assert all(11 <= len(part.frames) <= 13 for part in found[:6])
   assert 3.5 < found[-1].end <= 5.1  # it ends when the stream does
@@ -61,12 +61,12 @@ def test_windows_of_a_camera(camera):
 
 def test_a_camera_that_is_not_there_is_a_line(free_port):
   with pytest.raises(UserError, match="^the camera does not answer"):
-    list(decode.parts(decode.live(f"rtsp://127.0.0.1:{free_port()}/live"), SMALL, [(0.0, 1.0)]))
+    list(decode.parts(footage.live(f"rtsp://127.0.0.1:{free_port()}/live"), SMALL, [(0.0, 1.0)]))
 
 
 def test_only_who_names_a_camera_gets_one(tmp_path, monkeypatch):
-  assert decode.live("a.mp4") is None and decode.live("http://host/a.mp4") is None
-  assert decode.live("/dev/video0") == decode.Live("/dev/video0")
+  assert footage.live("a.mp4") is None and footage.live("http://host/a.mp4") is None
+  assert footage.live("/dev/video0") == footage.Live("/dev/video0")
   monkeypatch.chdir(tmp_path)
   with pytest.raises(FileNotFoundError):  # as a list of files has it
     decode.parts_of(os.path.abspath("rtsp://127.0.0.1:9/live"), SMALL, [(0.0, 1.0)])

@@ -6,7 +6,7 @@ import pytest
 from data.sources import folders
 from u2s_jax.errors import UserError
 from u2s_jax.serving import answers
-from u2s_jax.serving.intervals import Interval, ScoredWindow, merged
+from u2s_jax.serving.intervals import Gap, Interval, ScoredWindow, merged
 from u2s_jax.serving.predict import Prediction
 
 NAMES = ("a", "b")
@@ -44,6 +44,33 @@ def test_what_was_seen_of_a_video_that_breaks_off_counts():
   assert [(next(found).end, next(found).end) for _ in range(1)] == [(1.75, 3)]
   with pytest.raises(UserError, match="cut short"):
     next(found)
+
+
+def test_no_interval_spans_a_gap():
+  """Windows from 0 and 0.5 to 2.5, a gap to 3.25, windows from 3.25 (cut short), 4 and 4.5."""
+  one, two = windows(0.75, 0.75)
+  later = [
+    ScoredWindow(start, end, one.prediction) for start, end in ((3.25, 5.5), (4.0, 6.0), (4.5, 6.5))
+  ]
+  gap = Gap(2.5, 3.25, "damaged")
+  found = list(merged([one, two, gap, *later], stride=0.5, threshold=0.0, shortest=0.0))
+  assert found == [Interval(0.0, 2.5, "a", 0.75), gap, Interval(3.25, 6.5, "a", 0.75)]
+
+
+def test_gaps_without_a_window_between_them_are_one():
+  (one,) = windows(0.75)
+  gaps = [Gap(2.0, 2.2, "damaged"), Gap(2.9, 3.0, "no frames"), Gap(3.5, 4.0, "damaged")]
+  assert list(merged([one, *gaps], stride=0.5, threshold=0.0, shortest=0.0)) == [
+    Interval(0.0, 2.0, "a", 0.75),
+    Gap(2.0, 4.0, "damaged"),
+  ]
+
+
+def test_a_jump_of_the_clock_ends_no_interval():
+  one, two, three = windows(0.75, 0.75, 0.75)
+  jump = Gap(2.0, 2.0, "its clock jumps 9.0 s back")
+  found = list(merged([one, two, jump, three], stride=0.5, threshold=0.0, shortest=0.0))
+  assert found == [jump, Interval(0.0, 3.0, "a", 0.75)]
 
 
 def test_windows_below_the_threshold_have_no_class():
@@ -103,3 +130,16 @@ def test_what_is_predicted_can_be_prepared(tmp_path, seconds):
   assert sorted(train + validation) == [i.start for i in found] and len(listing.notes) == 1
   block = min(60.0, (seconds or 600) / 10)
   assert not {start // block for start in train} & {start // block for start in validation}
+
+
+@pytest.mark.parametrize(
+  ("form", "line"),
+  [
+    ("csv", '/v.mp4,1.500,3723.250,,,"/v.mp4, block 0"'),
+    ("json", '{"path": "/v.mp4", "start": 1.5, "end": 3723.25, "gap": "damaged"}'),
+    ("vtt", "NOTE 00:00:01.500 to 01:02:03.250: damaged\n"),
+    ("text", "  00:00:01.500 --> 01:02:03.250           (damaged)"),
+  ],
+)
+def test_a_gap_in_every_form(form, line):
+  assert answers.of_interval("/v.mp4", Gap(1.5, 3723.25, "damaged"), form) == line

@@ -18,7 +18,7 @@ import tqdm
 from jaxtyping import UInt8
 
 from u2s_jax.errors import printable, printable_line, spreadsheet_cell
-from u2s_jax.serving.intervals import Interval
+from u2s_jax.serving.intervals import Gap, Interval
 from u2s_jax.serving.predict import Prediction
 
 FRAMES_PER_SECOND = 5  # of an overlay
@@ -57,28 +57,38 @@ def of_file(file: str, answer: Prediction | str, form: str, details: bool) -> st
   return printable("\n".join(lines))
 
 
-def of_interval(file: str, interval: Interval, form: str, seconds: float | None = None) -> str:
-  """Returns what is printed of an interval of a video.
+def of_interval(
+  file: str, interval: Interval | Gap, form: str, seconds: float | None = None
+) -> str:
+  """Returns what is printed of an interval of a video, or of a part that nothing was seen of.
 
   Args:
     file: the video's path.
-    interval: of it.
-    form: 'text', 'json' (a line), 'csv' (a row, which `data.prepare` reads) or 'vtt'.
+    interval: of it, or a gap.
+    form: 'text', 'json' (a line), 'csv' (a row, which `data.prepare` reads; of a gap without label
+      and score, which it leaves out) or 'vtt' (a gap is a comment).
     seconds: that the video says it lasts; None: it says nothing.
   """
   start, end = interval.start, interval.end
+  is_gap = isinstance(interval, Gap)
   if form == "csv":
+    answer = ["", ""] if is_gap else [interval.label, f"{interval.score:.4f}"]
     path = file if "://" in file else os.path.abspath(file)
-    times = (f"{start:.3f}", f"{end:.3f}")
     block = int(start / min(BLOCK_SECONDS, (seconds or math.inf) / BLOCKS))
-    return _row([path, *times, interval.label, f"{interval.score:.4f}", f"{path}, block {block}"])
+    return _row([path, f"{start:.3f}", f"{end:.3f}", *answer, f"{path}, block {block}"])
   if form == "json":
     times = {"start": round(start, 3), "end": round(end, 3)}
+    if is_gap:
+      return _json({"path": file, **times, "gap": interval.reason})
     return _json({"path": file, **times, **_guess(interval.label, interval.score, "label")})
+  if form == "vtt" and is_gap:  # A comment must not hold an arrow.
+    return printable(f"NOTE {clock(start)} to {clock(end)}: {interval.reason}\n")
   said = f"{clock(start)} --> {clock(end)}"
   if form == "vtt":
     shown = html.escape(printable_line(interval.label), quote=False)
     return f"{said}\n{shown} ({100 * interval.score:.0f} %)\n"
+  if is_gap:
+    return printable(f"  {said}           ({interval.reason})")
   return printable(f"  {said}  {100 * interval.score:5.1f} %  {printable_line(interval.label)}")
 
 

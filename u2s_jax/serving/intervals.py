@@ -25,6 +25,23 @@ class Interval:
 
 
 @dataclasses.dataclass(frozen=True)
+class Gap:
+  """A part of a video that nothing was seen of, or a moment at which the video's clock jumps.
+
+  Attributes:
+    start: seconds since the video's first frame.
+    end: seconds; equal to the start where the clock jumps: nothing is missing there.
+    reason: why, in a few words.
+    label: None: it has no class.
+  """
+
+  start: float
+  end: float
+  reason: str
+  label: None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class ScoredWindow:
   """What a run says of a window of a video.
 
@@ -40,22 +57,23 @@ class ScoredWindow:
 
 
 def merged(
-  windows: Iterable[ScoredWindow], *, stride: float, threshold: float, shortest: float
-) -> Iterator[Interval]:
+  windows: Iterable[ScoredWindow | Gap], *, stride: float, threshold: float, shortest: float
+) -> Iterator[Interval | Gap]:
   """Merges neighbouring windows whose best class is the same.
 
   A window speaks for its middle: half a stride to either side of it, the first one also for the
-  video's beginning and the last one for its end.
+  video's beginning and the last one for its end. A gap is such an end, and such a beginning.
 
   Args:
-    windows: in order.
+    windows: in order, with the gaps between them.
     stride: between their starts, seconds.
     threshold: least score of a window's best class, in [0, 1]; windows below it have none.
     shortest: least length of an interval, seconds.
 
   Yields:
-    The intervals in order, each as soon as it has ended; between them may be gaps. Errors of
-    `windows` come after the interval that is open then.
+    The intervals in order, each as soon as it has ended; between them may be time without a class.
+    The gaps too, those without a window between them as one. Errors of `windows` come after the
+    interval that is open then.
   """
   run: list[ScoredWindow] = []
   begun = 0.0
@@ -66,10 +84,22 @@ def merged(
       mean = sum(window.prediction.score for window in run) / len(run)
       yield Interval(begun, end, label, mean)
 
-  last = error = None
+  last = gap = error = None
   try:
     for window in windows:
-      middle = 0.0 if last is None else window.start + (last.end - last.start - stride) / 2
+      if isinstance(window, Gap):
+        if window.start == window.end:
+          yield window
+          continue
+        if last is not None:
+          yield from interval(last.end)
+        gap = Gap(gap.start, window.end, gap.reason) if gap else window
+        run, begun, last = [], window.end, None
+        continue
+      if gap:
+        yield gap
+        gap = None
+      middle = begun if last is None else window.start + (last.end - last.start - stride) / 2
       label = window.prediction.label if window.prediction.score >= threshold else None
       if label != (run[0].prediction.label if run else None):
         yield from interval(middle)
@@ -81,5 +111,7 @@ def merged(
     error = broken
   if last is not None:
     yield from interval(last.end)
+  if gap:
+    yield gap
   if error is not None:
     raise error

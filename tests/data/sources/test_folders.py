@@ -434,6 +434,16 @@ def test_a_label_of_a_predicted_row_is_the_class(tmp_path):
   assert found.names == ["-none"]
 
 
+def test_a_gap_of_a_predicted_video_is_no_clip(tmp_path):
+  text = (
+    "path,start,end,label,score\na,0.000,4.500,x,0.9000\na,4.500,5.250,,\na,6.000,6.000,,\n"
+    "a,5.250,9.000,y,0.8000\nb,0.000,1.000,x,0.9000\nb,1.000,2.000,y,0.9000\n"
+  )
+  found = folders.videos(_csv(tmp_path, text))
+  spans = [clip.span for clips in found.splits.values() for clip in clips]
+  assert sorted(spans) == [(0, 1), (0, 4.5), (1, 2), (5.25, 9)]
+
+
 def test_a_pattern_finds_the_groups_of_a_folder(tmp_path):
   for label in "xy":
     for person in range(5):

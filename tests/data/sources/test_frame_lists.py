@@ -63,6 +63,32 @@ def test_folders_that_cannot_be(moving, tmp_path):
     list(images.folder_frames(str(tmp_path / "empty"), 32, 90))
 
 
+@pytest.mark.parametrize(
+  "names",
+  [
+    ("1305031102.843290", "1305031102.975202", "1305031103.011215", "1305031103.043227"),
+    ("0.04", "0.08", "0.16", "0.2", "0.24", "1.0", "1.04", "12.5"),  # as Python prints seconds
+    ("t0.5s", "t0.75s", "t1.0s", "t10.25s"),
+    ("shot.8", "shot.9", "shot.10", "shot.100"),
+    ("1.8", "1.9", "1.10", "1.11"),  # no decimal numbers: they would not end in zero
+    ("9.5", "9.90000000", "10.7", "10.30000000"),  # seconds.nanoseconds, without zeros in front
+    ("img_1", "img_2", "img_00010"),
+    ("f1_320x240", "f2_320x240", "f10_320x240"),
+    ("1_1", "1_2", "2_1", "10_1"),
+    ("1403636579_963555500", "1403636580_013555500", "1403636580_63555500"),  # s and ns
+    ("2024-01-31_23-59-58", "2024-01-31_23-59-59", "2024-02-01_00-00-00"),
+  ],
+)
+def test_numbers_in_names_are_ordered_as_numbers(names):
+  files = [f"{name}.png" for name in names]
+  assert images.sort_by_number(sorted(files, reverse=True)) == files
+
+
+def test_names_that_say_two_orders_are_refused():
+  with pytest.raises(UserError, match="5_0003.jpg and 7_0001.jpg: their first and last numbers"):
+    images.sort_by_number(["7_0001.jpg", "3_0002.jpg", "5_0003.jpg"])
+
+
 def test_lists_class_folders_and_csv_are_the_same_clips(moving, tmp_path, capsys):
   for k in range(4):
     extract(moving, tmp_path / f"frames/rawframes/clip {k}")
