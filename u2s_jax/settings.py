@@ -17,6 +17,7 @@ from u2s_jax.errors import UserError
 from u2s_jax.models import backbones
 from u2s_jax.models.network import Network
 from u2s_jax.models.u2s import U2S
+from u2s_jax.pretrained.read import read as read_weights
 from u2s_jax.saved_config import flatten, jsonable, tuples
 from u2s_jax.stages import STAGES, Stage
 from u2s_jax.views import VIEWS
@@ -153,7 +154,13 @@ def fit_devices(config: ml_collections.ConfigDict, workdir: Workdir) -> ml_colle
   config = config.copy_and_resolve_references()
   count, began = jax.device_count(), saved_config.read(workdir)
   if config.eval.batch_size > 0:
-    config.eval.batch_size = devices.fit_batch_size(config.eval.batch_size, count)
+    fitted_eval = devices.fit_batch_size(config.eval.batch_size, count)
+    if fitted_eval != config.eval.batch_size:
+      log(
+        f"eval.batch_size: {fitted_eval} clips in place of {config.eval.batch_size}, for the"
+        f" {count} devices; the scores do not depend on it"
+      )
+    config.eval.batch_size = fitted_eval
   parts = config.accumulate_steps
   if config.batch_size < 1 or parts < 1:
     return config  # `check` says so
@@ -170,6 +177,48 @@ def fit_devices(config: ml_collections.ConfigDict, workdir: Workdir) -> ml_colle
       f" devices; learning rates in proportion: {rates}"
     )
   return fitted
+
+
+def fit_pixels(config: ml_collections.ConfigDict, workdir: Workdir) -> ml_collections.ConfigDict:
+  """Returns the config with the starting weights' pixel statistics where its own are empty.
+
+  A run goes on with those that it began with.
+
+  Args:
+    config: see `configs/default.py`; stays as it is.
+    workdir: the run's folder.
+
+  Raises:
+    UserError: there are no weights to start from, or they do not say their statistics.
+  """
+  empty = [field for field in PIXEL_FIELDS if not config.model[field]]
+  if not empty:
+    return config
+  config, began = config.copy_and_resolve_references(), saved_config.read(workdir)
+  if began is not None:
+    for field in empty:
+      config.model[field] = began.model[field]
+    return config
+  field = f"model.{empty[0]}"
+  if not config.init_from:
+    raise UserError(f"{field}: empty, but init_from is not set; set {field}, or init_from")
+  _check_start(config)
+  weights = read_weights(files.weights(config.init_from), one_pass=config.universal.epochs == 0)
+  channels = input_channels(config)
+  if weights.pixels is None or weights.channels != channels:
+    raise UserError(
+      f"{field}: empty, but {weights.origin} does not say it for {channels} channels; set {field}"
+    )
+  for field, values in zip(PIXEL_FIELDS, weights.pixels, strict=True):
+    if field in empty:
+      config.model[field] = values * (channels // len(values))
+      log(f"model.{field}: {_rounded(config.model[field])}, of {weights.origin}")
+  return config
+
+
+def _rounded(values):
+  """Returns numbers with four digits, as text."""
+  return f"({', '.join(f'{value:.4g}' for value in values)})"
 
 
 def _with_batch_size(config, batch_size):

@@ -50,6 +50,11 @@ class Workdir:
     return self.root / ".lease"
 
   @property
+  def start(self) -> Path:
+    """The pretrained weights that the run started from, for networks that begin later."""
+    return self.root / "start.safetensors"
+
+  @property
   def summary(self) -> Path:
     """The accuracies; the last file of a run, so its end."""
     return self.root / "summary.json"

@@ -73,4 +73,5 @@ def record(
     "total_steps": run.total_steps(stage),
     "stored": dict(run.source.stored),
     "data_digest": run.source.digest,
+    "pixels": [run.network.pixel_mean, run.network.pixel_std],
   }

@@ -74,7 +74,7 @@ def train(
     for index in range(max(done, 0), len(run.stages)):
       stage = run.stages[index]
       if index > done:
-        state, record = start.begin_stage(run, stage, state)
+        state, record = start.begin_stage(run, stage, state, record)
         if latest is None and index == 0:
           _check_first_checkpoint(run, stage)
       with interruption.deferred():
@@ -185,7 +185,7 @@ def run_stage(
       # Orbax would begin a new folder. Of host 0: others' views of a shared one may be old.
       if jax.process_index() == 0 and not run.workdir.config.exists():
         raise UserError(f"{run.workdir.config}: gone while the run was training; it ends here")
-      beside = rate_lib.record(run, stage, plateau, best, validated=not due)
+      beside = record | rate_lib.record(run, stage, plateau, best, validated=not due)
       run.checkpoints.save(stage.name, step, state, beside)
     if ends:
       raise interruption.Interrupted(f"saved at stage {stage.name}, step {step}")
