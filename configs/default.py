@@ -18,7 +18,8 @@ def get_config() -> ml_collections.ConfigDict:
   # are added up, BN sees each as a batch. 1: off (paper).
   config.accumulate_steps = 1
   # Another run's workdir, or a file of weights (docs/weights.md; also gs://... or
-  # hf://<owner>/<repository>/<file>), that stage 1 starts from.
+  # hf://<owner>/<repository>/<file>), that stage 1 starts from. It is read once, and copied to
+  # <workdir>/start.safetensors.
   config.init_from = ""
 
   config.data = ml_collections.ConfigDict()
@@ -79,7 +80,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.convolution = "auto"
   # Keep the inputs of blocks alone for the backward pass: a third more work, little memory.
   config.model.remat = False
-  # Of bytes / 255, ImageNet's; a single number stands for all channels.
+  # Of bytes / 255, ImageNet's; a single number stands for all channels, () for those that the
+  # weights of init_from were trained with. Others than these are an error or a line.
   config.model.pixel_mean = (0.485, 0.456, 0.406)
   config.model.pixel_std = (0.229, 0.224, 0.225)
 
@@ -95,15 +97,21 @@ def get_config() -> ml_collections.ConfigDict:
   # Stage 1, 2, 3.
   config.universal = ml_collections.ConfigDict()
   config.universal.learning_rate = 1e-3  # at the stage's start (paper: 1e-3)
-  config.universal.epochs = 15.0  # the paper names the decays only; 0 takes init_from as it is
+  config.universal.epochs = 15.0  # the paper names the decays only; 0: stage 1 is init_from's
   # 'epochs' divides the learning rate by 10 after each of decay_epochs, 'plateau' when the
-  # validation error has not fallen for `patience` epochs (paper: either); 'cosine' lets it fall to
-  # 0 at the stage's end along half a cosine.
+  # validation error has not fallen for `patience` validations (paper: either); 'cosine' lets it
+  # fall to 0 at the stage's end along half a cosine.
   config.universal.decay = "epochs"
   config.universal.decay_epochs = (7.0, 12.0)  # paper: 7 and 12
-  config.universal.patience = 2  # epochs
+  config.universal.patience = 2  # validations, see eval.every_epochs
   # Epochs in which the learning rate first rises from 0, as large batches want it (paper: 0).
   config.universal.warmup_epochs = 0.0
+  # Factors of the learning rate, of the classifiers' kernels and biases (paper: none; TSM's
+  # authors: 5 and 10).
+  config.universal.classifier_rates = (1.0, 1.0)
+  # Of the initial kernels of classifiers that begin in this stage, normally distributed (the paper
+  # does not say; TSM's authors: 0.001).
+  config.universal.classifier_deviation = 0.01
   config.specific = ml_collections.ConfigDict(config.universal.to_dict())  # paper: as stage 1
   config.joint = ml_collections.ConfigDict(config.universal.to_dict())
   config.joint.learning_rate = 1e-4  # paper: 1e-4

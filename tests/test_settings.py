@@ -45,7 +45,7 @@ def check(config, folder, *more):
     ("optimizer.weight_decay", -1e-4, "optimizer.weight_decay: -0.0001 is no number of at least 0"),
     ("regularizer_weight", float("nan"), "regularizer_weight: nan is no number of at least 0"),
     ("universal.learning_rate", -1.0, "universal.learning_rate: -1.0 is no positive number"),
-    ("joint.patience", 0, "joint.patience: 0 is not at least 1 epoch"),
+    ("joint.patience", 0, "joint.patience: 0 is not at least 1 validation"),
     ("specific.decay_epochs", (0.6, 0.2), "specific.decay_epochs: .* are not positive and rising"),
     ("specific.decay_epochs", (1.0,), "specific.decay_epochs: 1 is not before the stage's end"),
     ("eval.views", "10crop", "eval.views: '10crop' mirrors views, but the network never sees a"),

@@ -73,23 +73,33 @@ def schedule(config: ml_collections.ConfigDict) -> tuple[Stage, Stage, Stage]:
   )
 
 
-def pretrained_weights(config: ml_collections.ConfigDict) -> str:
-  """Returns what the CSN's pretrained weights are read from, in words of `init_from`.
-
-  The weights that stage 1 started from: where stage 1 is another run's as it is, that run's start.
+def config_of_stage_1(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Returns the config that stage 1 was trained with: another run's where that is taken as it is.
 
   Args:
     config: see `configs/default.py`.
 
   Returns:
-    A path, empty where stage 1 started from random weights.
+    One with `universal.epochs` = 0 where that run, or the file, does not say.
   """
   while config.init_from and config.universal.epochs == 0:
     began = saved_config.read(Workdir.holding(files.weights(config.init_from)))
     if began is None:
       break
     config = began
-  return config.init_from
+  return config
+
+
+def pretrained_weights(config: ml_collections.ConfigDict) -> str:
+  """Returns what the CSN's pretrained weights are read from, in words of `init_from`.
+
+  Args:
+    config: see `configs/default.py`.
+
+  Returns:
+    A path, that of the weights that stage 1 started from; empty where these were random.
+  """
+  return config_of_stage_1(config).init_from
 
 
 def _specific_init(config: ml_collections.ConfigDict) -> str:

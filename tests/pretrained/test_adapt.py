@@ -322,7 +322,7 @@ def test_nothing_in_a_file_is_executed(tmp_path, monkeypatch):
 
 
 def test_every_source_knows_its_pixels(file, state, tmp_path):
-  """Numbers from the packages: torchvision and TSM's transforms, Caffe's means of BGR, timm, I3D."""
+  """Numbers of torchvision's and TSM's transforms, Caffe's means of BGR, timm and I3D."""
 
   def line(path, name, fields, pixels, classes=4):
     lines = load(path, name, SMALL | fields, classes, pixels=names.Pixels(*pixels))[1]

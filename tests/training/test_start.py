@@ -1,6 +1,7 @@
 """Stages that begin from another run's weights, on batches made in memory."""
 
 import contextlib
+import copy
 import dataclasses
 import json
 import shutil
@@ -21,8 +22,11 @@ from tests.memory_run import (
 )
 from u2s_jax import checkpoint, saved_config, settings
 from u2s_jax.errors import UserError
-from u2s_jax.evaluation import evaluate
+from u2s_jax.evaluation import evaluate, results
 from u2s_jax.pretrained import adapt, read
+from u2s_jax.report import page
+from u2s_jax.report import run as report_run
+from u2s_jax.serving import card, predict
 from u2s_jax.training import start
 from u2s_jax.workdir import Workdir
 
@@ -50,11 +54,44 @@ def test_an_ablation_starts_from_the_end_of_stage_1(finished, tmp_path, capsys):
   assert begun.csm.n == 1
   summaries = [json.loads((path / "summary.json").read_text()) for path in (finished[0], tmp_path)]
   assert summaries[0]["one_pass"] == summaries[1]["one_pass"]
-  table = capsys.readouterr().out.split("Improved")[1].splitlines()
+  printed = capsys.readouterr().out
+  assert_an_upper_bound_is_called_one(config, tmp_path, printed)
+  table = printed.split("Improved")[1].splitlines()
   assert [row[:7] for row in table if row.startswith("class")][:2] == ["class 2", "class 0"]
   with pytest.raises(UserError, match="^csm.guide: 'label', but clips of the split 'test' have"):
     config.eval.split = "test"
     evaluate.evaluate_latest(config, Workdir(tmp_path), MemorySource(unknown=(3,)).source(), NAME)
+
+
+def assert_an_upper_bound_is_called_one(config, folder, printed):
+  """Labels select the masks: in the console, the summary, the card and the headline."""
+  summary = json.loads((folder / "summary.json").read_text())
+  assert "the labels select the masks" in summary["upper_bound"]
+  assert summary["upper_bound"] + ":\n" in printed
+  assert printed.count("(upper bounds: labels select the masks)") == 2  # after stages 2 and 3
+  config = copy.deepcopy(config)
+  config.csm.guide, config.eval.classes = "prediction", ()
+  evaluate.evaluate_latest(config, Workdir(folder), MemorySource().source(), NAME)
+  (guided,) = folder.glob("eval/*prediction/summary.json")
+  guided = json.loads(guided.read_text())
+  assert "upper_bound" not in guided and "prediction_guided" not in guided
+  assert summary["prediction_guided"] == guided["predictions"]
+  bound, own = (f"{results.merged(s)['top1']:.2f}" for s in (summary, guided))
+  text = card.text(predict.load(Workdir(folder)), Workdir(folder))
+  assert f"| upper bound, no result: the labels select the masks | {bound} |" in text
+  assert f"| all predictions | {own} |" in text
+  run = report_run.read(folder)
+  told = page.headline(run, None)
+  assert f"{own} % (all predictions merged, masks of the predicted classes)" in told
+  assert f"An upper bound, no result: {bound} %" in told
+  # A run of an earlier version has no scores without labels.
+  del summary["prediction_guided"], summary["upper_bound"], run.summary["prediction_guided"]
+  assert "not evaluated (all predictions merged, masks of the" in page.headline(run, None)
+  content = (folder / "summary.json").read_text()
+  (folder / "summary.json").write_text(json.dumps(summary))
+  text = card.text(predict.load(Workdir(folder)), Workdir(folder))
+  assert "| all predictions |" not in text and "was not evaluated" in text
+  (folder / "summary.json").write_text(content)
 
 
 def test_stages_2_and_3_start_from_no_half_trained_stage_1(finished, tmp_path):

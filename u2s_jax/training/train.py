@@ -281,5 +281,6 @@ def validation_accuracies(run: Run, state: TrainState) -> dict[str, float]:
   accuracies = {
     name: 100 * metrics.top_k_accuracy(values, scores.labels, 1) for name, values in by_name.items()
   }
-  log("  validation top-1: " + "  ".join(f"{k} {v:.1f} %" for k, v in accuracies.items()))
+  bound = " (upper bounds: labels select the masks)" if evaluate.is_upper_bound(run, state) else ""
+  log("  validation top-1: " + "  ".join(f"{k} {v:.1f} %" for k, v in accuracies.items()) + bound)
   return accuracies
