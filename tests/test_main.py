@@ -313,9 +313,9 @@ def test_predicted_intervals_are_rows_that_name_path_time_and_class(
   assert status == 0 and printed.startswith("WEBVTT\n\n00:00:00.000 --> ")
   for wrong, words in (
     (("--csv", "--json"), "choose one"),
-    (("--window=0",), "no lengths"),
-    (("--threshold=2",), "a score is in [0, 1]"),
-    (("--shortest=-1",), "no length"),
+    (("--window=0",), "must be seconds"),
+    (("--threshold=2",), "must be in [0, 1]"),
+    (("--shortest=-1",), "must be seconds"),
     (("--overlay=a.mp4",), "--overlay: goes without --window"),
     (("--views=9crop",), "eval.views"),
   ):

@@ -22,7 +22,7 @@ def check(config, folder, *more):
     ("model.pixel_mean", (0.1, 0.2), "model.pixel_mean: 2 values for the 3 channels of rgb; give"),
     ("model.pixel_std", (0.5,), "model.pixel_std: 1 values, but model.pixel_mean has 3"),
     ("eval.split", "tset", "eval.split: 'tset' is not one of train, validation, test"),
-    ("eval.split", "test", "eval.split: 'test' is for --mode=eval only"),
+    ("eval.split", "test", "eval.split: 'test' is for an evaluation only"),
     ("init_from", "/no/run", "init_from: /no/run: no such file or folder"),
     ("csm.distance", "l1", "csm.distance: 'l1' is not one of"),
     ("csm.target_accuracy", 85.0, "csm.target_accuracy: 85.0 is no fraction"),

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
   from u2s_jax.model import Model
 
+__version__ = "0.1.0"
+
 # etils reads this at its first path: buckets are reached by fsspec (`files.named`).
 os.environ["EPATH_USE_TF"] = "false"
 

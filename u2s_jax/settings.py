@@ -304,13 +304,13 @@ def check(
   check_values(config)
   if config.eval.split != "validation" and trains:
     raise UserError(
-      f"eval.split: {config.eval.split!r} is for --mode=eval only; training needs 'validation'"
+      f"eval.split: {config.eval.split!r} is for an evaluation only; training needs 'validation'"
     )
   if began is None:
     if checkpoint.newest(workdir.checkpoints, STAGES):
       raise UserError(
         f"{workdir.config}: missing, but there are checkpoints; restore the file or choose another"
-        " --workdir"
+        " workdir"
       )
     _check_start(config)
     for stage in schedule(config):
@@ -454,5 +454,5 @@ def _check_same_run(config, began, path, free):
   if differences:
     raise UserError(
       f"{path}: this run began with {'; '.join(differences)}; restore these fields or choose"
-      " another --workdir"
+      " another workdir"
     )

@@ -101,7 +101,7 @@ class Stage:
     if decays and decays[-1] >= self.epochs:
       raise UserError(
         f"{field}: {decays[-1]:g} is not before the stage's end ({self.name}.epochs ="
-        f" {self.epochs:g}); leave it out, as --config.{field}='(...,)' or '()'"
+        f" {self.epochs:g}); remove it from {field}, which may be ()"
       )
 
   @property
@@ -113,7 +113,7 @@ class Stage:
     """Makes the error for a run found not finite at `step`, maybe since the last log."""
     return UserError(
       f"stage {self.name}, step {step}: {reason}; stopped, the last good checkpoint stays; take a"
-      f" lower {self.name}.learning_rate in another --workdir"
+      f" lower {self.name}.learning_rate in another workdir"
     )
 
 

@@ -162,5 +162,5 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
       return dict(file)
   except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
     raise UserError(
-      f"{path}: damaged, or no .npz file of arrays; --mode=eval regenerates a finished run's files"
+      f"{path}: damaged, or no .npz file of arrays; an evaluation of the run regenerates its files"
     ) from error

@@ -81,7 +81,7 @@ def score(run: Run, state: TrainState, views: str, split: str) -> Scores:
     if not np.isfinite(values).all():
       raise UserError(
         f"split {split!r}: scores of the {name} network are not finite; stopped, the last good"
-        " checkpoint stays; take a lower learning rate in another --workdir"
+        " checkpoint stays; take a lower learning rate in another workdir"
       )
   return result
 

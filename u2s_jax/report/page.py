@@ -111,7 +111,9 @@ def write(workdir: Path, compare: Sequence[Path] = (), control: Path | None = No
   run, *others = [read(folder) for folder in (workdir, *compare)]
   for folder, other in zip(compare, others, strict=True):
     if other.class_names != run.class_names:
-      raise UserError(f"--compare {folder}: its classes are not those of {workdir}")
+      raise UserError(
+        f"{folder}: classes differ from those of {workdir}; compare runs of one data set"
+      )
   runs = dict(
     zip(_unique([run.name, *(other.name for other in others)]), [run, *others], strict=True)
   )
@@ -484,7 +486,9 @@ def _weights(runs: dict[str, RunFiles], chart: Callable[..., Chart]) -> Section 
   section = Section("weights", "Weights of the mask network")
   section.figures.append(chart("fig7", caption, figure))
   if len(by_run) == 1:
-    section.texts.append("Beside a run without category regularization: --compare=<its workdir>.")
+    section.texts.append(
+      "Compare it with a run without category regularization to see what that does."
+    )
   return section
 
 
