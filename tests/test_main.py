@@ -2,12 +2,14 @@
 
 import contextlib
 import csv
+import dataclasses
 import fcntl
 import html
 import io
 import json
 import os
 import pathlib
+import pickle
 import re
 import shutil
 import signal
@@ -27,9 +29,10 @@ import main
 import u2s_jax
 from data import clips, pipeline, prepare
 from data.decode import Storage
-from u2s_jax.errors import INTERRUPTED
+from u2s_jax.errors import INTERRUPTED, UserError
 from u2s_jax.evaluation import control as results_control
-from u2s_jax.pretrained import adapt
+from u2s_jax.pretrained import adapt, read
+from u2s_jax.pretrained.names import Pixels
 from u2s_jax.report import page
 from u2s_jax.report import run as report_run
 from u2s_jax.serving import card as model_card
@@ -269,6 +272,18 @@ def model(finished):
   return u2s_jax.load(str(finished[0]))
 
 
+def test_a_model_pickles(model, finished, data):
+  """Compiled programs are made again: the same bits."""
+  again = pickle.loads(pickle.dumps(model))
+  video = str(source_of(data, np.load(finished[0] / "scores/validation.npz")["ids"][0]))
+  ours, theirs = model.predict(video), again.predict(video)
+  for name, values in ours.scores.items():
+    np.testing.assert_array_equal(theirs.scores[name], values)
+  assert theirs.label == ours.label and again.class_names == model.class_names
+  np.testing.assert_array_equal(again.features(video), model.features(video))
+  np.testing.assert_array_equal(again.masked(video), model.masked(video))
+
+
 @pytest.fixture
 def long_video(finished, data, tmp_path, write_video):
   """A lossless video of eight clips, 4 s in all, and a function that cuts frames out of it."""
@@ -357,6 +372,12 @@ def exported(finished, shared):
   return finished[0] / "export"
 
 
+def current_umask():
+  umask = os.umask(0)
+  os.umask(umask)
+  return umask
+
+
 def test_an_exported_model_needs_nothing_of_ours(finished, data, exported, tmp_path):
   workdir = finished[0]
   folder = tmp_path / "elsewhere"
@@ -385,6 +406,16 @@ def test_an_exported_model_needs_nothing_of_ours(finished, data, exported, tmp_p
     assert line.startswith(f"clip {row}: ")
     best = fused(scores, "universal+bridge+specific", row).argmax()
     assert line.split(": ", 1)[1].startswith(str(scores["class_names"][best]))
+  missing = code.replace("('flax',", "('flatbuffers', 'flax',")
+  result = subprocess.run(
+    [sys.executable, "-c", missing], cwd=folder, env=environment(), capture_output=True, text=True
+  )
+  expected = "error: flatbuffers: not installed; run `pip install flatbuffers`\n"
+  assert (result.returncode, result.stderr) == (1, expected)
+  assert facts["versions"]["jax"] == jax.__version__
+  assert facts["versions"]["calling_convention"] >= 9 and "6 months after" in facts["read_by"]
+  modes = {path.name: oct(path.stat().st_mode & 0o777) for path in exported.iterdir()}
+  assert set(modes.values()) == {oct(0o666 & ~current_umask())}, modes
   program, class_names = predict_exported.load(folder)
   assert class_names == list(scores["class_names"])
   for count in (1, 3):  # any number of clips
@@ -450,11 +481,20 @@ def test_exported_parameters_are_a_start(finished, exported):
   }
   blank = jax.tree.map(np.zeros_like, there)
   file, backbone = exported / "model.safetensors", trained.config.model.backbone.to_dict()
-  target = adapt.Target(backbone, trained.class_names, needs_classifier=True)
+  pixels = Pixels(trained.network.pixel_mean, trained.network.pixel_std)
+  target = adapt.Target(backbone, trained.class_names, needs_classifier=False, pixels=pixels)
   params, batch_stats = adapt.load(file, **blank, target=target, log=print)
   jax.tree.map(np.testing.assert_array_equal, there, {"params": params, "batch_stats": batch_stats})
   others = [f"other {name}" for name in trained.class_names]
-  target = adapt.Target(backbone, others, needs_classifier=False)
+  with pytest.raises(UserError, match="trained jointly .*; name the run's workdir"):
+    read.read(file, one_pass=True)
+  other = dataclasses.replace(target, pixels=Pixels((0.5,), (0.5,)))
+  with pytest.raises(UserError, match="trained with pixel mean .0.3, 0.3, 0.3. and deviation"):
+    adapt.load(file, **blank, target=other, log=print)
+  shifted = dataclasses.replace(target, backbone=backbone | {"name": "tsm_resnet"})
+  with pytest.raises(UserError, match="has backbone.name = preact_resnet, not tsm_resnet"):
+    adapt.load(file, **blank, target=shifted, log=print)
+  target = dataclasses.replace(target, class_names=others)
   params, _ = adapt.load(file, **blank, target=target, log=print)
   assert not params["universal"]["head"]["kernel"].any() and params["trunk"]["stem"]["kernel"].any()
 

@@ -7,10 +7,10 @@ model.predict("clip.mp4").label
 import os
 from typing import TYPE_CHECKING
 
+from u2s_jax.version import __version__ as __version__
+
 if TYPE_CHECKING:
   from u2s_jax.model import Model
-
-__version__ = "0.1.0"
 
 # etils reads this at its first path: buckets are reached by fsspec (`files.named`).
 os.environ["EPATH_USE_TF"] = "false"

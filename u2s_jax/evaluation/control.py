@@ -105,8 +105,11 @@ def _check_clips(where: str, control: Workdir, run: Workdir) -> None:
       f"{where}: validation clips differ from the run's ({len(labels[0])}, the run has"
       f" {len(labels[1])}; {first!r} is not in both with one label); {SAME_DATA}"
     )
-  counts = [json.loads(of_run.summary.read_text()) for of_run in (control, run)]
-  counts = [summary.get("training_clips", ()) for summary in counts]  # not in earlier versions'
+  summaries = [json.loads(of_run.summary.read_text()) for of_run in (control, run)]
+  digests = [summary.get("data") for summary in summaries]  # earlier versions' have none
+  if None not in digests and digests[0]["digest"] != digests[1]["digest"]:
+    raise UserError(f"{where}: data set {digests[0]}, the run's {digests[1]}; {SAME_DATA}")
+  counts = [summary.get("training_clips", ()) for summary in summaries]
   for name, theirs, ours in zip(own.class_names, *counts, strict=False):
     if theirs != ours:
       raise UserError(

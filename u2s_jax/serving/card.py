@@ -93,7 +93,9 @@ def _accuracy(trained: Trained, workdir: Workdir, control: Workdir | None) -> li
     reached = results.prediction_guided(summary["best"] if trained.best else summary)
     notes = ["", "The exported program selects the masks by its own prediction."]
     if reached is None:
-      notes[-1] += " How well it does was not evaluated: evaluate the run again."
+      notes[-1] += (
+        " How well it does was not evaluated: evaluate the run with csm.guide='prediction'."
+      )
   if reached is not None:
     rows["all predictions"] = reached
   if control is not None:

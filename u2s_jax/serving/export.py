@@ -10,11 +10,11 @@ import safetensors.numpy
 from flax import traverse_util
 from jax import export as jax_export
 
-import u2s_jax
 from u2s_jax import settings
 from u2s_jax.files import filled
 from u2s_jax.serving import card, predict_exported
 from u2s_jax.serving.predict import Trained
+from u2s_jax.version import __version__
 from u2s_jax.workdir import Workdir
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -59,7 +59,7 @@ def export(trained: Trained, workdir: Workdir, control: Workdir | None = None) -
     "clip": clip,
     "platforms": PLATFORMS,
     "versions": {
-      "u2s_jax": u2s_jax.__version__,
+      "u2s_jax": __version__,
       "jax": jax.__version__,
       "jaxlib": jaxlib.__version__,
       "calling_convention": program.calling_convention_version,

@@ -96,7 +96,7 @@ def _check_first_checkpoint(run: Run, stage: Stage) -> None:
   except DamagedError as error:
     raise UserError(
       f"{run.workdir.checkpoints}: the first checkpoint cannot be read back ({error}); choose a"
-      " --workdir on another disk"
+      " workdir on another disk"
     ) from error
 
 
@@ -106,7 +106,7 @@ def _check_same_data(run: Run, record: dict[str, Any]) -> None:
   if known and now and known != now:
     raise UserError(
       f"{run.workdir.root}: this run began with another data set (digest {known}) than data.dir"
-      f" holds now ({run.source.name}, {now}); restore data.dir or choose another --workdir"
+      f" holds now ({run.source.name}, {now}); restore data.dir or choose another workdir"
     )
 
 
