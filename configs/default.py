@@ -60,8 +60,9 @@ def get_config() -> ml_collections.ConfigDict:
   # Of the combined mask: 'none' (paper, whose text names none), or 'sigmoid', a variant of ours.
   config.model.mask_activation = "none"
   # Largest root mean square over a clip of a mask without activation; a larger mask is scaled down
-  # to it. Unlimited (0; the paper has no limit) it multiplies features by 3 +- 7, and from random
-  # weights, at their high learning rates, the CSN dies (docs/evidence.md).
+  # to it. Ours, and on in the configs of the paper's rows too. Unlimited (0: the paper) it
+  # multiplies features by 3 +- 7, and from random weights, at their high learning rates, the CSN
+  # dies (docs/evidence.md).
   config.model.mask_limit = 1.0
   # End the gradients of L_C and L_M in front of trunk and UN (paper: no): these then bear the
   # learning rates of the one-pass model, which are higher (docs/evidence.md).
@@ -74,7 +75,9 @@ def get_config() -> ml_collections.ConfigDict:
   # or, where stage 1 is another run's, that run's; without any, as 'universal', a copy of the UN;
   # or 'random'.
   config.model.specific_init = "pretrained"
-  config.model.dtype = "float32"  # of the computation: 'float32' or 'bfloat16'
+  # Of the computation: 'float32' or 'bfloat16'. GPUs multiply float32 numbers in TF32, with the ten
+  # bits behind the point that JAX's default takes; JAX_DEFAULT_MATMUL_PRECISION=highest takes all.
+  config.model.dtype = "float32"
   # How convolutions over several frames are computed: 'direct', 'concatenated', 'shifted' (see
   # u2s_jax/models/conv.py), or 'auto', the faster for each.
   config.model.convolution = "auto"
@@ -129,10 +132,14 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.csm = ml_collections.ConfigDict()
   # N is the smallest with top-N accuracy >= this (paper: 0.85 SSv2, 0.95 UCF101 and Cars, 0.9
-  # HMDB51 and Dogs).
+  # HMDB51 and Dogs). It is read off the labels of the split `validation`, centre view; the paper
+  # does not say. On UCF101, HMDB51, Cars and Dogs that is the official test list: csm.n sets N
+  # without it.
   config.csm.target_accuracy = 0.9
   config.csm.distance = "cosine"  # f_dist of Eq. 2: 'cosine' or 'euclidean'
-  config.csm.n = 0  # confusing classes a class on average (Fig. 8); 0: target_accuracy decides
+  config.csm.n = (
+    0  # others that a class is confused with, on average (Fig. 8); 0: by target_accuracy
+  )
   # Masks that are combined: of the 'confusing' classes (paper), the 'own' one alone (Table III b),
   # or all, weighed by similarity: 'soft' (Table III c).
   config.csm.selection = "confusing"
