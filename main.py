@@ -176,7 +176,7 @@ def fitted(
   config: ml_collections.ConfigDict, workdir: Workdir, free: Sequence[str]
 ) -> ml_collections.ConfigDict:
   """Returns the config for the devices at hand, checked, also against the run's own."""
-  config = settings.fit_devices(config, workdir)
+  config = settings.fit_pixels(settings.fit_devices(config, workdir), workdir)
   clips.of_config(config.data)  # raises here, not after hours of preparation
   settings.check(config, workdir, free)
   return config

@@ -26,6 +26,7 @@ from data import clips, pipeline, store
 from u2s_jax import settings
 from u2s_jax import state as state_lib
 from u2s_jax.pretrained import adapt
+from u2s_jax.pretrained.names import Pixels
 
 
 def pooled_features(
@@ -39,7 +40,10 @@ def pooled_features(
   shape = (1, clip.num_frames, 32, 32, clip.channels)
   (state,) = state_lib.chain(network.model, [stage], tx, shape, jax.random.key(0))
   target = adapt.Target(
-    config.model.backbone.to_dict(), dataset.class_names, needs_classifier=False
+    config.model.backbone.to_dict(),
+    dataset.class_names,
+    needs_classifier=False,
+    pixels=Pixels(config.model.pixel_mean, config.model.pixel_std),
   )
   params, batch_stats = adapt.load(weights, state.params, state.batch_stats, target, print)
 

@@ -18,7 +18,8 @@ def get_config() -> ml_collections.ConfigDict:
   # are added up, BN sees each as a batch. 1: off (paper).
   config.accumulate_steps = 1
   # Another run's workdir, or a file of weights (docs/weights.md; also gs://... or
-  # hf://<owner>/<repository>/<file>), that stage 1 starts from.
+  # hf://<owner>/<repository>/<file>), that stage 1 starts from. It is read once, and copied to
+  # <workdir>/start.safetensors.
   config.init_from = ""
 
   config.data = ml_collections.ConfigDict()
@@ -59,8 +60,9 @@ def get_config() -> ml_collections.ConfigDict:
   # Of the combined mask: 'none' (paper, whose text names none), or 'sigmoid', a variant of ours.
   config.model.mask_activation = "none"
   # Largest root mean square over a clip of a mask without activation; a larger mask is scaled down
-  # to it. Unlimited (0; the paper has no limit) it multiplies features by 3 +- 7, and from random
-  # weights, at their high learning rates, the CSN dies (docs/evidence.md).
+  # to it. Ours, and on in the configs of the paper's rows too. Unlimited (0: the paper) it
+  # multiplies features by 3 +- 7, and from random weights, at their high learning rates, the CSN
+  # dies (docs/evidence.md).
   config.model.mask_limit = 1.0
   # End the gradients of L_C and L_M in front of trunk and UN (paper: no): these then bear the
   # learning rates of the one-pass model, which are higher (docs/evidence.md).
@@ -73,13 +75,16 @@ def get_config() -> ml_collections.ConfigDict:
   # or, where stage 1 is another run's, that run's; without any, as 'universal', a copy of the UN;
   # or 'random'.
   config.model.specific_init = "pretrained"
-  config.model.dtype = "float32"  # of the computation: 'float32' or 'bfloat16'
+  # Of the computation: 'float32' or 'bfloat16'. GPUs multiply float32 numbers in TF32, with the ten
+  # bits behind the point that JAX's default takes; JAX_DEFAULT_MATMUL_PRECISION=highest takes all.
+  config.model.dtype = "float32"
   # How convolutions over several frames are computed: 'direct', 'concatenated', 'shifted' (see
   # u2s_jax/models/conv.py), or 'auto', the faster for each.
   config.model.convolution = "auto"
   # Keep the inputs of blocks alone for the backward pass: a third more work, little memory.
   config.model.remat = False
-  # Of bytes / 255, ImageNet's; a single number stands for all channels.
+  # Of bytes / 255, ImageNet's; a single number stands for all channels, () for those that the
+  # weights of init_from were trained with. Others than these are an error or a line.
   config.model.pixel_mean = (0.485, 0.456, 0.406)
   config.model.pixel_std = (0.229, 0.224, 0.225)
 
@@ -95,15 +100,21 @@ def get_config() -> ml_collections.ConfigDict:
   # Stage 1, 2, 3.
   config.universal = ml_collections.ConfigDict()
   config.universal.learning_rate = 1e-3  # at the stage's start (paper: 1e-3)
-  config.universal.epochs = 15.0  # the paper names the decays only; 0 takes init_from as it is
+  config.universal.epochs = 15.0  # the paper names the decays only; 0: stage 1 is init_from's
   # 'epochs' divides the learning rate by 10 after each of decay_epochs, 'plateau' when the
-  # validation error has not fallen for `patience` epochs (paper: either); 'cosine' lets it fall to
-  # 0 at the stage's end along half a cosine.
+  # validation error has not fallen for `patience` validations (paper: either); 'cosine' lets it
+  # fall to 0 at the stage's end along half a cosine.
   config.universal.decay = "epochs"
   config.universal.decay_epochs = (7.0, 12.0)  # paper: 7 and 12
-  config.universal.patience = 2  # epochs
+  config.universal.patience = 2  # validations, see eval.every_epochs
   # Epochs in which the learning rate first rises from 0, as large batches want it (paper: 0).
   config.universal.warmup_epochs = 0.0
+  # Factors of the learning rate, of the classifiers' kernels and biases (paper: none; TSM's
+  # authors: 5 and 10).
+  config.universal.classifier_rates = (1.0, 1.0)
+  # Of the initial kernels of classifiers that begin in this stage, normally distributed (the paper
+  # does not say; TSM's authors: 0.001).
+  config.universal.classifier_deviation = 0.01
   config.specific = ml_collections.ConfigDict(config.universal.to_dict())  # paper: as stage 1
   config.joint = ml_collections.ConfigDict(config.universal.to_dict())
   config.joint.learning_rate = 1e-4  # paper: 1e-4
@@ -121,10 +132,14 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.csm = ml_collections.ConfigDict()
   # N is the smallest with top-N accuracy >= this (paper: 0.85 SSv2, 0.95 UCF101 and Cars, 0.9
-  # HMDB51 and Dogs).
+  # HMDB51 and Dogs). It is read off the labels of the split `validation`, centre view; the paper
+  # does not say. On UCF101, HMDB51, Cars and Dogs that is the official test list: csm.n sets N
+  # without it.
   config.csm.target_accuracy = 0.9
   config.csm.distance = "cosine"  # f_dist of Eq. 2: 'cosine' or 'euclidean'
-  config.csm.n = 0  # confusing classes a class on average (Fig. 8); 0: target_accuracy decides
+  config.csm.n = (
+    0  # others that a class is confused with, on average (Fig. 8); 0: by target_accuracy
+  )
   # Masks that are combined: of the 'confusing' classes (paper), the 'own' one alone (Table III b),
   # or all, weighed by similarity: 'soft' (Table III c).
   config.csm.selection = "confusing"

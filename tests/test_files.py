@@ -114,3 +114,83 @@ def test_a_disk_without_locks_refuses_nobody(tmp_path, monkeypatch, number):
   monkeypatch.setattr(fcntl, "flock", flock)
   with files.locked(tmp_path / ".lock", "taken"):
     pass
+
+
+def contents(folder):
+  return {
+    str(file.relative_to(folder)): file.read_text() for file in folder.rglob("*") if file.is_file()
+  }
+
+
+def fill(path, version):
+  with files.filled(path) as local:
+    (local / "a.txt").write_text(version)
+    (local / "b").mkdir()
+    (local / "b/c.txt").write_text(version)
+
+
+def test_a_directory_appears_whole_and_keeps_what_others_put_there(tmp_path):
+  path = tmp_path / "new/export"
+  with files.filled(path) as local:
+    (local / "a.txt").write_text("1")
+    assert not path.exists()
+  (path / "b").mkdir()
+  (path / "notes.txt").write_text("mine")
+  (path / "b/clips.txt").write_text("mine")
+  with pytest.raises(KeyError), files.filled(path) as local:
+    (local / "a.txt").write_text("half")
+    raise KeyError
+  assert contents(path)["a.txt"] == "1"
+  fill(path, "2")
+  expected = {"a.txt": "2", "b/c.txt": "2", "notes.txt": "mine", "b/clips.txt": "mine"}
+  assert contents(path) == expected
+  assert [entry.name for entry in path.parent.iterdir()] == ["export"]
+  link = tmp_path / "link"
+  link.symlink_to(path)
+  fill(link, "3")
+  assert link.is_symlink() and contents(path)["b/c.txt"] == "3"
+  umask = os.umask(0o027)
+  try:
+    fill(tmp_path / "umask", "1")
+  finally:
+    os.umask(umask)
+  assert (tmp_path / "umask").stat().st_mode & 0o777 == 0o750
+
+
+def test_a_killed_process_leaves_the_directory_as_it_was(tmp_path):
+  path = tmp_path / "export"
+  fill(path, "1")
+  before = contents(path)
+  code = f"""
+import os, pathlib
+from u2s_jax import files
+with files.filled(pathlib.Path({str(path)!r})) as local:
+  (local / "a.txt").write_text("half")
+  os._exit(9)
+"""
+  assert subprocess.run([sys.executable, "-c", code]).returncode == 9
+  assert contents(path) == before
+  fill(path, "2")
+  assert set(contents(path).values()) == {"2"} and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("renames", [1, 2, 3])
+def test_a_process_killed_at_a_rename_loses_nothing(tmp_path, monkeypatch, renames):
+  """The old directory is renamed, then the new one, then what only the old one had is moved."""
+  path = tmp_path / "export"
+  fill(path, "1")
+  (path / "notes.txt").write_text("mine")
+  rename, done = type(path).rename, []
+
+  def rename_then_die(self, target):
+    done.append(self)
+    if len(done) == renames:
+      raise KeyboardInterrupt
+    return rename(self, target)
+
+  with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+    context.setattr(type(path), "rename", rename_then_die)
+    fill(path, "2")
+  fill(path, "3")
+  assert contents(path) == {"a.txt": "3", "b/c.txt": "3", "notes.txt": "mine"}
+  assert len(list(tmp_path.iterdir())) == 1

@@ -2,13 +2,14 @@
 
 import contextlib
 import csv
+import dataclasses
 import fcntl
-import functools
 import html
 import io
 import json
 import os
 import pathlib
+import pickle
 import re
 import shutil
 import signal
@@ -30,7 +31,8 @@ from data import clips, pipeline, prepare
 from data.decode import Storage
 from u2s_jax.errors import INTERRUPTED, UserError
 from u2s_jax.evaluation import control as results_control
-from u2s_jax.pretrained import adapt
+from u2s_jax.pretrained import adapt, read
+from u2s_jax.pretrained.names import Pixels
 from u2s_jax.report import page
 from u2s_jax.report import run as report_run
 from u2s_jax.serving import card as model_card
@@ -271,6 +273,18 @@ def model(finished):
   return u2s_jax.load(str(finished[0]))
 
 
+def test_a_model_pickles(model, finished, data):
+  """Compiled programs are made again: the same bits."""
+  again = pickle.loads(pickle.dumps(model))
+  video = str(source_of(data, np.load(finished[0] / "scores/validation.npz")["ids"][0]))
+  ours, theirs = model.predict(video), again.predict(video)
+  for name, values in ours.scores.items():
+    np.testing.assert_array_equal(theirs.scores[name], values)
+  assert theirs.label == ours.label and again.class_names == model.class_names
+  np.testing.assert_array_equal(again.features(video), model.features(video))
+  np.testing.assert_array_equal(again.masked(video), model.masked(video))
+
+
 @pytest.fixture
 def long_video(finished, data, tmp_path, write_video):
   """A lossless video of eight clips, 4 s in all, and a function that cuts frames out of it."""
@@ -342,9 +356,9 @@ def test_predicted_intervals_are_rows_that_name_path_time_and_class(
   assert status == 0 and printed.startswith("WEBVTT\n\n00:00:00.000 --> ")
   for wrong, words in (
     (("--csv", "--json"), "choose one"),
-    (("--window=0",), "no lengths"),
-    (("--threshold=2",), "a score is in [0, 1]"),
-    (("--shortest=-1",), "no length"),
+    (("--window=0",), "must be seconds"),
+    (("--threshold=2",), "must be in [0, 1]"),
+    (("--shortest=-1",), "must be seconds"),
     (("--overlay=a.mp4",), "--overlay: goes without --window"),
     (("--views=9crop",), "eval.views"),
   ):
@@ -386,6 +400,12 @@ def exported(finished, shared):
   return finished[0] / "export"
 
 
+def current_umask():
+  umask = os.umask(0)
+  os.umask(umask)
+  return umask
+
+
 def test_an_exported_model_needs_nothing_of_ours(finished, data, exported, tmp_path):
   workdir = finished[0]
   folder = tmp_path / "elsewhere"
@@ -414,6 +434,16 @@ def test_an_exported_model_needs_nothing_of_ours(finished, data, exported, tmp_p
     assert line.startswith(f"clip {row}: ")
     best = fused(scores, "universal+bridge+specific", row).argmax()
     assert line.split(": ", 1)[1].startswith(str(scores["class_names"][best]))
+  missing = code.replace("('flax',", "('flatbuffers', 'flax',")
+  result = subprocess.run(
+    [sys.executable, "-c", missing], cwd=folder, env=environment(), capture_output=True, text=True
+  )
+  expected = "error: flatbuffers: not installed; run `pip install flatbuffers`\n"
+  assert (result.returncode, result.stderr) == (1, expected)
+  assert facts["versions"]["jax"] == jax.__version__
+  assert facts["versions"]["calling_convention"] >= 9 and "6 months after" in facts["read_by"]
+  modes = {path.name: oct(path.stat().st_mode & 0o777) for path in exported.iterdir()}
+  assert set(modes.values()) == {oct(0o666 & ~current_umask())}, modes
   program, class_names = predict_exported.load(folder)
   assert class_names == list(scores["class_names"])
   for count in (1, 3):  # any number of clips
@@ -455,23 +485,20 @@ def test_a_model_card_says_what_is_known_and_what_is_not(finished, exported, con
 
 @pytest.mark.parametrize("mode", ["report", "export"])
 def test_a_control_is_one_of_the_same_classes(finished, tmp_path, monkeypatch, mode):
-  for where, words in ((finished[0], "trained with control=True"), (tmp_path, "no finished run")):
+  for where, words in (
+    (finished[0], "trained with control=True"),
+    (tmp_path, "not a finished run"),
+  ):
     _, status = call_mode(mode, finished[0], f"--control={where}", monkeypatch=monkeypatch)
-    assert status.startswith(f"error: --control {where}") and words in status
+    assert status.startswith(f"error: control {where}") and words in status
 
 
 def test_a_headline_speaks_of_a_gain_over_the_control_alone(finished, control):
   run = report_run.read(finished[0])
   alone = page.headline(run, None)
   assert "No control beside it" in alone and "points" not in alone
-  accuracy = functools.partial(results_control.accuracy, Workdir(control))
-  beside = page.headline(run, accuracy(run.class_names, run.config))
-  assert beside.endswith("so U2S makes +0.00 points.")
-  with pytest.raises(UserError, match="classes are others"):
-    accuracy(run.class_names[1:], run.config)
-  longer = run.config | {"joint": run.config["joint"] | {"epochs": 2.0}}
-  with pytest.raises(UserError, match="joint.epochs = 1.0, not the run's 2.0"):
-    accuracy(run.class_names, longer)
+  read = results_control.read(Workdir(control), Workdir(finished[0]))
+  assert page.headline(run, read).endswith("so U2S makes +0.00 points.")
 
 
 def test_exported_parameters_are_a_start(finished, exported):
@@ -482,11 +509,20 @@ def test_exported_parameters_are_a_start(finished, exported):
   }
   blank = jax.tree.map(np.zeros_like, there)
   file, backbone = exported / "model.safetensors", trained.config.model.backbone.to_dict()
-  target = adapt.Target(backbone, trained.class_names, needs_classifier=True)
+  pixels = Pixels(trained.network.pixel_mean, trained.network.pixel_std)
+  target = adapt.Target(backbone, trained.class_names, needs_classifier=False, pixels=pixels)
   params, batch_stats = adapt.load(file, **blank, target=target, log=print)
   jax.tree.map(np.testing.assert_array_equal, there, {"params": params, "batch_stats": batch_stats})
   others = [f"other {name}" for name in trained.class_names]
-  target = adapt.Target(backbone, others, needs_classifier=False)
+  with pytest.raises(UserError, match="trained jointly .*; name the run's workdir"):
+    read.read(file, one_pass=True)
+  other = dataclasses.replace(target, pixels=Pixels((0.5,), (0.5,)))
+  with pytest.raises(UserError, match="trained with pixel mean .0.3, 0.3, 0.3. and deviation"):
+    adapt.load(file, **blank, target=other, log=print)
+  shifted = dataclasses.replace(target, backbone=backbone | {"name": "tsm_resnet"})
+  with pytest.raises(UserError, match="has backbone.name = preact_resnet, not tsm_resnet"):
+    adapt.load(file, **blank, target=shifted, log=print)
+  target = dataclasses.replace(target, class_names=others)
   params, _ = adapt.load(file, **blank, target=target, log=print)
   assert not params["universal"]["head"]["kernel"].any() and params["trunk"]["stem"]["kernel"].any()
 

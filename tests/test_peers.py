@@ -125,3 +125,27 @@ def test_a_patience_that_cannot_be(tmp_path, patience):
   with pytest.raises(UserError, match="dead_process_seconds: .* is not at least 10"):
     with peers.joined(False, tmp_path, patience):
       pass
+
+
+@pytest.mark.parametrize(
+  ("devices", "installed", "expected"),
+  [
+    ({}, True, False),  # a machine with /dev/vfio alone
+    ({"0000:00:04.0": ("0x1ae0", "0xff0000")}, True, True),  # a TPU
+    ({"0000:00:04.0": ("0x1ae0", "0xff0000")}, False, False),
+    ({"0000:00:05.0": ("0x1ae0", "0x120000")}, True, True),  # one that is an accelerator by class
+    ({"0000:00:06.0": ("0x1ae0", "0x020000")}, True, False),  # a network card of Google's cloud
+    ({"0000:00:07.0": ("0x1ae0", "0x010802")}, True, False),  # a disk there
+    ({"0000:00:0b.0": ("0x8086", "0x120000")}, True, False),  # a notebook's neural unit
+    ({"0000:01:00.0": ("0x10de", "0x030200"), "0000:02:00.0": ()}, True, False),
+  ],
+)
+def test_a_tpu_is_one_on_the_bus(tmp_path, monkeypatch, devices, installed, expected):
+  for name, values in devices.items():
+    (tmp_path / name).mkdir()
+    for file, value in zip(("vendor", "class"), values, strict=False):
+      (tmp_path / name / file).write_text(f"{value}\n")
+  monkeypatch.setattr(peers, "PCI", tmp_path)
+  find_spec = lambda name: object() if installed and name == "libtpu" else None  # noqa: E731
+  monkeypatch.setattr(peers.importlib.util, "find_spec", find_spec)
+  assert peers.has_tpu() == expected

@@ -7,6 +7,8 @@ model.predict("clip.mp4").label
 import os
 from typing import TYPE_CHECKING
 
+from u2s_jax.version import __version__ as __version__
+
 if TYPE_CHECKING:
   from u2s_jax.model import Model
 

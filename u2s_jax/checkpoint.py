@@ -138,7 +138,7 @@ class Checkpoints:
           field, saved, value = f"{field}[{first}]", repr(saved[first]), repr(value[first])
         raise UserError(
           f"checkpoint {self._folder / stage / str(step)} is another model's: {field} is {saved}"
-          f" there and {value} here; set it back or take another --workdir"
+          f" there and {value} here; set it back or take another workdir"
         )
     with _damage(path):
       restored = manager.restore(

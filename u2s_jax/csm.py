@@ -1,8 +1,8 @@
 """The category similarity matrix (CSM): which classes a trained network confuses (section III.A).
 
-`channel_sparsity` and `zero_counts` run on the device, in the one pass that measures sparsity, and
-`selection` in every forward pass. The others run once, on the host, in NumPy float64: they take
-NumPy or JAX arrays and return NumPy arrays.
+`zero_counts` runs on the device, in the one pass that measures sparsity, and `selection` in every
+forward pass; `channel_sparsity` is Eq. 1 for one batch. The others run once, on the host, in NumPy
+float64: they take NumPy or JAX arrays and return NumPy arrays.
 
 The whole chain, for batches of features after the last ReLU:
 

@@ -10,6 +10,7 @@ import importlib.util
 import logging
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Iterator
 from typing import IO
@@ -156,17 +157,66 @@ def on_disk(path: Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def filled(path: Path) -> Iterator[pathlib.Path]:
-  """Yields a folder on a disk, made where missing; at the block's end its files are at `path`."""
-  if not in_bucket(path):
-    make_folder(path)
-    yield path
+  """Yields an empty local directory whose files are moved to `path` when the block ends.
+
+  On a disk all of them appear at once or none do, however the process ends; other files that are
+  at `path` stay. A bucket has no renames: there the file that was written last is removed first and
+  uploaded last, so that a reader who needs it never sees two versions mixed.
+
+  Args:
+    path: of a directory, made where missing.
+
+  Raises:
+    OSError: a file cannot be written.
+  """
+  if in_bucket(path):
+    with tempfile.TemporaryDirectory() as name:
+      yield pathlib.Path(name)
+      _upload(pathlib.Path(name), path)
     return
-  with tempfile.TemporaryDirectory() as name:
-    folder = pathlib.Path(name)
-    yield folder
-    for file in sorted(folder.rglob("*")):
-      if file.is_file():
-        _copy(file, path / file.relative_to(folder))
+  path = path.resolve()  # a link stays one
+  make_folder(path.parent)
+  partial, before = partial_of(path), path.with_name(f".{path.name}.before")
+  _keep_others(before, path)  # a process was killed between the two renames, or after them
+  shutil.rmtree(partial, ignore_errors=True)
+  partial.mkdir()
+  try:
+    yield partial
+    for file in partial.rglob("*"):
+      sync(file)
+  except BaseException:
+    shutil.rmtree(partial, ignore_errors=True)
+    raise
+  if path.exists():
+    path.rename(before)
+  partial.rename(path)
+  sync(path.parent)
+  _keep_others(before, path)
+
+
+def _keep_others(before: pathlib.Path, path: pathlib.Path) -> None:
+  """Moves what `path` does not have from the directory before it, and removes that one."""
+  if not before.exists():
+    return
+  if not path.exists():
+    before.rename(path)
+    return
+  for file in before.rglob("*"):
+    target = path / file.relative_to(before)
+    if not file.is_dir() and not target.exists():
+      make_folder(target.parent)
+      file.rename(target)
+  shutil.rmtree(before)
+
+
+def _upload(folder: pathlib.Path, path: Path) -> None:
+  """Copies a directory's files to a bucket, in the order in which they were written."""
+  files = [file for file in folder.rglob("*") if file.is_file()]
+  files.sort(key=lambda file: (file.stat().st_mtime_ns, file))
+  for file in files[-1:]:
+    (path / file.relative_to(folder)).unlink(missing_ok=True)
+  for file in files:
+    _copy(file, path / file.relative_to(folder))
 
 
 @contextlib.contextmanager

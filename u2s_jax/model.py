@@ -47,6 +47,9 @@ class Model:
     self._storage = decode.Storage(modality=self._clip.modality, **trained.stored)
     self._score = Scorer(trained, self._views)
 
+  def __reduce__(self):
+    return Model, (self.trained, self._views)  # compiled programs do not pickle
+
   @property
   def class_names(self) -> tuple[str, ...]:
     """Names of the classes, in the order of the labels."""
@@ -190,11 +193,11 @@ def check_windows(
 ) -> None:
   """Raises UserError where windows cannot be so, see `Model.intervals`."""
   if not (0 < window < np.inf and 0 < stride < np.inf):
-    raise UserError(f"--window {window:g}, --stride {stride:g}: they are no lengths in seconds")
+    raise UserError(f"window {window:g}, stride {stride:g}: must be seconds > 0")
   if not 0 <= threshold <= 1:
-    raise UserError(f"--threshold {threshold:g}: a score is in [0, 1]")
+    raise UserError(f"threshold {threshold:g}: must be in [0, 1]")
   if not 0 <= shortest < np.inf:
-    raise UserError(f"--shortest {shortest:g}: it is no length in seconds")
+    raise UserError(f"shortest {shortest:g}: must be seconds >= 0")
 
 
 def load(workdir: str, views: str | None = None, best: bool = False) -> Model:

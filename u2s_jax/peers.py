@@ -8,7 +8,6 @@ well, and what C++ says goes to a file.
 import contextlib
 import ctypes
 import faulthandler
-import glob
 import importlib.util
 import itertools
 import math
@@ -32,6 +31,8 @@ EVERY = 2.0  # seconds between signs of life
 LEAST = 10.0  # seconds of patience: a process may be busy with something else
 ENDED, FAILED, LEFT = "ended", "failed", "interrupted"  # the last sign
 LOG = "processes.log"
+PCI = pathlib.Path("/sys/bus/pci/devices")
+GOOGLE, OTHER_CLASSES = "0x1ae0", ("0x01", "0x02", "0x03")  # classes: storage, network, display
 NO_ANSWER = "process 0 does not answer"
 
 
@@ -57,8 +58,7 @@ def joined(asked: bool, folder: pathlib.Path, patience: float) -> Iterator[bool]
     raise UserError(f"dead_process_seconds: {patience:g} is not at least {LEAST:g}")
   slurm = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
   # JAX finds out by itself whether a TPU is one host's or a pod's.
-  tpu = importlib.util.find_spec("libtpu") and glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*")
-  if not (asked or slurm or tpu):
+  if not (asked or slurm or has_tpu()):
     yield False
     return
   count, index = (_number_from(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
@@ -89,6 +89,25 @@ def joined(asked: bool, folder: pathlib.Path, patience: float) -> Iterator[bool]
       raise
     finally:
       watch.close(sign)
+
+
+def has_tpu() -> bool:
+  """Whether a TPU is attached and the package that drives it is installed.
+
+  Device files do not tell: virtual machines have /dev/vfio, notebooks' neural units /dev/accel.
+  """
+  return importlib.util.find_spec("libtpu") is not None and any(
+    _is_tpu(device) for device in PCI.glob("*")
+  )
+
+
+def _is_tpu(device: pathlib.Path) -> bool:
+  """Whether a PCI device is Google's, and none of its virtual network cards or disks."""
+  try:
+    vendor, kind = ((device / name).read_text().strip() for name in ("vendor", "class"))
+  except OSError:
+    return False
+  return vendor == GOOGLE and not kind.startswith(OTHER_CLASSES)
 
 
 @contextlib.contextmanager

@@ -166,7 +166,7 @@ class Run:
       if restored := self._restore_whole(*latest):
         return latest[0], *restored
     if self.checkpoints.any_damaged():
-      raise UserError(f"{self.workdir.checkpoints}: no checkpoint is whole; take another --workdir")
+      raise UserError(f"{self.workdir.checkpoints}: no checkpoint is whole; take another workdir")
     return None
 
   def _restore_whole(self, stage_name: str, step: int) -> tuple[TrainState, dict[str, Any]] | None:
@@ -265,7 +265,7 @@ def locked(workdir: Workdir) -> Iterator[None]:
     error = None
     if jax.process_index() == 0:
       try:
-        refusal = f"--workdir {workdir.root}: another run trains there; wait for it or end it"
+        refusal = f"{workdir.root}: another run trains there; wait for it or end it"
         if files.in_bucket(workdir.root):
           lost = functools.partial(interruption.end_now, status=1)
           stack.enter_context(lease.held(workdir.lease, refusal, lost))
@@ -274,5 +274,5 @@ def locked(workdir: Workdir) -> Iterator[None]:
       except (OSError, UserError) as refused:
         error = refused
     if devices.on_any_process(error is not None):
-      raise error or UserError(f"--workdir {workdir.root}: process 0 may not train there")
+      raise error or UserError(f"{workdir.root}: process 0 may not train there")
     yield

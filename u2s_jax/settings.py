@@ -17,6 +17,7 @@ from u2s_jax.errors import UserError
 from u2s_jax.models import backbones
 from u2s_jax.models.network import Network
 from u2s_jax.models.u2s import U2S
+from u2s_jax.pretrained.read import read as read_weights
 from u2s_jax.saved_config import flatten, jsonable, tuples
 from u2s_jax.stages import STAGES, Stage
 from u2s_jax.views import VIEWS
@@ -72,23 +73,33 @@ def schedule(config: ml_collections.ConfigDict) -> tuple[Stage, Stage, Stage]:
   )
 
 
-def pretrained_weights(config: ml_collections.ConfigDict) -> str:
-  """Returns what the CSN's pretrained weights are read from, in words of `init_from`.
-
-  The weights that stage 1 started from: where stage 1 is another run's as it is, that run's start.
+def config_of_stage_1(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Returns the config that stage 1 was trained with: another run's where that is taken as it is.
 
   Args:
     config: see `configs/default.py`.
 
   Returns:
-    A path, empty where stage 1 started from random weights.
+    One with `universal.epochs` = 0 where that run, or the file, does not say.
   """
   while config.init_from and config.universal.epochs == 0:
     began = saved_config.read(Workdir.holding(files.weights(config.init_from)))
     if began is None:
       break
     config = began
-  return config.init_from
+  return config
+
+
+def pretrained_weights(config: ml_collections.ConfigDict) -> str:
+  """Returns what the CSN's pretrained weights are read from, in words of `init_from`.
+
+  Args:
+    config: see `configs/default.py`.
+
+  Returns:
+    A path, that of the weights that stage 1 started from; empty where these were random.
+  """
+  return config_of_stage_1(config).init_from
 
 
 def _specific_init(config: ml_collections.ConfigDict) -> str:
@@ -153,7 +164,13 @@ def fit_devices(config: ml_collections.ConfigDict, workdir: Workdir) -> ml_colle
   config = config.copy_and_resolve_references()
   count, began = jax.device_count(), saved_config.read(workdir)
   if config.eval.batch_size > 0:
-    config.eval.batch_size = devices.fit_batch_size(config.eval.batch_size, count)
+    fitted_eval = devices.fit_batch_size(config.eval.batch_size, count)
+    if fitted_eval != config.eval.batch_size:
+      log(
+        f"eval.batch_size: {fitted_eval} clips in place of {config.eval.batch_size}, for the"
+        f" {count} devices; the scores do not depend on it"
+      )
+    config.eval.batch_size = fitted_eval
   parts = config.accumulate_steps
   if config.batch_size < 1 or parts < 1:
     return config  # `check` says so
@@ -170,6 +187,48 @@ def fit_devices(config: ml_collections.ConfigDict, workdir: Workdir) -> ml_colle
       f" devices; learning rates in proportion: {rates}"
     )
   return fitted
+
+
+def fit_pixels(config: ml_collections.ConfigDict, workdir: Workdir) -> ml_collections.ConfigDict:
+  """Returns the config with the starting weights' pixel statistics where its own are empty.
+
+  A run goes on with those that it began with.
+
+  Args:
+    config: see `configs/default.py`; stays as it is.
+    workdir: the run's folder.
+
+  Raises:
+    UserError: there are no weights to start from, or they do not say their statistics.
+  """
+  empty = [field for field in PIXEL_FIELDS if not config.model[field]]
+  if not empty:
+    return config
+  config, began = config.copy_and_resolve_references(), saved_config.read(workdir)
+  if began is not None:
+    for field in empty:
+      config.model[field] = began.model[field]
+    return config
+  field = f"model.{empty[0]}"
+  if not config.init_from:
+    raise UserError(f"{field}: empty, but init_from is not set; set {field}, or init_from")
+  _check_start(config)
+  weights = read_weights(files.weights(config.init_from), one_pass=config.universal.epochs == 0)
+  channels = input_channels(config)
+  if weights.pixels is None or weights.channels != channels:
+    raise UserError(
+      f"{field}: empty, but {weights.origin} does not say it for {channels} channels; set {field}"
+    )
+  for field, values in zip(PIXEL_FIELDS, weights.pixels, strict=True):
+    if field in empty:
+      config.model[field] = values * (channels // len(values))
+      log(f"model.{field}: {_rounded(config.model[field])}, of {weights.origin}")
+  return config
+
+
+def _rounded(values):
+  """Returns numbers with four digits, as text."""
+  return f"({', '.join(f'{value:.4g}' for value in values)})"
 
 
 def _with_batch_size(config, batch_size):
@@ -245,13 +304,13 @@ def check(
   check_values(config)
   if config.eval.split != "validation" and trains:
     raise UserError(
-      f"eval.split: {config.eval.split!r} is for --mode=eval only; training needs 'validation'"
+      f"eval.split: {config.eval.split!r} is for an evaluation only; training needs 'validation'"
     )
   if began is None:
     if checkpoint.newest(workdir.checkpoints, STAGES):
       raise UserError(
         f"{workdir.config}: missing, but there are checkpoints; restore the file or choose another"
-        " --workdir"
+        " workdir"
       )
     _check_start(config)
     for stage in schedule(config):
@@ -395,5 +454,5 @@ def _check_same_run(config, began, path, free):
   if differences:
     raise UserError(
       f"{path}: this run began with {'; '.join(differences)}; restore these fields or choose"
-      " another --workdir"
+      " another workdir"
     )

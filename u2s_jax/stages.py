@@ -31,11 +31,15 @@ class Stage:
     learning_rate: at the stage's start, or behind its warm-up; positive.
     epochs: passes over the training set; 0, for `universal` alone, leaves the stage out.
     decay: 'epochs' divides the learning rate by 10 at each of `decay_epochs`; 'plateau' does so
-      when the validation error has not fallen for `patience` epochs; 'cosine' lets it fall to 0 at
-      the stage's end.
+      when the validation error has not fallen for `patience` validations; 'cosine' lets it fall
+      to 0 at the stage's end.
     decay_epochs: epochs after which the learning rate falls, rising, before the stage's end.
-    patience: epochs, at least 1.
+    patience: validations, at least 1.
     warmup_epochs: in which the learning rate rises from 0; at least 0, before the stage's end.
+    classifier_rates: factors of the learning rate, of kernel and bias of the networks' classifiers;
+      positive.
+    classifier_deviation: of the initial kernel of classifiers that begin in this stage, normally
+      distributed; at least 0.
 
   Raises:
     UserError: a value outside these ranges.
@@ -53,6 +57,8 @@ class Stage:
   decay_epochs: tuple[Real, ...] = ()
   patience: int = 2
   warmup_epochs: Real = 0.0
+  classifier_rates: tuple[Real, ...] = (1.0, 1.0)
+  classifier_deviation: Real = 0.01
 
   def __post_init__(self):
     if not 0 < self.learning_rate < math.inf:
@@ -64,12 +70,20 @@ class Stage:
     if self.decay not in DECAYS:
       raise UserError(f"{self.name}.decay: {self.decay!r} is not one of {DECAYS}")
     if self.patience < 1:
-      raise UserError(f"{self.name}.patience: {self.patience} is not at least 1 epoch")
+      raise UserError(f"{self.name}.patience: {self.patience} is not at least 1 validation")
     if self.warmup_epochs and not 0 < self.warmup_epochs < self.epochs:
       raise UserError(
         f"{self.name}.warmup_epochs: {self.warmup_epochs} is not between 0 and the stage's end"
         f" ({self.name}.epochs = {self.epochs:g})"
       )
+    rates, deviation = self.classifier_rates, self.classifier_deviation
+    if len(rates) != 2 or not all(0 < rate < math.inf for rate in rates):
+      raise UserError(
+        f"{self.name}.classifier_rates: {tuple(rates)} must be two positive numbers, for kernel and"
+        " bias"
+      )
+    if not 0 <= deviation < math.inf:
+      raise UserError(f"{self.name}.classifier_deviation: {deviation} must be >= 0")
 
   def check_decays(self) -> None:
     """Checks that the learning rate falls in order and before the stage's end.
@@ -87,7 +101,7 @@ class Stage:
     if decays and decays[-1] >= self.epochs:
       raise UserError(
         f"{field}: {decays[-1]:g} is not before the stage's end ({self.name}.epochs ="
-        f" {self.epochs:g}); leave it out, as --config.{field}='(...,)' or '()'"
+        f" {self.epochs:g}); remove it from {field}, which may be ()"
       )
 
   @property
@@ -99,7 +113,7 @@ class Stage:
     """Makes the error for a run found not finite at `step`, maybe since the last log."""
     return UserError(
       f"stage {self.name}, step {step}: {reason}; stopped, the last good checkpoint stays; take a"
-      f" lower {self.name}.learning_rate in another --workdir"
+      f" lower {self.name}.learning_rate in another workdir"
     )
 
 

@@ -12,8 +12,11 @@ from jaxtyping import Array, Bool, PyTree, UInt
 
 from u2s_jax.csm import no_similarity
 from u2s_jax.errors import UserError
+from u2s_jax.models.resnet import HEAD_DEVIATION
 from u2s_jax.models.u2s import U2S
 from u2s_jax.stages import Stage
+
+CLASSIFIER = "head"  # the classifier's name in a branch, see `models.backbones`
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -104,6 +107,25 @@ def with_learned(params: PyTree, learned: PyTree) -> PyTree:
   return traverse_util.unflatten_dict(flat)
 
 
+def scale_classifiers(tree: PyTree, rates: tuple[float, float]) -> PyTree:
+  """Returns `tree`, by subnetwork, with the networks' classifiers multiplied.
+
+  Args:
+    tree: parts of parameters, or of a step's direction.
+    rates: factors of kernel and bias.
+  """
+  if tuple(rates) == (1.0, 1.0):
+    return tree
+  factors = dict(zip(("kernel", "bias"), rates, strict=True))
+  flat = traverse_util.flatten_dict(tree)
+  return traverse_util.unflatten_dict(
+    {
+      path: leaf * factors[path[-1]] if path[1] == CLASSIFIER else leaf
+      for path, leaf in flat.items()
+    }
+  )
+
+
 def begin(
   model: U2S,
   stage: Stage,
@@ -131,6 +153,8 @@ def begin(
     fresh = model.init(key, video, method=U2S.one_pass)
   else:
     fresh = model.init(key, video, csm.matrix)
+  deviation = stage.classifier_deviation / HEAD_DEVIATION
+  fresh = {**fresh, "params": scale_classifiers(fresh["params"], (deviation, 1.0))}
   variables = {}
   for collection in ("params", "batch_stats"):
     trees = {name: fresh[collection][name] for name in stage.networks if name in fresh[collection]}

@@ -50,6 +50,11 @@ class Workdir:
     return self.root / ".lease"
 
   @property
+  def start(self) -> Path:
+    """The pretrained weights that the run started from, for networks that begin later."""
+    return self.root / "start.safetensors"
+
+  @property
   def summary(self) -> Path:
     """The accuracies; the last file of a run, so its end."""
     return self.root / "summary.json"
@@ -157,5 +162,5 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
       return dict(file)
   except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
     raise UserError(
-      f"{path}: damaged, or no .npz file of arrays; --mode=eval regenerates a finished run's files"
+      f"{path}: damaged, or no .npz file of arrays; an evaluation of the run regenerates its files"
     ) from error

@@ -13,6 +13,7 @@ import pytest
 import safetensors.numpy
 from flax import traverse_util
 
+from configs import cars_mini, ucf101_i3d
 from u2s_jax.errors import UserError
 from u2s_jax.models.backbones import build
 from u2s_jax.models.u2s import U2S
@@ -30,14 +31,17 @@ def fresh(backbone, classes=5, channels=3):
   return jax.tree.map(lambda x: np.full(x.shape, -1, np.float32), shapes)
 
 
-def load(path, name, fields, classes=5, channels=3, needs_classifier=False):
+IMAGENET = names.Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def load(path, name, fields, classes=5, channels=3, needs_classifier=False, pixels=IMAGENET):
   """Loaded arrays by name, and the lines that tell of it."""
   lines = []
   params, batch_stats = adapt.load(
     path,
     **fresh(build(name, **fields), classes, channels),
     target=adapt.Target(
-      {"name": name, **fields}, [str(i) for i in range(classes)], needs_classifier
+      {"name": name, **fields}, [str(i) for i in range(classes)], needs_classifier, pixels
     ),
     log=lines.append,
   )
@@ -218,16 +222,25 @@ def test_keras_by_hand():
 
 
 @pytest.mark.parametrize(
-  ("name", "backbone", "fields", "classes"),
+  ("name", "backbone", "fields", "classes", "config"),
   [
-    ("resnet50_imagenet_keras.npz", "resnet", {"temporal": FLAT, "strided": "1x1"}, 1000),
-    ("i3d_rgb_kinetics400_flax.npz", "inception_i3d", {}, 400),
+    (
+      "resnet50_imagenet_keras.npz",
+      "resnet",
+      {"temporal": FLAT, "strided": "1x1"},
+      1000,
+      cars_mini.get_config(),
+    ),
+    ("i3d_rgb_kinetics400_flax.npz", "inception_i3d", {}, 400, ucf101_i3d.get_config()),
   ],
 )
-def test_real_weights_leave_nothing_out(name, backbone, fields, classes):
+def test_real_weights_leave_nothing_out(name, backbone, fields, classes, config):
   if not SHARED.is_dir():
     pytest.skip(f"no folder {SHARED}")
-  loaded, lines = load(SHARED / name, backbone, fields, classes, needs_classifier=True)
+  pixels = names.Pixels(config.model.pixel_mean, config.model.pixel_std)
+  loaded, lines = load(
+    SHARED / name, backbone, fields, classes, needs_classifier=True, pixels=pixels
+  )
   assert lines[-1] == f"  {len(loaded)} of {len(loaded)} arrays loaded"
   assert all(np.isfinite(value).all() for value in loaded.values())
   assert min((v.min() for n, v in loaded.items() if n.endswith("/var")), default=0) > 0
@@ -306,3 +319,50 @@ def test_nothing_in_a_file_is_executed(tmp_path, monkeypatch):
   with pytest.raises(UserError, match="^init_from: evil.pth: it is damaged or holds objects bes"):
     load(pathlib.Path("evil.pth"), "resnet", SMALL)
   assert not pathlib.Path("executed").exists()
+
+
+def test_every_source_knows_its_pixels(file, state, tmp_path):
+  """Numbers of torchvision's and TSM's transforms, Caffe's means of BGR, timm and I3D."""
+
+  def line(path, name, fields, pixels, classes=4):
+    lines = load(path, name, SMALL | fields, classes, pixels=names.Pixels(*pixels))[1]
+    return lines[0] if "trained with pixel" in lines[0] else None
+
+  shifted = _npz(tmp_path / "tsm.npz", mmaction2(state))
+  half = (0.5,), (0.5,)
+  for path, name in ((file, "resnet"), (shifted, "tsm_resnet")):
+    # mmaction2 gives them as bytes.
+    mean, std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+    same = tuple(tuple(x / 255 for x in values) for values in (mean, std))
+    assert line(path, name, {}, same) is None
+    assert line(path, name, {}, half).startswith(f"{path}: trained with pixel mean (0.485, 0.456,")
+    with pytest.raises(UserError, match="^init_from: .*not .0.5. and .0.5.; set model.pixel_mean="):
+      line(path, name, {}, half, classes=5)  # as many: the classifier comes along
+  families = {source.name: source.pixels for source in names.SOURCES}
+  assert families["timm resnetv2"] == families["Inception-I3D"] == half
+  caffe = families["Keras ResNet"]
+  blue_green_red = np.array([103.939, 116.779, 123.68])
+  video = np.random.default_rng(0).integers(0, 256, (2, 3, 3))
+  normalized = (video / 255 - caffe.mean) / caffe.std
+  np.testing.assert_allclose(normalized[..., ::-1], video[..., ::-1] - blue_green_red, atol=1e-9)
+
+
+def test_a_file_may_say_its_pixels(state, tmp_path):
+  path = tmp_path / "own.safetensors"
+  said = {"pixel_mean": "[0.1, 0.2, 0.3]", "pixel_std": "[0.5, 0.5, 0.5]"}
+  safetensors.numpy.save_file(state, path, metadata=said)
+  pixels = names.Pixels((0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
+  load(path, "resnet", SMALL, pixels=pixels, needs_classifier=True)
+  with pytest.raises(UserError, match="trained with pixel mean"):
+    load(path, "resnet", SMALL)
+
+
+def test_optical_flow_has_pixels_of_its_own(file, state, tmp_path):
+  flow = names.Pixels((128 / 255,), (0.226,))
+  lines = load(file, "resnet", SMALL, channels=10, pixels=flow)[1]
+  assert not any("pixel mean" in line for line in lines)
+  kernel = state["conv1.weight"]
+  ten = state | {"conv1.weight": np.repeat(kernel.mean(1, keepdims=True), 10, axis=1)}
+  path = _npz(tmp_path / "flow.npz", ten)
+  lines = load(path, "resnet", SMALL, channels=10, pixels=flow)[1]
+  assert "does not say which pixel mean" in lines[0]

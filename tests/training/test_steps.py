@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from benchmarks import step_cost
-from tests.small import CSM, NEIGHBOURS, NETWORK, PIXELS, STAGES, TEMPORAL, TX, batch
+from tests.small import CSM, NEIGHBOURS, NETWORK, PIXELS, STAGES, TEMPORAL, TX, batch, begin
 from u2s_jax import regularizer, state
 from u2s_jax.errors import UserError
 from u2s_jax.models.backbones import build
@@ -63,6 +63,45 @@ def test_only_the_named_groups_and_heads_learn(trained):
   without = train_step(stage)(first, example, 0.1, NEIGHBOURS)[1]
   for name in ("loss_universal", "loss_specific"):
     assert metrics[name] != without[name]
+
+
+def test_classifiers_have_rates_of_their_own(trained):
+  """SGD's rule written out: rate times factor on the classifier, the plain rate on all else."""
+  stage, first = STAGES[0], trained[1]["universal"][0]
+  example = {name: jnp.asarray(value) for name, value in batch(3).items()}
+  plain, _ = train_step(stage)(first, example, 0.1)
+  faster = dataclasses.replace(stage, classifier_rates=(5.0, 10.0))
+  last, _ = train_step(faster)(first, example, 0.1)
+  moved = [jax.tree.map(jnp.subtract, end.params, first.params) for end in (plain, last)]
+  for leaf, factor in (("kernel", 5), ("bias", 10)):
+    slow, fast = (
+      tree["universal"].pop("head")[leaf] if leaf == "bias" else tree["universal"]["head"][leaf]
+      for tree in moved
+    )
+    np.testing.assert_allclose(fast, factor * slow, rtol=1e-4, atol=1e-7)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), *moved)
+  # The momentum knows nothing of rates, as in PyTorch.
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+    plain.momentum,
+    last.momentum,
+  )
+
+
+def test_classifiers_begin_with_a_deviation_of_their_own():
+  def kernels(stage, previous=None):
+    params = begin(stage, previous).params
+    return {name: tree["head"]["kernel"] for name, tree in params.items() if "head" in tree}
+
+  narrow = dataclasses.replace(STAGES[0], classifier_deviation=0.001)
+  plain, small = kernels(STAGES[0])["universal"], kernels(narrow)["universal"]
+  assert plain.std() == pytest.approx(0.01, rel=0.3) and small.std() == pytest.approx(1e-3, rel=0.3)
+  # Of classifiers that begin in the stage: the universal one stays as it is.
+  one_pass = begin(STAGES[0])
+  later = dataclasses.replace(STAGES[1], init="random", classifier_deviation=0.0)
+  both = kernels(later, one_pass)
+  np.testing.assert_array_equal(both["universal"], plain)
+  assert not both["specific"].any()
 
 
 def test_a_part_that_is_not_there_is_named_with_those_that_are(trained):

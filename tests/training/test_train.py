@@ -52,7 +52,7 @@ def test_a_run_leaves_scores_summary_and_checkpoints(finished):
   assert set(writer.scalars) >= {3, 6, 9}  # three steps a stage, counted through
   assert "joint/validation_merged" in writer.scalars[9]
   assert len(list(workdir.glob("profile/**/perfetto_trace.json.gz"))) == 1
-  with pytest.raises(UserError, match="--best: .* see eval.keep_best"):
+  with pytest.raises(UserError, match="kept no best checkpoint; see eval.keep_best"):
     predict.load(Workdir(workdir), best=True)
 
 

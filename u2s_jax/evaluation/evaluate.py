@@ -81,7 +81,7 @@ def score(run: Run, state: TrainState, views: str, split: str) -> Scores:
     if not np.isfinite(values).all():
       raise UserError(
         f"split {split!r}: scores of the {name} network are not finite; stopped, the last good"
-        " checkpoint stays; take a lower learning rate in another --workdir"
+        " checkpoint stays; take a lower learning rate in another workdir"
       )
   return result
 
@@ -102,9 +102,46 @@ def final_evaluation(run: Run, state: TrainState) -> None:
     run, run.workdir, VALIDATION_SPLIT, state, one_pass_scores(run), final, replace=True
   )
   analyse(evaluation)
-  best = score_best(run)
+  more = score_further(evaluation)
   if jax.process_index() == 0:
-    write_results(evaluation, best)
+    write_results(evaluation, more)
+
+
+def score_further(evaluation: Evaluation) -> dict[str, Any]:
+  """Returns what a summary says besides `results.summarize`: `best` of the best checkpoint.
+
+  And, where labels select the masks, `results.PREDICTION_GUIDED`: accuracies without their help.
+  """
+  run = evaluation.run
+  more = {
+    "best": score_best(run) if evaluation.folder == run.workdir else None,
+    results.PREDICTION_GUIDED: score_guided(run, evaluation.state, evaluation.split),
+  }
+  return {name: value for name, value in more.items() if value is not None}
+
+
+def is_upper_bound(run: Run, state: TrainState) -> bool:
+  """Tells whether labels select the masks: accuracies are then upper bounds (Table III f)."""
+  return run.network.guide == "label" and "specific" in state.params
+
+
+def score_guided(run: Run, state: TrainState, split: str) -> dict[str, dict[str, float]] | None:
+  """Returns the fusions' accuracies with the masks of the predicted classes.
+
+  Args:
+    run: the run.
+    state: the networks.
+    split: of the data set.
+
+  Returns:
+    As `scores.fusions`; None where predictions select the run's own masks.
+  """
+  if not is_upper_bound(run, state):
+    return None
+  log("evaluating with the masks of the predicted classes, as a clip without a label has them")
+  network = dataclasses.replace(run.network, guide="prediction")
+  guided = dataclasses.replace(run, network=network)
+  return scores.fusions(score(guided, state, run.config.eval.views, split))
 
 
 def score_best(run: Run) -> dict[str, Any] | None:
@@ -116,7 +153,9 @@ def score_best(run: Run) -> dict[str, Any] | None:
   log(f"evaluating the best checkpoint, step {step}, views: {run.config.eval.views}")
   scored = score(run, state, run.config.eval.views, VALIDATION_SPLIT)
   accuracies = metrics.summarize(scored.merged, scored.labels)
-  return {"stage": STAGES[-1], "step": step, "chosen_on": VALIDATION_SPLIT, **accuracies}
+  guided = score_guided(run, state, VALIDATION_SPLIT)
+  guided = {} if guided is None else {results.PREDICTION_GUIDED: guided}
+  return {"stage": STAGES[-1], "step": step, "chosen_on": VALIDATION_SPLIT, **accuracies, **guided}
 
 
 def one_pass_scores(run: Run) -> Scores:
@@ -179,12 +218,12 @@ def evaluate_latest(
       log(f"this {what} is not that of the run's own results; writing to {folder.root}")
     _compare(evaluation)
     analyse(evaluation)
-    best = score_best(run) if folder == root else None
+    more = score_further(evaluation)
     if jax.process_index() == 0:
       path = folder.one_pass_scores(split)
       if evaluation.wants(path):
         scores.write(path, one_pass)
-      write_results(evaluation, best)
+      write_results(evaluation, more)
 
 
 def _is_own_data(run: Run, final: Scores, digest: str | None) -> bool:
@@ -284,12 +323,12 @@ def analyse(evaluation: Evaluation) -> None:
     workdir.write_npz(path, arrays)
 
 
-def write_results(evaluation: Evaluation, best: dict[str, Any] | None) -> None:
+def write_results(evaluation: Evaluation, more: dict[str, Any]) -> None:
   """Writes scores and, where all labels are known, accuracies; prints them; on host 0 alone.
 
   Args:
     evaluation: what was found.
-    best: of `score_best`.
+    more: of `score_further`.
   """
   run, folder, final = evaluation.run, evaluation.folder, evaluation.final
   path = folder.scores(evaluation.split)
@@ -309,9 +348,15 @@ def write_results(evaluation: Evaluation, best: dict[str, Any] | None) -> None:
     summary["training_clips"] = list(run.source.class_sizes)
   if run.source.digest:
     summary["data"] = {"name": run.source.name, "digest": run.source.digest}
+  guided, best = more.get(results.PREDICTION_GUIDED), more.get("best")
+  if guided:
+    summary["upper_bound"] = results.UPPER_BOUND
+    log(f"{results.UPPER_BOUND}:")
   log(results.fusions_table(summary["one_pass"], summary["predictions"]))
+  if guided:
+    log(f"with the masks of the predicted classes:\n{results.fusions_table(None, guided)}")
+  summary |= more
   if best:
-    summary["best"] = best
     log(f"best checkpoint, chosen on this split: step {best['step']}, top-1 {best['top1']:.2f} %")
   rows = results.per_class(evaluation.one_pass, final, csm.matrix)
   log(f"\n{results.per_class_table(rows)}")

@@ -15,6 +15,9 @@ from u2s_jax.evaluation.scores import FUSIONS, Scores, fusions
 MAX_TABLE, EXTREMES = 30, 10  # classes that a table shows; beyond that, at each end of the gains
 NAME_WIDTH = 40  # letters of a class name in a table
 
+UPPER_BOUND = "upper bounds, no results: the labels select the masks (csm.guide='label')"
+PREDICTION_GUIDED = "prediction_guided"  # in a summary: accuracies without a label's help
+
 Row = dict[str, Any]
 
 
@@ -46,7 +49,30 @@ def summarize(
 
 def merged(summary: dict[str, Any]) -> dict[str, float]:
   """Returns the accuracies of all predictions together, the last that `summarize` names."""
-  return list(summary["predictions"].values())[-1]
+  return last(summary["predictions"])
+
+
+def is_upper_bound(config: Mapping[str, Any]) -> bool:
+  """Tells whether labels select the masks in a run's evaluation (Table III f)."""
+  return config["csm"]["guide"] == "label" and not config["control"]
+
+
+def prediction_guided(summary: Mapping[str, Any]) -> dict[str, float] | None:
+  """Returns `merged` with the masks of the predicted classes, where labels select the run's own.
+
+  Args:
+    summary: of a run that is an upper bound, or what it says of the best checkpoint.
+
+  Returns:
+    None where they were not evaluated, as by earlier versions.
+  """
+  guided = summary.get(PREDICTION_GUIDED)
+  return guided and last(guided)
+
+
+def last(fusions: Mapping[str, dict[str, float]]) -> dict[str, float]:
+  """Returns the accuracies of all predictions together, of `scores.fusions`."""
+  return list(fusions.values())[-1]
 
 
 def average_confusing(matrix: Num[np.ndarray, "m m"]) -> float:

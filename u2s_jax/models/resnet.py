@@ -27,6 +27,7 @@ DEPTHS = {
   101: (True, (3, 4, 23, 3)),
   152: (True, (3, 8, 36, 3)),
 }
+HEAD_DEVIATION = 0.01  # of the initial kernel of classifiers
 STRIDED = ("3x3", "1x1")
 
 
@@ -254,7 +255,7 @@ class Branch(nn.Module):
 
 def head(num_classes: int) -> nn.Dense:
   """The classifier of every backbone."""
-  return nn.Dense(num_classes, kernel_init=nn.initializers.normal(0.01))
+  return nn.Dense(num_classes, kernel_init=nn.initializers.normal(HEAD_DEVIATION))
 
 
 def resnet(

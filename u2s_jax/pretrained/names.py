@@ -15,6 +15,18 @@ from u2s_jax.errors import UserError
 from u2s_jax.models.norm import EPSILON
 
 
+class Pixels(NamedTuple):
+  """Statistics that pixels are normalised with: (byte / 255 - mean) / std.
+
+  Attributes:
+    mean: of byte / 255, one value for all channels or one a channel, in the order of RGB.
+    std: likewise, positive.
+  """
+
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+
+
 class Source(NamedTuple):
   """How a family of weight files names and stores things.
 
@@ -24,6 +36,7 @@ class Source(NamedTuple):
     separator: between a module's name and its leaf's.
     prefix: pattern of what stands before the names.
     rules: (pattern of a whole module name, function of the match to our module's name).
+    pixels: statistics that its networks are trained with on RGB frames.
     epsilon: what its batch normalisation adds to the variance.
     bgr: whether its first convolution takes blue, green, red.
     preactivation: whether norms stand before their convolutions.
@@ -35,6 +48,7 @@ class Source(NamedTuple):
   separator: str
   prefix: str
   rules: tuple[tuple[str, Callable[[re.Match], str]], ...]
+  pixels: Pixels
   epsilon: float = 1e-5
   bgr: bool = False
   preactivation: bool = False
@@ -88,6 +102,10 @@ _MMACTION2 = (
 )
 _TORCHVISION_PREFIX = r"(module\.)?(base_model\.)?"
 _MMACTION2_PREFIX = r"(backbone\.|cls_head\.)?"
+_IMAGENET = Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mmaction2 has them times 255
+_SYMMETRIC = Pixels((0.5,), (0.5,))  # pixels in [-1, 1]; timm calls them Inception's
+# Bytes less Caffe's means, not divided. Theirs are of BGR: the first convolution is turned to RGB.
+_CAFFE = Pixels((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3)
 _SHIFTED = MappingProxyType({"name": "tsm_resnet", "strided": "3x3"})
 _UNSHIFTED = MappingProxyType({"strided": "3x3"})  # no name: they start a `tsm_resnet` as well
 SOURCES = (
@@ -97,6 +115,7 @@ SOURCES = (
     ".",
     _TORCHVISION_PREFIX,
     _RESNET,
+    _IMAGENET,
     demands=_UNSHIFTED,
   ),
   Source(
@@ -105,6 +124,7 @@ SOURCES = (
     ".",
     _TORCHVISION_PREFIX,
     _RESNET,
+    _IMAGENET,
     demands=_SHIFTED,
   ),
   Source(
@@ -113,6 +133,7 @@ SOURCES = (
     ".",
     _MMACTION2_PREFIX,
     _MMACTION2,
+    _IMAGENET,
     demands=_UNSHIFTED,
   ),
   Source(
@@ -121,6 +142,7 @@ SOURCES = (
     ".",
     _MMACTION2_PREFIX,
     _MMACTION2,
+    _IMAGENET,
     demands=_SHIFTED,
   ),
   Source(
@@ -136,6 +158,7 @@ SOURCES = (
       (r"norm", _to("norm")),
       (r"head\.fc", _to("head")),
     ),
+    _SYMMETRIC,
     preactivation=True,
   ),
   Source(
@@ -150,6 +173,7 @@ SOURCES = (
       (r"bn(\d)([a-z])_branch(1|2[abc])", _keras("norm")),
       (r"fc1000", _to("head")),
     ),
+    _CAFFE,
     epsilon=1e-3,
     bgr=True,
     demands=MappingProxyType({"strided": "1x1"}),
@@ -174,6 +198,7 @@ SOURCES = (
       ),
       (r"Logits/Conv3d_0c_1x1\|Conv_0", _to("head")),
     ),
+    _SYMMETRIC,
     epsilon=1e-3,
   ),
 )

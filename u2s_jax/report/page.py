@@ -111,14 +111,13 @@ def write(workdir: Path, compare: Sequence[Path] = (), control: Path | None = No
   run, *others = [read(folder) for folder in (workdir, *compare)]
   for folder, other in zip(compare, others, strict=True):
     if other.class_names != run.class_names:
-      raise UserError(f"--compare {folder}: its classes are not those of {workdir}")
+      raise UserError(
+        f"{folder}: classes differ from those of {workdir}; compare runs of one data set"
+      )
   runs = dict(
     zip(_unique([run.name, *(other.name for other in others)]), [run, *others], strict=True)
   )
-  said = headline(
-    run,
-    control and control_lib.accuracy(Workdir(control), run.final.class_names.tolist(), run.config),
-  )
+  said = headline(run, control and control_lib.read(Workdir(control), Workdir(workdir)))
   if missing := figures.missing_characters([*run.class_names, *runs]):
     log(
       f"report: no installed font has {missing[:20]}, so the figures show boxes; install a font for"
@@ -129,24 +128,30 @@ def write(workdir: Path, compare: Sequence[Path] = (), control: Path | None = No
   return Workdir(workdir).report / PAGE
 
 
-def headline(run: RunFiles, control: dict[str, float] | None) -> str:
+def headline(run: RunFiles, control: control_lib.Control | None) -> str:
   """Returns what the page says first: a gain is one over the control alone.
 
   Args:
     run: the page's.
-    control: accuracies of its control; None: there is none beside it.
+    control: its control; None: there is none beside it.
   """
-  one_pass, final = _one_pass(run), _merged(run)
+  one_pass, final, what = _one_pass(run), _merged(run), "all predictions merged"
+  bound = ""
+  if results.is_upper_bound(run.config):
+    bound = f" An upper bound, no result: {final['top1']:.2f} %, where the labels select the masks."
+    final = results.prediction_guided(run.summary)
+    what += ", masks of the predicted classes"
+  reached = f"{final['top1']:.2f} % ({what})" if final else f"not evaluated ({what})"
   said = (
-    f"Top-1 of {len(run.final.labels)} clips of {len(run.class_names)} classes:"
-    f" {final['top1']:.2f} % (all predictions merged); after stage 1 {one_pass['top1']:.2f} %."
+    f"Top-1 of {len(run.final.labels)} clips of {len(run.class_names)} classes: {reached};"
+    f" after stage 1 {one_pass['top1']:.2f} %.{bound}"
   )
   if control is None:
     return f"{said} {control_lib.NONE}"
-  return (
-    f"{said} The control, trained as long: {control['top1']:.2f} %, so U2S makes"
-    f" {final['top1'] - control['top1']:+.2f} points."
-  )
+  top1 = control.accuracies["top1"]
+  gain = f", so U2S makes {final['top1'] - top1:+.2f} points" if final else ""
+  rates = f" Its rates are others: {control.rates}." if control.rates else ""
+  return f"{said} The control, trained as long: {top1:.2f} %{gain}.{rates}"
 
 
 def _page(runs: dict[str, RunFiles], said: str, folder: pathlib.Path) -> str:
@@ -214,7 +219,10 @@ def _summary(runs: dict[str, RunFiles]) -> Section:
   ]
   columns.append(("Mean class (%)", True))
   section = Section("summary", "Accuracy")
-  section.tables.append(Table("Table I: every fusion of the predictions", columns, rows))
+  caption = "Table I: every fusion of the predictions"
+  if results.is_upper_bound(run.config):
+    caption += f"; {results.UPPER_BOUND}"
+  section.tables.append(Table(caption, columns, rows))
   count = run.summary["parameters"]
   section.texts.append(
     f"Parameters: {count['one_pass'] / 2**20:.2f} x 2^20 one-pass,"
@@ -224,6 +232,8 @@ def _summary(runs: dict[str, RunFiles]) -> Section:
     rows = []
     for name, other in runs.items():
       before, after = _one_pass(other), _merged(other)
+      if results.is_upper_bound(other.config):
+        name += " (upper bound)"
       rows.append(
         [name, before["top1"], after["top1"], after["top1"] - before["top1"], after["top5"]]
       )
@@ -476,7 +486,9 @@ def _weights(runs: dict[str, RunFiles], chart: Callable[..., Chart]) -> Section 
   section = Section("weights", "Weights of the mask network")
   section.figures.append(chart("fig7", caption, figure))
   if len(by_run) == 1:
-    section.texts.append("Beside a run without category regularization: --compare=<its workdir>.")
+    section.texts.append(
+      "Compare it with a run without category regularization to see what that does."
+    )
   return section
 
 

@@ -25,7 +25,7 @@ def text(trained: Trained, workdir: Workdir, control: Workdir | None = None) -> 
       there was none.
 
   Raises:
-    UserError: `control` is no finished control of the same classes.
+    UserError: `control` is no finished control of the run.
   """
   config, data = trained.config, trained.config.data
   shown = [f"- {_markdown(name)}" for name in trained.class_names[:CLASSES_SHOWN]]
@@ -86,14 +86,23 @@ def _accuracy(trained: Trained, workdir: Workdir, control: Workdir | None) -> li
   if not workdir.summary.exists():
     return ["The run is not finished: nothing is known."]
   summary = json.loads(workdir.summary.read_text())
-  rows = {
-    "one-pass (after stage 1)": summary["one_pass"],
-    "all predictions": summary["best"] if trained.best else results.merged(summary),
-  }
+  reached = summary["best"] if trained.best else results.merged(summary)
+  rows, notes = {"one-pass (after stage 1)": summary["one_pass"]}, []
+  if results.is_upper_bound(trained.config.to_dict()):
+    rows["upper bound, no result: the labels select the masks"] = reached
+    reached = results.prediction_guided(summary["best"] if trained.best else summary)
+    notes = ["", "The exported program selects the masks by its own prediction."]
+    if reached is None:
+      notes[-1] += (
+        " How well it does was not evaluated: evaluate the run with csm.guide='prediction'."
+      )
+  if reached is not None:
+    rows["all predictions"] = reached
   if control is not None:
-    rows["control (the one-pass model, trained as long)"] = control_lib.accuracy(
-      control, trained.class_names, trained.config.to_dict()
-    )
+    read = control_lib.read(control, workdir)
+    rows["control (the one-pass model, trained as long)"] = read.accuracies
+    if read.rates:
+      notes += ["", f"The control's rates are others: {read.rates}."]
   lines = [
     f"Percent of the validation split, views: {trained.config.eval.views}.",
     "",
@@ -104,6 +113,7 @@ def _accuracy(trained: Trained, workdir: Workdir, control: Workdir | None) -> li
       for name, row in rows.items()
     ),
   ]
+  lines += notes
   if trained.best:
     lines += ["", "They are of the step that did best on this very split: expect less elsewhere."]
   if control is None:

@@ -59,6 +59,12 @@ class Trained:
     """Returns (video) -> `inference.make_predict_step`'s, to be jitted."""
     return functools.partial(inference.make_predict_step(self.network), self.state)
 
+  def __reduce__(self):
+    # Networks hold functions, which do not pickle: they are built from the config again.
+    tree = {**self.variables, "csm": vars(self.state.csm)}
+    tree = jax.tree.map(np.asarray, tree)
+    return _trained, (self.config, self.class_names, self.stored, self.best, tree)
+
 
 def load(workdir: Workdir, best: bool = False) -> Trained:
   """Reads a run's newest checkpoint.
@@ -79,11 +85,21 @@ def load(workdir: Workdir, best: bool = False) -> Trained:
   kept = (BEST,) if best else STAGES
   newest = checkpoint.read_networks(workdir.checkpoints, kept) if config else None
   if config and best and not newest:
-    raise UserError(f"--best: {workdir.root} kept no best checkpoint, see eval.keep_best")
+    raise UserError(f"{workdir.root}: kept no best checkpoint; see eval.keep_best")
   if not newest:
-    raise UserError(f"--workdir {workdir.root}: no run that has trained; train first")
+    raise UserError(f"{workdir.root}: no run that has trained; train first")
   _, tree, record = newest
-  class_names = tuple(record["model"]["class_names"])
+  return _trained(config, tuple(record["model"]["class_names"]), record["stored"], best, tree)
+
+
+def _trained(
+  config: ml_collections.ConfigDict,
+  class_names: tuple[str, ...],
+  stored: dict[str, Any],
+  best: bool,
+  tree: dict[str, Any],
+) -> Trained:
+  """Makes networks and state of a checkpoint's tree: `params`, `batch_stats` and `csm`."""
   network = dataclasses.replace(
     settings.build_network(config, len(class_names)), guide="prediction"
   )
@@ -92,7 +108,7 @@ def load(workdir: Workdir, best: bool = False) -> Trained:
     step=0, momentum=(), csm=csm, params=tree["params"], batch_stats=tree["batch_stats"]
   )
   state = jax.tree.map(jnp.asarray, state)
-  return Trained(config, class_names, record["stored"], network, state, best)
+  return Trained(config, class_names, stored, network, state, best)
 
 
 @dataclasses.dataclass(frozen=True)

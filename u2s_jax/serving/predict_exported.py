@@ -1,11 +1,13 @@
-"""Scores clips with an exported model; needs jax and numpy alone.
+"""Scores clips with an exported model; needs jax, numpy and flatbuffers alone.
 
+  pip install jax flatbuffers
   python predict_exported.py clips.npy
 
-`clips.npy`: uint8 (n, t, h, w, c), as `model.json` beside this file says under "clip": frames
+`clips.npy`: uint8 (n, t, h, w, c), as `model.json` next to this file says under "clip": frames
 from the middles of equal parts of the video, the short edge resized, the centre cropped.
 """
 
+import importlib.util
 import json
 import pathlib
 import sys
@@ -16,14 +18,24 @@ from jax import export
 
 
 def load(folder: pathlib.Path):
-  """The model as a function of clips, and its class names."""
+  """Returns the model as a function of clips, and its class names.
+
+  Raises:
+    ImportError: flatbuffers is missing, which `jax.export` reads programs with and jax does not
+      install.
+  """
+  if importlib.util.find_spec("flatbuffers") is None:
+    raise ImportError("flatbuffers: not installed; run `pip install flatbuffers`")
   facts = json.loads((folder / "model.json").read_text())
   program = export.deserialize(bytearray((folder / "model.jax").read_bytes()))
   return jax.jit(program.call), facts["class_names"]
 
 
 def main() -> None:
-  call, class_names = load(pathlib.Path(__file__).parent)
+  try:
+    call, class_names = load(pathlib.Path(__file__).parent)
+  except ImportError as error:
+    sys.exit(f"error: {error}")
   outputs = call(np.load(sys.argv[1]))
   predictions = [np.asarray(outputs[key]) for key in outputs if key != "mask"]
   for i, scores in enumerate(np.mean(predictions, axis=0)):

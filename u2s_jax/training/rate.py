@@ -16,7 +16,7 @@ class Plateau:
 
   Attributes:
     best: lowest error seen, a fraction.
-    waited: epochs since then.
+    waited: validations since then.
     decays: times the learning rate fell.
   """
 
@@ -25,7 +25,7 @@ class Plateau:
   decays: int = 0
 
   def update(self, error: float, patience: int) -> None:
-    """Takes an epoch's validation error; after `patience` epochs without a new low it decays."""
+    """Takes a validation error; after `patience` of them without a new low it decays."""
     if error < self.best:
       self.best, self.waited = error, 0
       return
@@ -73,4 +73,5 @@ def record(
     "total_steps": run.total_steps(stage),
     "stored": dict(run.source.stored),
     "data_digest": run.source.digest,
+    "pixels": [run.network.pixel_mean, run.network.pixel_std],
   }

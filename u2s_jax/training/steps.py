@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Integer
 from u2s_jax import devices, losses, regularizer
 from u2s_jax.models.network import Network
 from u2s_jax.stages import STAGES, Stage
-from u2s_jax.state import TrainState, learning, with_learned
+from u2s_jax.state import TrainState, learning, scale_classifiers, with_learned
 
 Batch = dict[str, Array]
 Neighbours = Integer[ArrayLike, "m k"]
@@ -93,6 +93,7 @@ def make_train_step(
       key = jax.random.fold_in(key, state.step)
     grads, (batch_stats, metrics) = gradients(trained, state, batch, neighbours, key)
     direction, momentum = tx.update(grads, state.momentum, trained)
+    direction = scale_classifiers(direction, stage.classifier_rates)
     trained = jax.tree.map(lambda p, d: p - learning_rate * d, trained, direction)
     metrics["grad_norm"] = optax.tree.norm(grads)
     metrics["parameter_norm"] = optax.tree.norm(trained)  # the meter reads it before a save

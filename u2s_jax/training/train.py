@@ -74,7 +74,7 @@ def train(
     for index in range(max(done, 0), len(run.stages)):
       stage = run.stages[index]
       if index > done:
-        state, record = start.begin_stage(run, stage, state)
+        state, record = start.begin_stage(run, stage, state, record)
         if latest is None and index == 0:
           _check_first_checkpoint(run, stage)
       with interruption.deferred():
@@ -96,7 +96,7 @@ def _check_first_checkpoint(run: Run, stage: Stage) -> None:
   except DamagedError as error:
     raise UserError(
       f"{run.workdir.checkpoints}: the first checkpoint cannot be read back ({error}); choose a"
-      " --workdir on another disk"
+      " workdir on another disk"
     ) from error
 
 
@@ -106,7 +106,7 @@ def _check_same_data(run: Run, record: dict[str, Any]) -> None:
   if known and now and known != now:
     raise UserError(
       f"{run.workdir.root}: this run began with another data set (digest {known}) than data.dir"
-      f" holds now ({run.source.name}, {now}); restore data.dir or choose another --workdir"
+      f" holds now ({run.source.name}, {now}); restore data.dir or choose another workdir"
     )
 
 
@@ -185,7 +185,7 @@ def run_stage(
       # Orbax would begin a new folder. Of host 0: others' views of a shared one may be old.
       if jax.process_index() == 0 and not run.workdir.config.exists():
         raise UserError(f"{run.workdir.config}: gone while the run was training; it ends here")
-      beside = rate_lib.record(run, stage, plateau, best, validated=not due)
+      beside = record | rate_lib.record(run, stage, plateau, best, validated=not due)
       run.checkpoints.save(stage.name, step, state, beside)
     if ends:
       raise interruption.Interrupted(f"saved at stage {stage.name}, step {step}")
@@ -281,5 +281,6 @@ def validation_accuracies(run: Run, state: TrainState) -> dict[str, float]:
   accuracies = {
     name: 100 * metrics.top_k_accuracy(values, scores.labels, 1) for name, values in by_name.items()
   }
-  log("  validation top-1: " + "  ".join(f"{k} {v:.1f} %" for k, v in accuracies.items()))
+  bound = " (upper bounds: labels select the masks)" if evaluate.is_upper_bound(run, state) else ""
+  log("  validation top-1: " + "  ".join(f"{k} {v:.1f} %" for k, v in accuracies.items()) + bound)
   return accuracies

@@ -1,0 +1,3 @@
+"""The version of the package, which an export keeps."""
+
+__version__ = "0.1.0"
