@@ -137,9 +137,8 @@ def get_config() -> ml_collections.ConfigDict:
   # without it.
   config.csm.target_accuracy = 0.9
   config.csm.distance = "cosine"  # f_dist of Eq. 2: 'cosine' or 'euclidean'
-  config.csm.n = (
-    0  # others that a class is confused with, on average (Fig. 8); 0: by target_accuracy
-  )
+  # Other classes that a class is confused with, on average (Fig. 8); 0: target_accuracy decides.
+  config.csm.n = 0
   # Masks that are combined: of the 'confusing' classes (paper), the 'own' one alone (Table III b),
   # or all, weighed by similarity: 'soft' (Table III c).
   config.csm.selection = "confusing"
