@@ -168,13 +168,15 @@ def analyse(
     batches = run.source.eval_batches(split, "center")
     return analysis.collect(step, state, batches, classes=pairs.ravel().tolist(), **ids)
 
-  examples = analysis.choose_examples(pairs, one_pass, final)
+  examples = {
+    name: analysis.shown_classes(label, pairs, similarity)
+    for name, label in analysis.choose_examples(pairs, one_pass, final).items()
+  }
   mistakes = final.ids[results.confident_mistakes(final, analysis.MISTAKES)]
   arrays = analysis.gather(
     collect(run.restore_one_pass()),
     collect(state, examples=examples, stills=mistakes.tolist()),
     pairs,
-    similarity,
     state,
     run.source.class_names,
   )
