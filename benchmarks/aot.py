@@ -147,6 +147,7 @@ def build(row: Row) -> tuple[Callable, tuple, jax.sharding.Mesh]:
     step, batch = inference.make_sparsity_step(network), clips(1)
   elif row.name == "analysis":
     step, batch = inference.make_analysis_step(network), clips(1)
+    return jax.jit(step, out_shardings=(replicated, split)), (state, batch), mesh
   else:
     step, batch = inference.make_predict_step(network), clips()["video"]
   return jax.jit(step, out_shardings=replicated), (state, batch), mesh

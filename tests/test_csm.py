@@ -61,12 +61,23 @@ def test_channel_sparsity_of_an_image():
 # Sums over the data set
 
 
+def _summed(features, labels, valid, num_classes, sums=None):
+  """Zero responses and samples of each class after one more batch."""
+  zeros, samples = sums or (None, None)
+  batch = np.asarray(labels), np.asarray(valid).astype(bool), num_classes
+  ones = np.ones(len(features), np.int32)
+  return (
+    csm.add_by_class(zeros, csm.zero_counts(jnp.asarray(features)), *batch),
+    csm.add_by_class(samples, ones, *batch),
+  )
+
+
 def test_zero_counts_against_loops():
   rng = np.random.default_rng(1)
   features = _features(rng, 6)
   labels = np.array([2, 0, 2, 3, 0, 2])
   valid = np.array([True, True, True, True, False, True])
-  zeros, counts = csm.zero_counts(jnp.asarray(features), jnp.asarray(labels), jnp.asarray(valid), 4)
+  zeros, counts = _summed(features, labels, valid, 4)
   expected = np.zeros((4, 5), int)
   for video, label, real in zip(features, labels, valid, strict=True):
     if real:
@@ -74,13 +85,13 @@ def test_zero_counts_against_loops():
         expected[label, c] += sum(value == 0 for value in video[..., c].ravel())
   np.testing.assert_array_equal(zeros, expected)
   np.testing.assert_array_equal(counts, [1, 0, 3, 1])
-  assert zeros.dtype == counts.dtype == jnp.int32
+  assert zeros.dtype == counts.dtype == np.int64
 
 
-def test_zero_counts_leaves_padding_out_whatever_it_holds():
-  features = jnp.zeros((3, 1, 1, 1, 2)).at[2].set(jnp.nan)
-  for valid in (jnp.array([True, False, False]), jnp.array([1.0, 0, 0]), jnp.array([1, 0, 0])):
-    zeros, counts = csm.zero_counts(features, jnp.array([1, 1, -1]), valid, 2)
+def test_padding_and_unknown_labels_are_left_out_whatever_they_hold():
+  features = jnp.zeros((4, 1, 1, 1, 2)).at[2].set(jnp.nan)
+  for valid in ([True, False, True, True], [1.0, 0, 1, 1], [1, 0, 1, 1]):
+    zeros, counts = _summed(features, [1, 1, -1, 2], valid, 2)
     np.testing.assert_array_equal(zeros, [[0, 0], [1, 1]])
     np.testing.assert_array_equal(counts, [0, 1])
 
@@ -89,18 +100,33 @@ def test_zero_counts_is_exact_where_float32_is_not():
   # All but one of 2**24 + 2 responses are zero: float32 has no 2**24 + 1.
   frames = (2**24 + 2) // 6
   features = jnp.zeros((6, frames, 1, 1, 1), jnp.bfloat16).at[0, 0].set(1)
-  zeros, _ = csm.zero_counts(features, jnp.zeros(6, jnp.int32), jnp.ones(6, bool), 1)
-  assert int(zeros[0, 0]) == 6 * frames - 1
+  zeros, _ = _summed(features, np.zeros(6, int), np.ones(6, bool), 1)
+  assert zeros[0, 0] == 6 * frames - 1
   assert int(np.float32(6 * frames - 1)) != 6 * frames - 1
+
+
+@pytest.mark.parametrize("count", [2**31 - 1, 2**30, 18 * 7 * 7])
+def test_sums_do_not_wrap(count):
+  # At 18 x 7 x 7 responses a clip, int32 wraps after 2.4 million clips of a class.
+  clips, total = 2**32 // count + 3, 0
+  sums, values = None, np.full((1000, 1), count, np.int32)
+  labels, valid = np.zeros(1000, int), np.ones(1000, bool)
+  for start in range(0, min(clips, 9000), 1000):
+    sums = csm.add_by_class(sums, values, labels, valid, 2)
+    total += 1000 * count
+    assert sums.tolist() == [[total], [0]], start
+  sums[0] = total = clips * count  # as after the clips before
+  sums = csm.add_by_class(sums, values[:1], labels[:1], valid[:1], 2)
+  assert sums.tolist() == [[total + count], [0]] and total > 2**32
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_zero_counts_is_the_same_on_every_number_of_devices_and_in_any_batches(dtype):
   rng = np.random.default_rng(2)
   features = jnp.asarray(_features(rng, 16), dtype)
-  labels, valid = jnp.asarray(rng.integers(0, 3, 16)), jnp.asarray(rng.random(16) < 0.8)
-  function = jax.jit(csm.zero_counts, static_argnums=3)
-  expected = csm.zero_counts(features, labels, valid, 3)
+  labels, valid = rng.integers(0, 3, 16), rng.random(16) < 0.8
+  function = jax.jit(csm.zero_counts)
+  expected = csm.zero_counts(features)
 
   devices = math.gcd(16, len(jax.devices()))
   mesh = jax.make_mesh(
@@ -110,20 +136,19 @@ def test_zero_counts_is_the_same_on_every_number_of_devices_and_in_any_batches(d
     devices=jax.devices()[:devices],
   )
   sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-  sharded = jax.device_put((features, labels, valid), sharding)
-  for got, want in zip(function(*sharded, 3), expected, strict=True):
-    np.testing.assert_array_equal(got, want)
+  np.testing.assert_array_equal(function(jax.device_put(features, sharding)), expected)
 
-  order = rng.permutation(16)
-  parts = [function(features[k], labels[k], valid[k], 3) for k in np.split(order, [3, 4, 11])]
-  for got, want in zip(jax.tree.map(lambda *x: sum(x), *parts), expected, strict=True):
+  order, sums = rng.permutation(16), None
+  for k in np.split(order, [3, 4, 11]):
+    sums = _summed(features[k], labels[k], valid[k], 3, sums)
+  for got, want in zip(sums, _summed(features, labels, valid, 3), strict=True):
     np.testing.assert_array_equal(got, want)
 
 
 def test_class_sparsity_is_the_mean_of_channel_sparsity():
   features = _features(np.random.default_rng(3), 5)
   labels = np.array([1, 0, 1, 1, 0])
-  zeros, counts = csm.zero_counts(jnp.asarray(features), jnp.asarray(labels), jnp.ones(5, bool), 2)
+  zeros, counts = _summed(features, labels, np.ones(5, bool), 2)
   sparsity = csm.class_sparsity(np.asarray(zeros, np.float64) / 24, counts)
   single = np.asarray(csm.channel_sparsity(jnp.asarray(features)))
   np.testing.assert_allclose(sparsity[0], single[[1, 4]].mean(0), rtol=1e-6)

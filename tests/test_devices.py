@@ -1,7 +1,10 @@
 """Batches that devices divide, compile options, and the cache of compiled programs."""
 
+import re
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from u2s_jax import devices
@@ -31,6 +34,21 @@ def test_a_batch_that_its_parts_do_not_divide():
   devices.check_batch_size("batch_size", 32, 2)
   with pytest.raises(UserError, match=r"8 devices times accumulate_steps \(3\); the nearest is 24"):
     devices.check_batch_size("batch_size", 32, 3)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, jnp.bfloat16])
+def test_one_row_alone_leaves_its_device(dtype):
+  mesh = devices.data_mesh()
+  values = np.random.default_rng(0).integers(0, 256, (16, 3, 5)).astype(dtype)
+  array = devices.global_batch({"a": values}, mesh)["a"]
+  for row in (0, 7, 15):
+    got = devices.read_row(array, row)
+    assert got.dtype == dtype
+    np.testing.assert_array_equal(got, values[row])
+  row = jax.ShapeDtypeStruct((), jnp.int32, sharding=devices.replicated(mesh))
+  program = devices._row_program().lower(array, row).compile().as_text()
+  assert re.search(r"\[1,3,5\]\S* all-reduce", program), "where XLA exchanges the row"
+  assert not re.search(r"\[(16|2),3,5\]\S* all-", program)
 
 
 def test_the_options_keep_convolutions_out_of_the_new_kernels():

@@ -769,6 +769,10 @@ def test_two_processes_train_and_checkpoint_together(
   )
   np.testing.assert_array_equal(got["ids"], expected["ids"])
   np.testing.assert_allclose(got["universal"], expected["universal"], atol=1e-4)
+  # The clips shown in the report lie on either process; process 0 has written all of them.
+  shown = np.load(tmp_path / "analysis/validation.npz")
+  assert len(shown["example_id"]) == len(set(shown["pairs"].ravel())) == len(shown["class_masks"])
+  assert all(np.ptp(shown[name].astype(float)) > 0 for name in ("video", "mask", "class_masks"))
   # Their checkpoints serve one process as well.
   arguments = command(tmp_path, *data, "--mode=eval")[2:]
   assert call(*arguments, monkeypatch=monkeypatch)[1] == 0

@@ -1,12 +1,12 @@
 """The category similarity matrix (CSM): which classes a trained network confuses (section III.A).
 
-`zero_counts` runs on the device, in the one pass that measures sparsity, and `selection` in every
-forward pass; `channel_sparsity` is Eq. 1 for one batch. The others run once, on the host, in NumPy
-float64: they take NumPy or JAX arrays and return NumPy arrays.
+`zero_counts` runs on the device, in the pass that measures sparsity, and `selection` in every
+forward pass; `channel_sparsity` is Eq. 1 by itself. The others run on the host, in NumPy:
+`add_by_class` for every batch of that pass, the rest once, in float64.
 
 The whole chain, for batches of features after the last ReLU:
 
-  zeros, samples = sums over the batches of zero_counts(features, labels, valid, num_classes)
+  zeros, samples = add_by_class of zero_counts(features), and of ones, over the batches
   sparsity = class_sparsity(zeros, samples * T * H * W)
   similarity = similarity_matrix(sparsity)
   alpha = threshold(similarity, confusing_count(top_n_accuracy, target))
@@ -16,11 +16,10 @@ The whole chain, for batches of features after the last ReLU:
 from numbers import Real
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Integer, Num, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Integer, Num, PyTree
 
 DISTANCES = ("cosine", "euclidean")
 SELECTIONS = ("confusing", "own", "soft")
@@ -78,46 +77,60 @@ def channel_sparsity(features: Float[Array, "n t h w c"]) -> Float[Array, "n c"]
     >>> channel_sparsity(features).tolist()
     [[0.5]]
   """
-  return _zeros(features) / np.float32(np.prod(features.shape[1:4]))
+  return zero_counts(features) / np.float32(np.prod(features.shape[1:4]))
 
 
-def zero_counts(
-  features: Float[Array, "n t h w c"],
-  labels: Integer[Array, " n"],
-  valid: Shaped[Array, " n"],
-  num_classes: int,
-) -> tuple[Integer[Array, "{num_classes} c"], Integer[Array, " {num_classes}"]]:
-  """Zero responses and samples of each class in one batch: what Eq. 1's class means are made of.
-
-  All integers, so sums over batches are the same bits for any order and number of devices and
-  hosts. Add them up on the device. int32 holds 2**31 / (T * H * W) samples of one class.
+def zero_counts(features: Float[Array, "n t h w c"]) -> Integer[Array, "n c"]:
+  """Zero responses of each clip and channel: what Eq. 1's class means are made of.
 
   Args:
-    features: Responses after a ReLU, `(N, T, H, W, C)`; N may be sharded over Auto mesh axes.
-    labels: `(N,)` class indices; a sample whose label is outside [0, num_classes) is not counted.
-    valid: `(N,)` bool or number, false (0) for the samples that only pad the batch.
-    num_classes: M, static under `jit`.
+    features: Responses after a ReLU, of any float type, `(N, T, H, W, C)`.
 
   Returns:
-    `(M, C)` int32, the zero responses over samples, frames and positions, each entry at most
-    `samples * T * H * W`, and `(M,)` int32, the samples.
+    `(N, C)` int32, at most T * H * W, which must be below 2**31.
 
   Example:
-    >>> features = jnp.array([[0.0, 1.0], [0.0, 0.0]]).reshape(2, 1, 1, 1, 2)
-    >>> labels, valid = jnp.array([1, 1]), jnp.array([True, True])
-    >>> zeros, samples = zero_counts(features, labels, valid, 2)
-    >>> zeros.tolist(), samples.tolist()
-    ([[0, 0], [2, 1]], [0, 2])
+    >>> zero_counts(jnp.array([0.0, 2.0, 0.0, 3.0]).reshape(1, 1, 2, 2, 1)).tolist()
+    [[2]]
   """
-  one_hot = jax.nn.one_hot(labels, num_classes, dtype=jnp.int32)
-  one_hot = one_hot * valid.astype(bool).astype(jnp.int32)[:, None]
-  # An integer product: in float32 the matrix units of GPUs and TPUs would round the counts.
-  return jnp.einsum("nm,nc->mc", one_hot, _zeros(features)), one_hot.sum(0, dtype=jnp.int32)
-
-
-def _zeros(features):
   # XLA fuses comparison and reduction, so no integer copy of the features is ever stored.
   return jnp.sum(features == 0, axis=(1, 2, 3), dtype=jnp.int32)
+
+
+def add_by_class(
+  sums: Integer[np.ndarray, "m ..."] | None,
+  values: Integer[ArrayLike, "n ..."],
+  labels: Integer[np.ndarray, " n"],
+  valid: Bool[np.ndarray, " n"],
+  num_classes: int,
+) -> Integer[np.ndarray, "m ..."]:
+  """Adds integers of each clip to the sum of its class, on the host.
+
+  int64: exact for any order of batches and any number of clips, devices and hosts. On a device,
+  where JAX computes in int32, a sum of zero responses would wrap after 2**31 / (T * H * W) clips of
+  a class, 2.4 million at the paper's size.
+
+  Args:
+    sums: What the last call returned, which is changed in place; None: begin with 0.
+    values: Of a batch, such as `zero_counts`.
+    labels: Class indices; a clip whose label is outside [0, num_classes) is not counted.
+    valid: False for the clips that only pad the batch.
+    num_classes: M.
+
+  Returns:
+    The sums, int64.
+
+  Example:
+    >>> labels, valid = np.array([1, 1, 0]), np.array([True, True, False])
+    >>> add_by_class(None, np.array([[1, 0], [2, 1], [5, 5]]), labels, valid, 2).tolist()
+    [[0, 0], [3, 1]]
+  """
+  values = np.asarray(values)
+  if sums is None:
+    sums = np.zeros((num_classes, *values.shape[1:]), np.int64)
+  counted = valid & (labels >= 0) & (labels < num_classes)
+  np.add.at(sums, labels[counted], values[counted])
+  return sums
 
 
 def class_sparsity(

@@ -4,12 +4,16 @@ One mesh axis, `data`: batches are split over it, everything else is replicated.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
+from jaxtyping import Array, Shaped
 from orbax.checkpoint import multihost
 
 from u2s_jax.errors import UserError
@@ -115,6 +119,25 @@ def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     for key, value in batch.items()
     if value.dtype.kind not in "SUO"
   }
+
+
+def take_row(array: Shaped[Array, "n ..."], row: ArrayLike) -> Shaped[Array, "..."]:
+  """Returns one row of an array whose rows are split over the devices, under `jit`.
+
+  Only that row leaves its device: XLA partitions a gather by a vector of indices, while for a plain
+  index it gathers the whole array first.
+  """
+  return jnp.take(array, jnp.asarray(row)[None], axis=0, mode="clip")[0]
+
+
+def read_row(array: Shaped[Array, "n ..."], row: int) -> Shaped[np.ndarray, "..."]:
+  """Returns one row of an array whose rows are split over the devices; on all hosts."""
+  return np.asarray(_row_program()(array, np.int32(row)))
+
+
+@functools.cache
+def _row_program() -> Callable[..., Array]:
+  return jax.jit(take_row, out_shardings=replicated(data_mesh()))
 
 
 @functools.cache

@@ -48,7 +48,7 @@ def test_a_clip_that_u2s_corrects_is_shown_first():
   final = scores_of(label, [right[0], wrong[0], right[0], right[1], wrong[1], right[0]])
   pairs = np.array([[0, 1], [1, 2]], np.int32)
   # Corrected; right before and after; never right.
-  assert analysis.choose_examples(pairs, one_pass, final) == ["v2", "v3", "v5"]
+  assert analysis.choose_examples(pairs, one_pass, final) == {"v2": 0, "v3": 1, "v5": 2}
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,31 @@
 """What the device does at an evaluation: views, masks, sparsity, and every clip once."""
 
 import dataclasses
+import math
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.small import CLASSES, CSM, MODEL, NEIGHBOURS, NETWORK, PIXELS, STAGES, TX, batch
+from tests.small import (
+  CLASSES,
+  CSM,
+  FRAMES,
+  MODEL,
+  NEIGHBOURS,
+  NETWORK,
+  PIXELS,
+  SIZE,
+  STAGES,
+  TX,
+  batch,
+)
 from u2s_jax import csm, devices, regularizer, state
 from u2s_jax.errors import UserError
 from u2s_jax.evaluation import inference, scores
-from u2s_jax.models.network import normalize
+from u2s_jax.models.network import Network, normalize
 from u2s_jax.models.u2s import U2S
 from u2s_jax.training import steps
 
@@ -66,6 +80,76 @@ def test_the_device_has_its_next_batch_before_the_last_one_is_read():
   assert counts == [2, 2]
 
 
+@dataclasses.dataclass
+class Queued:
+  """A result that its device has not computed; counts those of a pass."""
+
+  waiting: list
+
+  def __post_init__(self):
+    self.waiting.append(self)
+
+  def block_until_ready(self):
+    if self in self.waiting:
+      del self.waiting[: self.waiting.index(self) + 1]
+    return self
+
+  def __eq__(self, other):
+    return self is other
+
+
+def test_no_pass_queues_more_than_two_batches():
+  waiting, most = [], 0
+
+  def step(current, batch):
+    nonlocal most
+    result = Queued(waiting)
+    most = max(most, len(waiting))
+    return {"n": result}
+
+  twenty = [batch for _ in range(10) for batch in batches()]
+  # Whoever takes the results reads none of them.
+  assert len(list(inference.pass_over(step, STATE, twenty))) == 20
+  assert most == 2
+
+
+def test_clips_stay_on_their_devices_in_the_pass_for_the_report(trained):
+  mesh, current = devices.data_mesh(), trained[1]["joint"][2]
+  current = jax.device_put(current, devices.replicated(mesh))
+  example = batch(5, size=16)
+  example |= {"video": example["video"][:, None], "id": inference.id_codes([b"a"] * 16)}
+  example = devices.global_batch(example, mesh)
+  step = inference.analysis_step(NETWORK)
+  program = step.lower(current, example).compile().as_text()
+  moved = {
+    name: math.prod(map(int, shape.split(",")))
+    for name, shape in re.findall(r"(\S+) = \w+\[([\d,]+)\]\S* all-", program)
+  }
+  results, clips = step(current, example)
+  # Only what is read of every clip, whole: not its frames, not its features.
+  assert moved and max(moved.values()) == 16 * inference.ID_BYTES, moved
+  assert all(len(value.sharding.device_set) == 8 for value in clips.values())
+  assert not any(value.is_fully_replicated for value in clips.values())
+  assert all(value.is_fully_replicated for value in results.values())
+  kernel = current.params["mask"]["kernel"]
+  expected = np.asarray(clips["features"]) @ np.asarray(kernel)
+  for row, classes in ((0, [2]), (9, [3, 1]), (15, [0, 1, 2, 3])):
+    masks = inference.row_masks(clips["features"], row, kernel, np.array(classes))
+    np.testing.assert_allclose(masks, expected[row][..., classes], atol=1e-5)
+
+
+def test_no_mask_of_every_class_is_computed_for_the_report():
+  model = U2S(10_007, MODEL.backbone)
+  shape = (1, FRAMES, SIZE, SIZE, 3)
+  current = state.chain(model, STAGES, TX, shape)[-1]
+  step = inference.make_analysis_step(Network(model, **PIXELS))
+  example = jax.tree.map(jnp.asarray, batch(5, size=2))
+  jaxpr = jax.make_jaxpr(step)(current, example | {"video": example["video"][:, None]})
+  arrays = re.findall(r"\w+\[([\d,]+)\]", str(jaxpr))
+  classwise = {tuple(map(int, a.split(","))) for a in arrays if "10007" in a.split(",")}
+  assert classwise and all(len(shape) <= 2 for shape in classwise), classwise
+
+
 def test_too_long_an_id_is_an_error():
   long = [{**batch, "id": np.array([b"x" * 257] * 8, object)} for batch in batches()]
   with pytest.raises(UserError, match="^id x{257}: longer than 256 bytes; rename it$"):
@@ -80,9 +164,9 @@ def sparsity_of(current, count):
   example = batch(0)
   example["video"] = example["video"][:, None]
   example["valid"][3:5] = False
-  return jax.device_get(
-    step(jax.device_put(current, placement), devices.global_batch(example, mesh))
-  )
+  counted = step(jax.device_put(current, placement), devices.global_batch(example, mesh))
+  clips = example["label"], example["valid"], CLASSES
+  return {name: csm.add_by_class(None, values, *clips) for name, values in counted.items()}
 
 
 AUTO = (jax.sharding.AxisType.Auto,)

@@ -3,12 +3,16 @@
 Written beside the scores as `<workdir>/analysis/<split>.npz`; the report reads it, never the model.
 """
 
-from collections.abc import Iterable, Sequence
+import collections
+import types
+from collections.abc import Iterable, Mapping, Sequence
 
+import jax
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Array, Float, Integer
 
 from u2s_jax import csm as csm_lib
+from u2s_jax import devices
 from u2s_jax.csm import CategorySimilarity
 from u2s_jax.evaluation import inference
 from u2s_jax.evaluation.scores import Scores
@@ -20,12 +24,12 @@ OTHERS = 3  # classes outside the pair whose masks of an example are kept, as in
 
 
 def collect(
-  step: inference.Step,
+  step: inference.AnalysisStep,
   state: TrainState,
   batches: Iterable[dict[str, np.ndarray]],
   *,
   classes: Sequence[int],
-  examples: Sequence[str] = (),
+  examples: Mapping[str, Integer[np.ndarray, " k"]] = types.MappingProxyType({}),
   stills: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
   """Passes once over a split.
@@ -35,48 +39,62 @@ def collect(
     state: the networks.
     batches: of this host, the centre view alone: see `run.Source`.
     classes: whose clips' pooled features are kept, of the first 200 clips each.
-    examples: ids of clips whose frames and masks are kept.
+    examples: by ids of clips whose frames and masks are kept, the classes of these masks, equally
+      many for each clip: see `shown_classes`.
     stills: ids of clips whose middle frame is kept.
 
   Returns:
     For each network, 'universal' and behind stage 1 'specific', the class sparsity of Eq. 1
     `sparsity_*` (m, c), NaN for a class without a clip, and `pooled_*` (k, c) of the kept clips,
     whose `label` is (k,). Of the examples, where there are any: `example_id`, `example_label`,
-    `predicted` (e,), `video` (e, t, h, w, c) uint8, and with a mask network `mask` (e, t', h', w')
-    and `masks` (e, t', h', w', m). Of the stills, where there are any: `mistake_id`,
-    `mistake_still` (s, h, w, c) uint8.
+    `predicted` (e,), `video` (e, t, h, w, c) uint8, and with a mask network `mask` (e, t', h', w'),
+    `mask_classes` (e, k) and `class_masks` (e, t', h', w', k). Of the stills, where there are any:
+    `mistake_id`, `mistake_still` (s, h, w, c) uint8.
   """
-  sums, kept, shown, frames, room = {}, [], [], [], dict.fromkeys(classes, CLIPS)
-  for results in inference.pass_over(step, state, batches):
-    ids = inference.read_id_codes(np.asarray(results["id"]))
-    labels, valid = (np.asarray(results[name]) for name in ("label", "valid"))
+  num_classes = len(state.csm.matrix)
+  sums, parts, room = {}, collections.defaultdict(list), dict.fromkeys(classes, CLIPS)
+  for results, clips in inference.pass_over(step, state, batches):
+    results = jax.device_get(results)
+    ids = inference.read_id_codes(results["id"])
+    labels, valid = results["label"], results["valid"].astype(bool)
     for name in [name for name in results if name.startswith(("zeros_", "responses_"))]:
-      sums[name] = sums.get(name, 0) + np.asarray(results[name], np.int64)
+      sums[name] = csm_lib.add_by_class(sums.get(name), results[name], labels, valid, num_classes)
     rows = []
     for i in np.flatnonzero(valid):
       if room.get(int(labels[i]), 0):
         room[int(labels[i])] -= 1
         rows.append(i)
-    pooled = {key: np.asarray(results[key])[rows] for key in results if key.startswith("pooled_")}
-    kept.append({"label": labels[rows], **pooled})
-    rows = np.flatnonzero(valid & np.isin(ids, examples))
-    if rows.size:
-      names = [name for name in ("predicted", "mask", "masks", "video") if name in results]
-      fields = {name: np.asarray(results[name])[rows] for name in names}
-      shown.append({"example_id": ids[rows], "example_label": labels[rows], **fields})
-    rows = np.flatnonzero(valid & np.isin(ids, stills))
-    if rows.size:
-      video = np.asarray(results["video"])[rows]
-      frames.append({"mistake_id": ids[rows], "mistake_still": video[:, video.shape[1] // 2]})
+    for name in [name for name in results if name == "label" or name.startswith("pooled_")]:
+      parts[name].append(results[name][rows])
+    for i in np.flatnonzero(valid & np.isin(ids, [*examples])).tolist():
+      parts["example_id"].append(ids[i : i + 1])
+      parts["example_label"].append(labels[i : i + 1])
+      parts["predicted"].append(results["predicted"][i : i + 1])
+      for name, value in _example(clips, i, state, examples[ids[i]]).items():
+        parts[name].append(value[None])
+    for i in np.flatnonzero(valid & np.isin(ids, stills)).tolist():
+      frames = clips["video"]
+      parts["mistake_id"].append(ids[i : i + 1])
+      parts["mistake_still"].append(devices.read_row(frames[:, frames.shape[1] // 2], i)[None])
   arrays = {}
   for name in ("universal", "specific"):
     if f"zeros_{name}" in sums:
       responses = sums[f"responses_{name}"][:, None]
       counts = np.where(responses, responses, np.nan)
       arrays[f"sparsity_{name}"] = (sums[f"zeros_{name}"] / counts).astype(np.float32)
-  for parts in (kept, shown, frames):
-    for key in parts[0] if parts else ():
-      arrays[key] = np.concatenate([part[key] for part in parts])
+  return arrays | {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def _example(
+  clips: Mapping[str, Array], row: int, state: TrainState, classes: Integer[np.ndarray, " k"]
+) -> dict[str, np.ndarray]:
+  """Returns the frames of one clip of a batch and, with a mask network, its masks."""
+  arrays = {"video": devices.read_row(clips["video"], row)}
+  if "mask" in clips:
+    kernel = state.params["mask"]["kernel"]
+    arrays["mask"] = devices.read_row(clips["mask"], row)
+    arrays["mask_classes"] = classes
+    arrays["class_masks"] = inference.row_masks(clips["features"], row, kernel, classes)
   return arrays
 
 
@@ -118,8 +136,8 @@ def choose_examples(
   pairs: Integer[np.ndarray, "p 2"],
   one_pass: Scores,
   final: Scores,
-) -> list[str]:
-  """Chooses for each class of the pairs a clip to show, and returns the ids.
+) -> dict[str, int]:
+  """Chooses for each class of the pairs a clip to show, and returns their labels by their ids.
 
   A clip that U2S gets right and the one-pass model does not; failing that one that U2S gets right;
   failing that any.
@@ -132,11 +150,11 @@ def choose_examples(
   right = final.merged.argmax(1) == final.labels
   wrong_before = one_pass.predictions["universal"].argmax(1) != one_pass.labels
   rank = right.astype(int) + (right & wrong_before)
-  ids = []
+  labels = {}
   for label in dict.fromkeys(pairs.ravel().tolist()):
     clips = np.flatnonzero(final.labels == label)
-    ids.append(str(final.ids[clips[rank[clips].argmax()]]))
-  return ids
+    labels[str(final.ids[clips[rank[clips].argmax()]])] = label
+  return labels
 
 
 def shown_classes(
@@ -163,20 +181,15 @@ def gather(
   one_pass_arrays: dict[str, np.ndarray],
   final_arrays: dict[str, np.ndarray],
   pairs: Integer[np.ndarray, "p 2"],
-  similarity: Float[np.ndarray, "m m"],
   state: TrainState,
   class_names: Sequence[str],
 ) -> dict[str, np.ndarray]:
   """Returns what the file holds, from what `collect` returned for the one-pass and the final model.
 
-  Of each example only the masks of its `shown_classes`, `mask_classes` (e, k), are kept, as
-  `class_masks` (e, t, h, w, k).
-
   Args:
     one_pass_arrays: of the one-pass model.
     final_arrays: of `state`.
     pairs: from `confusing_pairs`.
-    similarity: from `class_similarity`.
     state: at the end.
     class_names: in the order of the labels.
   """
@@ -186,7 +199,7 @@ def gather(
     for key, value in one_pass_arrays.items()
     if key in ("sparsity_universal", "pooled_universal")
   }
-  arrays |= {key: value for key, value in final_arrays.items() if key != "masks"}
+  arrays |= final_arrays
   if int(state.csm.n):
     arrays |= {
       "csm": np.asarray(state.csm.matrix),
@@ -195,12 +208,4 @@ def gather(
     }
   if "mask" in state.params:
     arrays["mask_kernel"] = np.asarray(state.params["mask"]["kernel"])
-  if "masks" in final_arrays:
-    chosen = [
-      shown_classes(int(label), pairs, similarity) for label in final_arrays["example_label"]
-    ]
-    arrays["mask_classes"] = np.stack(chosen)
-    arrays["class_masks"] = np.stack(
-      [masks[..., classes] for masks, classes in zip(final_arrays["masks"], chosen, strict=True)]
-    )
   return arrays

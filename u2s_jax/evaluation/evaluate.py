@@ -306,13 +306,15 @@ def analyse(evaluation: Evaluation) -> None:
     batches = run.source.eval_batches(evaluation.split, "center")
     return analysis.collect(step, state, batches, classes=pairs.ravel().tolist(), **ids)
 
-  examples = analysis.choose_examples(pairs, evaluation.one_pass, final)
+  examples = {
+    name: analysis.shown_classes(label, pairs, similarity)
+    for name, label in analysis.choose_examples(pairs, evaluation.one_pass, final).items()
+  }
   mistakes = final.ids[results.confident_mistakes(final, analysis.MISTAKES)]
   arrays = analysis.gather(
     collect(run.restore_one_pass()),
     collect(evaluation.state, examples=examples, stills=mistakes.tolist()),
     pairs,
-    similarity,
     evaluation.state,
     run.source.class_names,
   )

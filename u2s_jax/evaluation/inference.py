@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,8 @@ ID_BYTES = 256  # ids travel through the devices so that all hosts learn them in
 
 Batch = dict[str, Array]
 Step = Callable[[TrainState, Batch], dict[str, Array]]
+AnalysisStep = Callable[[TrainState, Batch], tuple[dict[str, Array], dict[str, Array]]]
+T = TypeVar("T")
 
 
 def make_score_step(network: Network, mirrors: Sequence[tuple[int, ...] | None]) -> Step:
@@ -68,37 +71,35 @@ def make_score_step(network: Network, mirrors: Sequence[tuple[int, ...] | None])
   return step
 
 
-def make_analysis_step(network: Network) -> Step:
+def make_analysis_step(network: Network) -> AnalysisStep:
   """Returns what the figures of features and masks are made of, a pure function.
 
   Args:
     network: the networks and their masks.
 
   Returns:
-    (state, batch with centre views (n, 1, t, h, w, c)) -> `predicted` (n,), the universal
-    network's class; for each network 'universal' and, behind stage 1, 'specific': `pooled_*`
-    (n, c), the features that its classifier reads, `zeros_*` (m, c), zero responses by class as in
-    `make_sparsity_step`, and `responses_*` (m,); with a mask network `mask` (n, t, h, w), what the
-    specific features are multiplied by, and `masks` (n, t, h, w, m); and `video` (n, t, h, w, c).
+    (state, batch with centre views (n, 1, t, h, w, c)) -> two dicts. The first holds what is read
+    of every clip: `predicted` (n,), the universal network's class; for each network 'universal'
+    and, after stage 1, 'specific': `pooled_*` (n, c), the features that its classifier reads,
+    `zeros_*` (n, c) and `responses_*` (n,) as in `make_sparsity_step`. The second holds what is
+    read of a few clips, by `devices.read_row` and `row_masks`: `video` (n, t, h, w, c); with a mask
+    network `mask` (n, t', h', w'), by which the specific features are multiplied, and `features`
+    (n, t', h', w', c), the input of the mask network.
   """
 
   def step(state, batch):
     video = batch["video"][:, 0]
     outputs, _ = network(state.params, state.batch_stats, state.csm, video, batch["label"])
-    results = {"predicted": jnp.argmax(outputs["universal"], axis=-1), "video": video}
+    results, clips = {"predicted": jnp.argmax(outputs["universal"], axis=-1)}, {"video": video}
     for name in ("universal", "specific"):
-      features = outputs.get(f"{name}_features")
-      if features is None:
-        continue
-      results[f"zeros_{name}"], results[f"responses_{name}"] = _zero_responses(
-        network, features, batch
-      )
+      if f"{name}_features" in outputs:
+        zeros, responses = _zero_responses(outputs[f"{name}_features"])
+        results |= {f"zeros_{name}": zeros, f"responses_{name}": responses}
     results |= {f"pooled_{name}": values for name, values in _pooled(outputs).items()}
     if "mask" in outputs:
-      results["mask"] = outputs["mask"][..., 0].astype(jnp.float32)
-      masks = class_masks(outputs["universal_features"], state.params["mask"]["kernel"])
-      results["masks"] = masks.astype(jnp.float32)
-    return results
+      clips["mask"] = outputs["mask"][..., 0].astype(jnp.float32)
+      clips["features"] = outputs["universal_features"]
+    return results, clips
 
   return step
 
@@ -122,21 +123,20 @@ def make_feature_step(network: Network) -> Callable[[TrainState, Array], dict[st
 
 
 def make_sparsity_step(network: Network) -> Step:
-  """Returns what Eq. 1 counts, by class, in inference mode, a pure function.
+  """Returns what Eq. 1 counts, in inference mode, a pure function.
 
   Args:
     network: the one-pass model's.
 
   Returns:
-    (state after stage 1, batch with centre views (n, 1, t, h, w, c)) -> `zeros` (m, c), zero
-    responses by class and channel, and `responses` (m,), responses of a channel by class: integers,
-    so that their sums over batches, devices and hosts are exact. Their quotient is the class
-    sparsity.
+    (state after stage 1, batch with centre views (n, 1, t, h, w, c)) -> `zeros` (n, c), zero
+    responses of each clip and channel, and `responses` (n,), all responses of a channel: int32, for
+    `csm.add_by_class`. The quotient of a class's sums is its sparsity.
   """
 
   def step(state, batch):
     outputs, _ = network(state.params, state.batch_stats, state.csm, batch["video"][:, 0])
-    zeros, responses = _zero_responses(network, outputs["universal_features"], batch)
+    zeros, responses = _zero_responses(outputs["universal_features"])
     return {"zeros": zeros, "responses": responses}
 
   return step
@@ -176,13 +176,11 @@ def _pooled(outputs: dict[str, Array]) -> dict[str, Float[Array, "n c"]]:
 
 
 def _zero_responses(
-  network: Network, features: Float[Array, "n t h w c"], batch: Batch
-) -> tuple[Integer[Array, "m c"], Integer[Array, " m"]]:
-  """Returns zero responses by class and channel, and responses of a channel by class."""
-  zeros, examples = csm_lib.zero_counts(
-    features, batch["label"], batch["valid"], network.model.num_classes
-  )
-  return zeros, examples * math.prod(features.shape[1:4])
+  features: Float[Array, "n t h w c"],
+) -> tuple[Integer[Array, "n c"], Integer[Array, " n"]]:
+  """Returns each clip's zero responses by channel, and the number of responses of a channel."""
+  responses = jnp.full(len(features), math.prod(features.shape[1:4]), jnp.int32)
+  return csm_lib.zero_counts(features), responses
 
 
 @functools.lru_cache(maxsize=8)
@@ -192,9 +190,22 @@ def score_step(network: Network, mirrors: tuple[tuple[int, ...] | None, ...]) ->
 
 
 @functools.lru_cache(maxsize=8)
-def analysis_step(network: Network) -> Step:
-  """Returns `make_analysis_step`'s, compiled for all devices, the same for the same call."""
-  return _compiled(make_analysis_step(network))
+def analysis_step(network: Network) -> AnalysisStep:
+  """Returns `make_analysis_step`'s, compiled for all devices, the same for the same call.
+
+  Every host gets its first dict of the whole batch; the second stays where its clips are.
+  """
+  step, mesh = make_analysis_step(network), devices.data_mesh()
+
+  def run(state, batch):
+    results, clips = step(state, batch)
+    return results | _identity(batch), clips
+
+  return jax.jit(
+    run,
+    out_shardings=(devices.replicated(mesh), devices.batched(mesh)),
+    compiler_options=devices.compiler_options(),
+  )
 
 
 @functools.lru_cache(maxsize=8)
@@ -207,7 +218,7 @@ def _compiled(step: Step) -> Step:
   """Jits a step; every host gets the whole batch's results, with its ids, labels and padding."""
 
   def run(state, batch):
-    return step(state, batch) | {key: batch[key] for key in ("id", "label", "valid")}
+    return step(state, batch) | _identity(batch)
 
   return jax.jit(
     run,
@@ -216,10 +227,52 @@ def _compiled(step: Step) -> Step:
   )
 
 
+def _identity(batch: Batch) -> Batch:
+  """Returns which clips a batch holds."""
+  return {key: batch[key] for key in ("id", "label", "valid")}
+
+
+@functools.cache
+def _row_masks_program() -> Callable[..., Float[Array, "t h w k"]]:
+  def masks(features, row, kernel, classes):
+    clip = devices.take_row(features, row)[None]
+    return class_masks(clip, kernel[:, classes])[0].astype(jnp.float32)
+
+  return jax.jit(
+    masks,
+    out_shardings=devices.replicated(devices.data_mesh()),
+    compiler_options=devices.compiler_options(),
+  )
+
+
+def row_masks(
+  features: Float[Array, "n t h w c"],
+  row: int,
+  kernel: Float[Array, "c m"],
+  classes: Integer[np.ndarray, " k"],
+) -> Float[np.ndarray, "t h w k"]:
+  """Returns the masks of some classes for one clip of a batch; on all hosts.
+
+  Args:
+    features: of `analysis_step`, split over the devices.
+    row: of the batch.
+    kernel: of the mask network.
+    classes: whose masks to compute.
+  """
+  # XLA's matrix products on CPUs round by the width modulo 16: as wide, these have all M's bits.
+  padded = np.resize(classes, len(classes) + (kernel.shape[1] - len(classes)) % 16)
+  masks = _row_masks_program()(features, np.int32(row), kernel, padded)
+  return np.asarray(masks)[..., : len(classes)]
+
+
 def pass_over(
-  step: Step, state: TrainState, batches: Iterable[dict[str, np.ndarray]]
-) -> Iterator[dict[str, Array]]:
+  step: Callable[[TrainState, Batch], T],
+  state: TrainState,
+  batches: Iterable[dict[str, np.ndarray]],
+) -> Iterator[T]:
   """Passes once over a split; the device has its next batch before the last one is read.
+
+  It never has a third one, each of which would keep its clips in the device's memory.
 
   Args:
     step: compiled, of this module.
@@ -237,7 +290,7 @@ def pass_over(
     batch = {**batch, "id": id_codes(batch["id"])}
     results = step(state, devices.global_batch(batch, mesh))
     if last is not None:
-      yield last
+      yield jax.block_until_ready(last)
     last = results
   if last is not None:
     yield last

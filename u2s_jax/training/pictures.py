@@ -39,10 +39,10 @@ class Pictures:
       return
     mesh = devices.data_mesh()
     batch = devices.global_batch(self._batch, mesh)
-    results = inference.analysis_step(self._run.network)(state, batch)
-    videos, masks = (np.asarray(results[name][:PICTURED]) for name in ("video", "mask"))
+    _, clips = inference.analysis_step(self._run.network)(state, batch)
     rows = []
-    for video, mask in zip(videos, masks, strict=True):
+    for i in range(min(PICTURED, len(clips["video"]))):
+      video, mask = (devices.read_row(clips[name], i) for name in ("video", "mask"))
       rows += [overlay.frames_of(video), overlay.blend(video, mask)]
     self._write_images(step, {f"{stage.name}/masks": np.asarray(overlay.strip(rows))[None]})
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from u2s_jax import csm as csm_lib
@@ -183,14 +182,14 @@ def category_similarity(run: Run, state: TrainState) -> CategorySimilarity:
     UserError: a class without a training clip.
   """
   log("category similarity matrix: one pass over the training set")
-  sums = None
+  names, zeros, responses = run.source.class_names, None, None
   step = inference.sparsity_step(run.network)
   batches = run.source.eval_batches(TRAIN_SPLIT, "center")
   for counted in inference.pass_over(step, state, batches):
-    counts = counted["zeros"], counted["responses"]
-    sums = counts if sums is None else jax.tree.map(jnp.add, sums, counts)
-  zeros, responses = jax.device_get(sums)
-  names = run.source.class_names
+    counted = jax.device_get(counted)
+    clips = counted["label"], counted["valid"].astype(bool), len(names)
+    zeros = csm_lib.add_by_class(zeros, counted["zeros"], *clips)
+    responses = csm_lib.add_by_class(responses, counted["responses"], *clips)
   missing = [name for name, count in zip(names, responses, strict=True) if not count]
   if missing:
     raise UserError(f"split {TRAIN_SPLIT}: no clip of class {missing[0]!r}; the CSM needs all")
