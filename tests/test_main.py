@@ -26,7 +26,7 @@ from absl import flags
 
 import main
 import u2s_jax
-from data import clips, pipeline, prepare
+from data import clip_views, clips, prepare
 from data.decode import Storage
 from u2s_jax.errors import INTERRUPTED, UserError
 from u2s_jax.evaluation import control as results_control
@@ -353,7 +353,7 @@ def test_an_exported_model_needs_nothing_of_ours(finished, data, exported, tmp_p
   stored = facts["clip"].pop("stored")
   clip, storage = clips.ClipSpec(**facts["clip"]), Storage(**stored)
   videos = [
-    pipeline.read_views(str(source_of(data, clip_id)), clip, storage, "center")[0]
+    clip_views.read_views(str(source_of(data, clip_id)), clip, storage, "center")[0]
     for clip_id in scores["ids"][:3]
   ]
   np.save(folder / "clips.npy", np.stack(videos))

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from data import clips, decode, pipeline
+from data import clip_views, clips, decode
 from u2s_jax import devices, files, overlay
 from u2s_jax.errors import UserError
 from u2s_jax.evaluation import inference
@@ -67,7 +67,7 @@ class Model:
       UserError: it does not decode; one line, the reason alone.
       OSError: it cannot be read.
     """
-    return self._score([pipeline.read_views(file, self._clip, self._storage, self._views)])[0]
+    return self._score([clip_views.read_views(file, self._clip, self._storage, self._views)])[0]
 
   def windows(
     self, file: str, window: float = WINDOW, stride: float = STRIDE
@@ -89,7 +89,7 @@ class Model:
       OSError: it cannot be read.
     """
     check_windows(window, stride)
-    read = pipeline.read_windows(
+    read = clip_views.read_windows(
       file, self._clip, self._storage, self._views, length=window, stride=stride
     )
     for batch in _ahead(_batched(read, self._score.clips)):
@@ -165,7 +165,7 @@ class Model:
     return overlay.blend(clip, np.asarray(self._output_program(clip[None])["mask"])[0])
 
   def _centre(self, file: str) -> UInt8[np.ndarray, "t h w c"]:
-    return pipeline.read_views(file, self._clip, self._storage, "center")[0]
+    return clip_views.read_views(file, self._clip, self._storage, "center")[0]
 
   @functools.cached_property
   def _feature_program(self) -> Callable:
