@@ -71,16 +71,17 @@ def decode(frames: tf.Tensor, *, channels: int, window: tf.Tensor) -> tf.Tensor:
 
   def decode_one(frame: tf.Tensor) -> tf.Tensor:
     # TensorFlow's default is a fast transform, whose pixels no other decoder has.
-    pixels = tf.image.decode_and_crop_jpeg(
+    return tf.image.decode_and_crop_jpeg(
       frame, wider, channels=channels, dct_method="INTEGER_ACCURATE"
     )
-    return pixels[:, left - first : left - first + width]
 
   count = frames.shape[0]
   if count is None:
     spec = tf.TensorSpec([None, None, channels], tf.uint8)
-    return tf.map_fn(decode_one, frames, fn_output_signature=spec)
-  return tf.stack([decode_one(frames[t]) for t in range(count)])
+    video = tf.map_fn(decode_one, frames, fn_output_signature=spec)
+  else:
+    video = tf.stack([decode_one(frames[t]) for t in range(count)])
+  return video[:, :, left - first : left - first + width]
 
 
 def resize(video: tf.Tensor, height: int, width: int) -> tf.Tensor:

@@ -5,6 +5,7 @@ from ArrayRecord, and everything random about a clip is a function of (seed, sta
 So a stream that starts at step s is, bit for bit, what an uninterrupted one yields from step s.
 """
 
+import atexit
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator
@@ -280,16 +281,39 @@ def _stacks(components: tf.Tensor, pairs: tf.Tensor) -> tf.Tensor:
 def _run(split: store.Split, numbers: tf.data.Dataset, make: Callable, feed: Feed) -> Batches:
   """Makes clip after clip, in parallel, and batches them in order; names a damaged shard."""
   memory.keep_freed()
-  dataset = numbers.map(make, num_parallel_calls=feed.num_threads or tf.data.AUTOTUNE)
+  stopped = tf.Variable(False)
+  dataset = numbers.take_while(lambda number: tf.logical_not(stopped))
+  dataset = dataset.map(make, num_parallel_calls=feed.num_threads or tf.data.AUTOTUNE)
   dataset = dataset.batch(feed.local, drop_remainder=True).prefetch(2)
   options = tf.data.Options()
   options.deterministic = True
   if feed.num_threads:
     options.threading.private_threadpool_size = feed.num_threads
+  batches = dataset.with_options(options).as_numpy_iterator()
+
+  def stop() -> None:
+    """Ends the clips that are being made.
+
+    TensorFlow deletes an iterator while it holds Python's lock, and waits for those clips, which
+    need that lock in `numpy_function`: it would wait forever.
+    """
+    stopped.assign(True)
+    while True:
+      try:
+        next(batches)
+      except StopIteration:
+        return
+      except tf.errors.OpError:
+        continue  # of a clip that nobody asked for
+
+  atexit.register(stop)  # threads no longer get the lock when Python deletes what is left
   try:
-    yield from dataset.with_options(options).as_numpy_iterator()
+    yield from batches
   except tf.errors.OpError as error:
     may_be = store.DAMAGE.search(str(error)) or "No such file" in str(error)
     if may_be and (line := store.damage(split.shards)):
       raise UserError(line) from error
     raise
+  finally:
+    stop()
+    atexit.unregister(stop)

@@ -69,6 +69,29 @@ class Model:
     """
     return self._score([clip_views.read_views(file, self._clip, self._storage, self._views)])[0]
 
+  def predict_each(self, files: Iterable[str]) -> Iterator[Prediction | UserError | OSError]:
+    """Scores files in order; the next ones are read while the device computes.
+
+    Args:
+      files: paths of videos or images.
+
+    Yields:
+      For each file what `predict` returns, or the error that it would raise.
+    """
+
+    def read(file: str) -> UInt8[np.ndarray, "v t h w c"] | UserError | OSError:
+      try:
+        return clip_views.read_views(file, self._clip, self._storage, self._views)
+      except (UserError, OSError) as error:
+        return error
+
+    with concurrent.futures.ThreadPoolExecutor(self._score.clips) as pool:
+      batches = (list(pool.map(read, batch)) for batch in _batched(files, self._score.clips))
+      for batch in _ahead(batches):
+        scored = iter(self._score([views for views in batch if isinstance(views, np.ndarray)]))
+        for views in batch:
+          yield next(scored) if isinstance(views, np.ndarray) else views
+
   def windows(
     self, file: str, window: float = WINDOW, stride: float = STRIDE
   ) -> Iterator[ScoredWindow]:

@@ -190,6 +190,8 @@ def open_run(config: ml_collections.ConfigDict, workdir: Workdir, source: Source
   unknown = [name for name in config.eval.classes if name not in source.class_names]
   if unknown:
     raise UserError(f"eval.classes: {unknown[0]!r} is not one of the data set's classes")
+  if enlargement := settings.enlargement(config, source.stored):
+    log(enlargement)
   described = {
     "num_classes": num_classes,
     "class_names": source.class_names,
