@@ -228,15 +228,20 @@ def predict_files(workdir: Workdir) -> bool:
   form = form_of_answers(videos)
   devices.use_compilation_cache(workdir.compiled)
   model = Model(predict.load(workdir, BEST.value), VIEWS_OF.value)
+  if enlargement := settings.enlargement(model.trained.config, model.trained.stored):
+    print(enlargement, file=sys.stderr)
   if overlay and not model.has_masks:
     raise UserError("--overlay: this run has no mask network's masks")
   heads = answers.HEADS if WINDOW.value is None else answers.INTERVAL_HEADS
   if form in heads:
     print(heads[form], flush=True)
   vectors, good = {}, True
-  for file in videos:
+  predictions = model.predict_each(videos) if WINDOW.value is None else itertools.repeat(None)
+  for file, prediction in zip(videos, predictions, strict=False):
     try:
-      answer(model, file, form)
+      if isinstance(prediction, Exception):
+        raise prediction
+      answer(model, file, prediction, form)
       if overlay:
         answers.write_video(overlay, model.masked(file))
       if features:
@@ -276,10 +281,10 @@ def form_of_answers(videos: Sequence[str]) -> str:
   return forms[0] if forms else "text"
 
 
-def answer(model: Model, file: str, form: str) -> None:
-  """Prints the answer for a file, or its intervals as they come, behind a progress bar."""
-  if WINDOW.value is None:
-    print(answers.of_file(file, model.predict(file), form, DETAILS.value), flush=True)
+def answer(model: Model, file: str, prediction: predict.Prediction | None, form: str) -> None:
+  """Prints a file's prediction, or with `--window` its intervals as they come, with a bar."""
+  if prediction is not None:
+    print(answers.of_file(file, prediction, form, DETAILS.value), flush=True)
     return
   if form == "text":
     print(printable(file), flush=True)

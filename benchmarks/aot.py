@@ -142,7 +142,7 @@ def build(row: Row) -> tuple[Callable, tuple, jax.sharding.Mesh]:
     return jitted, (state, clips(), rate, neighbours), mesh
   if row.name == "evaluation":
     mirrored = mirrors(config.eval.views, row.classes, config.data.flip_label_map)
-    step, batch = inference.make_score_step(network, mirrored), clips(len(mirrored))
+    step, batch = inference.make_score_step(network, mirrored), clips(mirrored.count(None))
   elif row.name == "statistics":
     step, batch = inference.make_sparsity_step(network), clips(1)
   elif row.name == "analysis":

@@ -27,6 +27,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.modality = "rgb"  # what it holds: 'rgb' or 'flow'
   config.data.num_frames = 18  # frames of a clip (paper: 18); an image is a clip of 1
   config.data.flow_pairs = 5  # with flow: x/y pairs stacked at each of the frames (TSN's: 5)
+  # Whether each segment of a training clip draws its own frame (TSN's and TSM's authors) instead of
+  # one offset for all segments (paper).
+  config.data.offset_per_segment = False
   config.data.short_edge = 240  # pixels that frames are resized to (paper: 240)
   config.data.crop_size = 224  # pixels (paper: 224)
   # Training crops of other sizes, resized to crop_size, as shares of the short edge; TSN's are

@@ -8,7 +8,7 @@ from numbers import Real
 
 import ml_collections
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from data import sampling
 from data.decode import MODALITIES
@@ -76,6 +76,7 @@ class Augmentation:
     flip: whether to mirror half of the clips left to right.
     flip_label_map: pairs of classes that mirror into each other, see `views.mirrored_labels`.
     balance: how often clips of rare classes are drawn, in [0, 1], see `sampling.class_shares`.
+    offset_per_segment: whether each segment draws its own frame, instead of one offset for all.
 
   Raises:
     UserError: a value outside these.
@@ -86,6 +87,7 @@ class Augmentation:
   flip: bool = False
   flip_label_map: tuple[tuple[int, int], ...] = ()
   balance: float = 0.0
+  offset_per_segment: bool = False
 
   def __post_init__(self):
     for scale in self.multi_scale:
@@ -122,14 +124,14 @@ def of_config(fields: ml_collections.ConfigDict) -> tuple[ClipSpec, Augmentation
 
 
 def choose_frames(
-  count: int, clip: ClipSpec, offset: float
+  count: int, clip: ClipSpec, offset: float | Float[np.ndarray, "..."]
 ) -> tuple[Int[np.ndarray, " f"], Int[np.ndarray, "t p"]]:
   """Chooses the JPEG files of a stored clip that are needed.
 
   Args:
     count: files of the stored clip: of flow two for each pair of frames.
     clip: what the clip has to be.
-    offset: position within the segments, in [0, 1), see `sampling.segment_indices`.
+    offset: one for all segments or (num_frames,), one each, see `sampling.segment_indices`.
 
   Returns:
     Indices of the files, of RGB one for each frame; and of flow, which pairs among these files each

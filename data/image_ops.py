@@ -1,4 +1,4 @@
-"""What is done to the frames of a clip, as pure TensorFlow functions.
+"""What is done to the frames of a training clip, as pure TensorFlow functions.
 
 Nothing here is random: what is drawn, the caller draws, once for the whole clip.
 """
@@ -6,9 +6,13 @@ Nothing here is random: what is drawn, the caller draws, once for the whole clip
 from collections.abc import Sequence
 from numbers import Real
 
+import numpy as np
 import tensorflow as tf
 
+from data import clip_views
+
 GREY = (0.2989, 0.5870, 0.1140)  # weights of red, green and blue, as of tf.image.rgb_to_grayscale
+MARGIN = 2  # columns beside a crop that are decoded with it
 
 
 def crop_edges(scales: Sequence[Real], short_edge: int) -> list[tuple[int, int]]:
@@ -47,60 +51,47 @@ def place(shape: tf.Tensor, edges: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
   return tf.concat([corner, edges], axis=0)
 
 
-def decode(frames: tf.Tensor, *, channels: int, window: tf.Tensor | None = None) -> tf.Tensor:
-  """Decodes the JPEG frames of a clip.
+def decode(frames: tf.Tensor, *, channels: int, window: tf.Tensor) -> tf.Tensor:
+  """Decodes a part of the JPEG frames of a clip.
 
   Args:
     frames: string (t,), JPEG files of one size; t need not be known to the graph.
     channels: 3, or 1 for grey.
-    window: int32 (4,), top, left, height and width of the part to decode; None for all.
+    window: int32 (4,), top, left, height and width of the part.
 
   Returns:
-    uint8 (t, h, w, channels).
+    uint8 (t, height, width, channels): the bits of `clip_views.decode_jpegs`, cropped.
   """
+  top, left, height, width = tf.unstack(window)
+  # Chroma is interpolated between columns, and where decoding begins and ends the neighbours are
+  # missing: without more columns at both sides, the first and the last would have other colours.
+  first = tf.maximum(left - MARGIN, 0)
+  end = tf.minimum(left + width + MARGIN, tf.io.extract_jpeg_shape(frames[0])[1])
+  wider = tf.stack([top, first, height, end - first])
 
-  def one(frame: tf.Tensor) -> tf.Tensor:
-    if window is None:
-      return tf.io.decode_jpeg(frame, channels=channels)
-    return tf.image.decode_and_crop_jpeg(frame, window, channels=channels)
+  def decode_one(frame: tf.Tensor) -> tf.Tensor:
+    # TensorFlow's default is a fast transform, whose pixels no other decoder has.
+    return tf.image.decode_and_crop_jpeg(
+      frame, wider, channels=channels, dct_method="INTEGER_ACCURATE"
+    )
 
   count = frames.shape[0]
   if count is None:
     spec = tf.TensorSpec([None, None, channels], tf.uint8)
-    return tf.map_fn(one, frames, fn_output_signature=spec)
-  return tf.stack([one(frames[t]) for t in range(count)])
+    video = tf.map_fn(decode_one, frames, fn_output_signature=spec)
+  else:
+    video = tf.stack([decode_one(frames[t]) for t in range(count)])
+  return video[:, :, left - first : left - first + width]
 
 
-def resize(video: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor) -> tf.Tensor:
-  """Resizes a clip, bilinear, averaging over the pixels that fall together.
+def resize(video: tf.Tensor, height: int, width: int) -> tf.Tensor:
+  """Resizes a clip uint8 (t, h, w, c), c being 1 or 3, see `clip_views.resize`."""
 
-  Args:
-    video: uint8 (t, h, w, c).
-    height: pixels.
-    width: pixels.
+  def in_numpy(pixels: np.ndarray) -> np.ndarray:
+    return clip_views.resize(pixels, height, width)
 
-  Returns:
-    uint8 (t, height, width, c), rounded.
-  """
-  video = tf.image.resize(video, tf.stack([height, width]), antialias=True)
-  return tf.cast(tf.round(video), tf.uint8)
-
-
-def resize_short_edge(video: tf.Tensor, short_edge: int) -> tf.Tensor:
-  """Resizes a clip so that its shorter edge is `short_edge` pixels; the aspect is kept.
-
-  Args:
-    video: uint8 (t, h, w, c).
-    short_edge: pixels.
-
-  Returns:
-    uint8 (t, h2, w2, c).
-  """
-  shape = tf.shape(video)[1:3]
-  scale = short_edge / tf.reduce_min(shape)
-  size = tf.cast(tf.round(tf.cast(shape, tf.float64) * scale), tf.int32)
-  size = tf.maximum(size, short_edge)
-  return resize(video, size[0], size[1])
+  resized = tf.numpy_function(in_numpy, [video], tf.uint8, stateful=False)
+  return tf.ensure_shape(resized, [video.shape[0], height, width, video.shape[3]])
 
 
 def mirror(video: tf.Tensor, *, is_flow: bool) -> tf.Tensor:

@@ -5,21 +5,18 @@ from ArrayRecord, and everything random about a clip is a function of (seed, sta
 So a stream that starts at step s is, bit for bit, what an uninterrupted one yields from step s.
 """
 
+import atexit
 import dataclasses
 import hashlib
-import itertools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 
-from data import clips, decode, footage, image_ops, memory, sampling, store
+from data import clip_views, clips, image_ops, memory, sampling, store
 from data.clips import Augmentation, ClipSpec
-from data.decode import Storage
-from data.footage import Gap
-from data.sources import folders
 from u2s_jax.errors import UserError
 from u2s_jax.views import VIEWS, mirrored_labels
 
@@ -126,7 +123,13 @@ def train_batches(
     index = chosen(place, position // count) if chosen else place
     clip_seed = tf.random.experimental.stateless_fold_in(seeds, place, alg="philox")
     draw = tf.random.stateless_uniform([4], clip_seed, dtype=tf.float64, alg="philox")
-    frames, pairs, label, clip_id = read(index, draw[0])
+    offset = draw[0]
+    if augmentation.offset_per_segment:
+      # A seed of its own: all else that is random stays as it is with one offset.
+      offset_seed = tf.random.experimental.stateless_fold_in(clip_seed, 2, alg="philox")
+      shape = [clip.num_frames]
+      offset = tf.random.stateless_uniform(shape, offset_seed, dtype=tf.float64, alg="philox")
+    frames, pairs, label, clip_id = read(index, offset)
     tf.debugging.assert_non_negative(
       label, f"split {split.name!r} has clips without a label: they cannot be trained on"
     )
@@ -187,12 +190,13 @@ def eval_batches(split: store.Split, clip: ClipSpec, feed: Feed, views: str) -> 
     split: of a prepared data set.
     clip: what a clip has to be; its frames are from the middle of their segments.
     feed: how the stream is cut into batches.
-    views: `center`, `3crop`, `5crop` or `10crop`, as `sampling.crop_offsets` places them.
+    views: `center`, `3crop`, `5crop` or `10crop`, as `sampling.crop_offsets` places them. The
+      device makes mirrored views: of `10crop` the batches hold the five that are not mirrored.
 
   Returns:
     An iterator over `video` uint8 (b, v, num_frames, crop_size, crop_size, c) for v views, `label`
     int32 (b,), -1 where unknown, `valid` bool (b,), False for padding, and `id` bytes (b,), with b
-    and c as in `train_batches`. Mirrored views have mirrored pixels; the label is untouched.
+    and c as in `train_batches`.
 
   Raises:
     UserError: no such views.
@@ -200,95 +204,23 @@ def eval_batches(split: store.Split, clip: ClipSpec, feed: Feed, views: str) -> 
   if views not in VIEWS:
     raise UserError(f"eval.views: {views!r} is not one of {', '.join(VIEWS)}")
   count = len(split.records)
-  read = _reader(split, clip)
+
+  def read(index: np.int64) -> tuple[Any, ...]:
+    clip_id, label, frames = store.parse(split.records[int(index)])
+    video = clip_views.views_of_frames(frames, clip, split.short_edge, views)
+    return video, np.int64(label), clip_id
 
   def make(number: tf.Tensor) -> dict[str, tf.Tensor]:
-    position = feed.position(number)
-    frames, pairs, label, clip_id = read(
-      tf.minimum(position, count - 1), tf.constant(0.5, tf.float64)
-    )
-    video = _views(frames, pairs, clip, split.short_edge, views)
-    video = tf.ensure_shape(video, [len(VIEWS[views]), *clip.shape])
+    position, types = feed.position(number), [tf.uint8, tf.int64, tf.string]
+    index = tf.minimum(position, count - 1)
+    video, label, clip_id = tf.numpy_function(read, [index], types, stateful=False)
+    video.set_shape([VIEWS[views].count(False), *clip.shape])
+    label.set_shape([])
+    clip_id.set_shape([])
     return _example(video, label, position < count, clip_id)
 
   steps = -(-count // feed.batch_size)
   return _run(split, tf.data.Dataset.range(steps * feed.local), make, feed)
-
-
-def read_views(
-  path: str, clip: ClipSpec, storage: Storage, views: str
-) -> UInt8[np.ndarray, "v num_frames crop_size crop_size c"]:
-  """Reads the views of a video or image file: the very pixels as after `data.prepare`.
-
-  Args:
-    path: of the file.
-    clip: what the clip has to be.
-    storage: of the data set that the network was trained on.
-    views: one of `views.VIEWS`.
-
-  Raises:
-    UserError: the file does not decode; one line, the reason alone.
-    OSError: it cannot be read.
-  """
-  is_image = folders.is_image(path) and not clip.is_flow
-  frames = decode.frames_of(path, storage, is_image=is_image)
-  return _views_of(frames, clip, storage, views)
-
-
-class Window(NamedTuple):
-  """A part of a video, as the networks take it.
-
-  Attributes:
-    start: seconds since the video's first frame.
-    end: seconds; at the video's end, or in front of a gap, its last frame's.
-    views: (v, t, h, w, c) uint8.
-  """
-
-  start: float
-  end: float
-  views: UInt8[np.ndarray, "v num_frames crop_size crop_size c"]
-
-
-def read_windows(
-  path: str, clip: ClipSpec, storage: Storage, views: str, *, length: float, stride: float
-) -> Iterator[Window | Gap]:
-  """Reads windows of a video, one after the other, in one pass: its length does not matter.
-
-  A window is, pixel for pixel, what `read_views` reads of a file that is cut there without loss;
-  but at the ends of an interlaced one, whose frames have other neighbours there.
-
-  Args:
-    path: of the file, or a camera's address, see `footage.live`.
-    clip: what a window has to be.
-    storage: of the data set that the network was trained on.
-    views: one of `views.VIEWS`.
-    length: of a window, seconds > 0.
-    stride: between the starts of two windows, seconds > 0.
-
-  Yields:
-    The windows; the last ones have at least half their length. A shorter video is one window.
-    Between them gaps, which no window spans, as if a video ended there and another one began; and
-    jumps of the clock.
-
-  Raises:
-    UserError: the file does not decode; windows in front of that are yielded before.
-    OSError: it cannot be read.
-  """
-  spans = ((k * stride, k * stride + length) for k in itertools.count())
-  for part in decode.parts(footage.live(path) or path, storage, spans):
-    if part.reason:
-      yield Gap(part.start, part.end, part.reason)
-    elif part.frames and (part.start == 0 or part.end - part.start >= length / 2):
-      yield Window(part.start, part.end, _views_of(part.frames, clip, storage, views))
-
-
-def _views_of(
-  frames: list[bytes], clip: ClipSpec, storage: Storage, views: str
-) -> UInt8[np.ndarray, "v num_frames crop_size crop_size c"]:
-  """Returns the views of a clip whose frames are as stored."""
-  chosen, pairs = clips.choose_frames(len(frames), clip, 0.5)
-  chosen = tf.constant([frames[i] for i in chosen])
-  return _views(chosen, tf.constant(pairs), clip, storage.short_edge, views).numpy()
 
 
 def _example(
@@ -298,38 +230,10 @@ def _example(
   return {"video": video, "label": tf.cast(label, tf.int32), "valid": valid, "id": clip_id}
 
 
-def _views(
-  frames: tf.Tensor, pairs: tf.Tensor, clip: ClipSpec, stored: int, views: str
-) -> tf.Tensor:
-  """Decodes the views of a clip.
-
-  Args:
-    frames: JPEG files (f,), as `clips.choose_frames` chose them.
-    pairs: likewise.
-    clip: what the clip has to be.
-    stored: short edge of the frames, pixels.
-    views: one of `views.VIEWS`.
-
-  Returns:
-    uint8 (v, t, crop_size, crop_size, c).
-  """
-  video = image_ops.decode(frames, channels=1 if clip.is_flow else 3)
-  if clip.short_edge != stored:
-    video = image_ops.resize_short_edge(video, clip.short_edge)
-  if clip.is_flow:
-    video = _stacks(video, pairs)
-  crops, size = [], clip.crop_size
-  shape = tf.shape(video)
-  for y, x, mirrored in sampling.crop_offsets(shape[1], shape[2], size, views):
-    crop = video[:, y : y + size, x : x + size]
-    crops.append(image_ops.mirror(crop, is_flow=clip.is_flow) if mirrored else crop)
-  return tf.stack(crops)
-
-
 def _reader(
   split: store.Split, clip: ClipSpec
 ) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, ...]]:
-  """Returns a function from a clip's index and the offset of its frames to its parts.
+  """Returns a function from a clip's index and the offsets of its frames to its parts.
 
   These are the JPEG files that are needed, string (n,); which pairs of flow each stack is made
   of, int64 (num_frames, flow_pairs), as indices of pairs among those files; label; id. Of RGB there
@@ -340,9 +244,9 @@ def _reader(
   """
   records = split.records
 
-  def read(index: np.int64, offset: np.float64) -> tuple[Any, ...]:
+  def read(index: np.int64, offset: np.float64 | np.ndarray) -> tuple[Any, ...]:
     clip_id, label, frames = store.parse(records[int(index)])
-    chosen, pairs = clips.choose_frames(len(frames), clip, float(offset))
+    chosen, pairs = clips.choose_frames(len(frames), clip, offset)
     # `object`, because NumPy's own byte strings lose zeros at their end.
     chosen = np.array([frames[i] for i in chosen.tolist()], dtype=object)
     return chosen, pairs, np.int64(label), clip_id
@@ -377,16 +281,39 @@ def _stacks(components: tf.Tensor, pairs: tf.Tensor) -> tf.Tensor:
 def _run(split: store.Split, numbers: tf.data.Dataset, make: Callable, feed: Feed) -> Batches:
   """Makes clip after clip, in parallel, and batches them in order; names a damaged shard."""
   memory.keep_freed()
-  dataset = numbers.map(make, num_parallel_calls=feed.num_threads or tf.data.AUTOTUNE)
+  stopped = tf.Variable(False)
+  dataset = numbers.take_while(lambda number: tf.logical_not(stopped))
+  dataset = dataset.map(make, num_parallel_calls=feed.num_threads or tf.data.AUTOTUNE)
   dataset = dataset.batch(feed.local, drop_remainder=True).prefetch(2)
   options = tf.data.Options()
   options.deterministic = True
   if feed.num_threads:
     options.threading.private_threadpool_size = feed.num_threads
+  batches = dataset.with_options(options).as_numpy_iterator()
+
+  def stop() -> None:
+    """Ends the clips that are being made.
+
+    TensorFlow deletes an iterator while it holds Python's lock, and waits for those clips, which
+    need that lock in `numpy_function`: it would wait forever.
+    """
+    stopped.assign(True)
+    while True:
+      try:
+        next(batches)
+      except StopIteration:
+        return
+      except tf.errors.OpError:
+        continue  # of a clip that nobody asked for
+
+  atexit.register(stop)  # threads no longer get the lock when Python deletes what is left
   try:
-    yield from dataset.with_options(options).as_numpy_iterator()
+    yield from batches
   except tf.errors.OpError as error:
     may_be = store.DAMAGE.search(str(error)) or "No such file" in str(error)
     if may_be and (line := store.damage(split.shards)):
       raise UserError(line) from error
     raise
+  finally:
+    stop()
+    atexit.unregister(stop)

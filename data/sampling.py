@@ -47,16 +47,18 @@ def class_shares(counts: Int[np.ndarray, " m"], balance: float) -> Int[np.ndarra
 
 
 def segment_indices(
-  num_frames: Integer, num_segments: int, offset: Real
+  num_frames: Integer, num_segments: int, offset: Real | Float[Any, " num_segments"]
 ) -> Int[Any, " num_segments"]:
   """Chooses one frame of each of `num_segments` equal parts of a video.
 
-  Index k is `floor((k + offset) * num_frames / num_segments)`.
+  Index k is `floor((k + offset) * num_frames / num_segments)`, with `offset[k]` where each part
+  has its own.
 
   Args:
     num_frames: frames in the video, at least 1; a number, or a scalar integer tensor.
     num_segments: frames to choose; may be more than `num_frames`, frames then repeat.
-    offset: position within the parts, in [0, 1), the same for all; a number or a scalar tensor.
+    offset: position within the parts, in [0, 1): a number or a scalar tensor, the same for all
+      (the paper), or an array or tensor (num_segments,).
 
   Returns:
     int64 (num_segments,), ascending, in [0, num_frames); a tensor if an argument is one.
@@ -69,6 +71,8 @@ def segment_indices(
     [1, 3, 6, 8]
     >>> segment_indices(2, 4, 0.5).tolist()
     [0, 0, 1, 1]
+    >>> segment_indices(10, 2, np.array([0.9, 0.0])).tolist()
+    [4, 5]
   """
   if num_segments < 1:
     raise ValueError(f"num_segments is {num_segments}; it must be at least 1")

@@ -106,7 +106,7 @@ def traced(key, name):
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, current)
     assert metrics["loss"].shape == ()
   mirrors = [tuple(range(CLASSES)) if mirrored else None for mirrored in VIEWS[config.eval.views]]
-  views = jax.ShapeDtypeStruct((2, len(mirrors), *video[1:]), jnp.uint8)
+  views = jax.ShapeDtypeStruct((2, mirrors.count(None), *video[1:]), jnp.uint8)
   scores = jax.eval_shape(
     inference.make_score_step(network, mirrors), current, batch | {"video": views}
   )

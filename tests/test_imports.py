@@ -12,7 +12,7 @@ import u2s_jax
 assert not {"jax", "tensorflow"} & set(sys.modules)
 import u2s_jax.fusion, u2s_jax.serving.export, u2s_jax.serving.predict, u2s_jax.training.train
 assert not {"tensorflow", "matplotlib", "sklearn"} & set(sys.modules)
-import data.clips
+import u2s_jax.model
 assert "tensorflow" not in sys.modules
 """
 

@@ -27,7 +27,7 @@ from absl import flags
 
 import main
 import u2s_jax
-from data import clips, pipeline, prepare
+from data import clip_views, clips, prepare
 from data.decode import Storage
 from u2s_jax.errors import INTERRUPTED, UserError
 from u2s_jax.evaluation import control as results_control
@@ -302,6 +302,51 @@ def long_video(finished, data, tmp_path, write_video):
   return cut(0, 48), cut
 
 
+WITHOUT_TENSORFLOW = """
+import json, sys
+sys.modules.update(dict.fromkeys(("tensorflow", "tensorflow_datasets")))  # their import fails
+import numpy as np
+import u2s_jax
+model = u2s_jax.load(sys.argv[1])
+answers = list(model.predict_each(sys.argv[2:-1]))
+windows = list(model.windows(sys.argv[-1], window=0.5, stride=0.5))
+print(json.dumps([{name: s.tolist() for name, s in answer.scores.items()} for answer in answers]))
+print(len(windows), model.features(sys.argv[2]).shape[0])
+"""
+
+
+def test_files_are_scored_without_tensorflow(finished, data, long_video):
+  """The bits of the evaluation, which decodes inside TensorFlow's pipeline."""
+  scores = np.load(finished[0] / "scores/validation.npz")
+  files = [str(source_of(data, clip_id)) for clip_id in scores["ids"][:3]]
+  command = [sys.executable, "-c", WITHOUT_TENSORFLOW, str(finished[0]), *files, long_video[0]]
+  result = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+  assert result.returncode == 0, result.stderr
+  answers, counts = result.stdout.splitlines()
+  for row, answer in enumerate(json.loads(answers)):
+    for name in ("universal", "bridge", "specific"):
+      np.testing.assert_allclose(answer[name], scores[name][row], atol=1e-6)
+  assert counts.split()[0] == "8"
+
+
+@pytest.mark.parametrize("clips", [1, 2, 4])
+def test_scores_do_not_depend_on_the_files_that_come_with_one(
+  finished, model, data, tmp_path, monkeypatch, clips
+):
+  ids = np.load(finished[0] / "scores/validation.npz")["ids"][:4]
+  files = [str(source_of(data, clip_id)) for clip_id in ids]
+  (tmp_path / "damaged.mp4").write_bytes(b"no video")
+  asked = [str(tmp_path / "missing.mp4"), *files[:3], str(tmp_path / "damaged.mp4"), files[3]]
+  monkeypatch.setattr(model._score, "clips", clips)
+  found = list(model.predict_each(asked))
+  assert len(found) == len(asked)
+  assert isinstance(found[0], FileNotFoundError) and isinstance(found[4], UserError)
+  for file, together in zip(files, [*found[1:4], found[5]], strict=True):
+    for name, alone in model.predict(file).scores.items():
+      np.testing.assert_array_equal(together.scores[name], alone)
+  assert [*model.predict_each([])] == []
+
+
 def test_a_window_has_the_scores_of_the_file_cut_there(model, long_video):
   path, cut = long_video
   windows = list(model.windows(path, window=0.5, stride=0.25))
@@ -415,7 +460,7 @@ def test_an_exported_model_needs_nothing_of_ours(finished, data, exported, tmp_p
   stored = facts["clip"].pop("stored")
   clip, storage = clips.ClipSpec(**facts["clip"]), Storage(**stored)
   videos = [
-    pipeline.read_views(str(source_of(data, clip_id)), clip, storage, "center")[0]
+    clip_views.read_views(str(source_of(data, clip_id)), clip, storage, "center")[0]
     for clip_id in scores["ids"][:3]
   ]
   np.save(folder / "clips.npy", np.stack(videos))

@@ -243,3 +243,21 @@ def test_a_strangers_config_is_checked_like_ones_own(field, value, message, tmp_
   with pytest.raises(UserError, match=message) as error:
     settings.check_values(saved_config.read(run))
   assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("stored", "enlarged"),
+  [
+    ({"short_edge": 20}, True),
+    ({"short_edge": 36}, False),
+    ({"short_edge": 240}, False),
+    ({}, False),
+  ],
+)
+def test_data_prepared_smaller_than_they_are_used_are_told(stored, enlarged):
+  line = settings.enlargement(config_of(), stored)
+  expected = (
+    "data.short_edge: the data were prepared with 20 pixels, so frames are enlarged to 36; prepare"
+    " them with short_edge=36, or set data.short_edge=20"
+  )
+  assert line == (expected if enlarged else None)

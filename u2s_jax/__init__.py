@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 os.environ["EPATH_USE_TF"] = "false"
 
 
-def load(workdir: str, views: str | None = None, best: bool = False) -> "Model":
+def load(workdir: str | os.PathLike[str], views: str | None = None, best: bool = False) -> "Model":
   """Loads what a run has learned, to score videos and images.
 
   Args:

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import functools
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from data import clips, decode, pipeline
+from data import clip_views, clips, decode, footage
 from u2s_jax import devices, files, overlay
 from u2s_jax.errors import UserError
 from u2s_jax.evaluation import inference
@@ -23,6 +24,7 @@ THRESHOLD = 0.0  # least score of an interval's windows
 SHORTEST = 0.0  # seconds of an interval
 NETWORKS = ("universal", "specific")  # in the order of their features
 
+PathLike = str | os.PathLike[str]
 T = TypeVar("T")
 
 
@@ -60,7 +62,7 @@ class Model:
     """Whether there is a mask network."""
     return "mask" in self.trained.state.params
 
-  def predict(self, file: str) -> Prediction:
+  def predict(self, file: PathLike) -> Prediction:
     """Scores a video or image: its `label`, `score`, five `best` classes, and all `scores`.
 
     Args:
@@ -70,10 +72,35 @@ class Model:
       UserError: it does not decode; one line, the reason alone.
       OSError: it cannot be read.
     """
-    return self._score([pipeline.read_views(file, self._clip, self._storage, self._views)])[0]
+    return self._score(
+      [clip_views.read_views(parse_video(file), self._clip, self._storage, self._views)]
+    )[0]
+
+  def predict_each(self, files: Iterable[PathLike]) -> Iterator[Prediction | UserError | OSError]:
+    """Scores files in order; the next ones are read while the device computes.
+
+    Args:
+      files: paths of videos or images.
+
+    Yields:
+      For each file what `predict` returns, or the error that it would raise.
+    """
+
+    def read(file: PathLike) -> UInt8[np.ndarray, "v t h w c"] | UserError | OSError:
+      try:
+        return clip_views.read_views(parse_video(file), self._clip, self._storage, self._views)
+      except (UserError, OSError) as error:
+        return error
+
+    with concurrent.futures.ThreadPoolExecutor(self._score.clips) as pool:
+      batches = (list(pool.map(read, batch)) for batch in _batched(files, self._score.clips))
+      for batch in _ahead(batches):
+        scored = iter(self._score([views for views in batch if isinstance(views, np.ndarray)]))
+        for views in batch:
+          yield next(scored) if isinstance(views, np.ndarray) else views
 
   def windows(
-    self, file: str, window: float = WINDOW, stride: float = STRIDE
+    self, file: PathLike, window: float = WINDOW, stride: float = STRIDE
   ) -> Iterator[ScoredWindow | Gap]:
     """Scores windows of a video in one pass: its length does not matter.
 
@@ -95,21 +122,21 @@ class Model:
       OSError: it cannot be read.
     """
     check_windows(window, stride)
-    read = pipeline.read_windows(
-      file, self._clip, self._storage, self._views, length=window, stride=stride
+    read = clip_views.read_windows(
+      parse_video(file), self._clip, self._storage, self._views, length=window, stride=stride
     )
     for batch in _ahead(_batched(read, self._score.clips)):
-      clips_of_batch = [part.views for part in batch if isinstance(part, pipeline.Window)]
+      clips_of_batch = [part.views for part in batch if isinstance(part, clip_views.Window)]
       predictions = iter(self._score(clips_of_batch) if clips_of_batch else ())
       for part in batch:
-        if isinstance(part, pipeline.Window):
+        if isinstance(part, clip_views.Window):
           yield ScoredWindow(part.start, part.end, next(predictions))
         else:
           yield Gap(part.start, part.end, part.reason)
 
   def intervals(
     self,
-    file: str,
+    file: PathLike,
     window: float = WINDOW,
     stride: float = STRIDE,
     *,
@@ -140,7 +167,7 @@ class Model:
 
     return merged(windows(), stride=stride, threshold=threshold, shortest=shortest)
 
-  def features(self, file: str) -> Float[np.ndarray, " c"]:
+  def features(self, file: PathLike) -> Float[np.ndarray, " c"]:
     """Returns what the classifiers read of a file's centre view, averaged over space and time.
 
     The universal network's channels and, behind stage 1, the specific network's, masked.
@@ -161,7 +188,7 @@ class Model:
     shapes = jax.eval_shape(self._feature_program, self.trained.state, video)
     return tuple(name for name in NETWORKS if name in shapes for _ in range(shapes[name].shape[1]))
 
-  def masked(self, file: str) -> UInt8[np.ndarray, "t h w 3"]:
+  def masked(self, file: PathLike) -> UInt8[np.ndarray, "t h w 3"]:
     """Returns the frames of a file's centre view with their mask over them, see `overlay.blend`.
 
     Args:
@@ -175,8 +202,8 @@ class Model:
     clip = self._centre(file)
     return overlay.blend(clip, np.asarray(self._output_program(clip[None])["mask"])[0])
 
-  def _centre(self, file: str) -> UInt8[np.ndarray, "t h w c"]:
-    return pipeline.read_views(file, self._clip, self._storage, "center")[0]
+  def _centre(self, file: PathLike) -> UInt8[np.ndarray, "t h w c"]:
+    return clip_views.read_views(parse_video(file), self._clip, self._storage, "center")[0]
 
   @functools.cached_property
   def _feature_program(self) -> Callable:
@@ -186,6 +213,12 @@ class Model:
   @functools.cached_property
   def _output_program(self) -> Callable:
     return jax.jit(self.trained.outputs, compiler_options=devices.compiler_options())
+
+
+def parse_video(file: PathLike) -> str:
+  """Returns the path of a video, absolute and with `~` expanded, or the address of a camera."""
+  text = os.fspath(file)
+  return text if footage.live(text) else str(files.local_path(text))
 
 
 def check_windows(
@@ -200,7 +233,7 @@ def check_windows(
     raise UserError(f"shortest {shortest:g}: must be seconds >= 0")
 
 
-def load(workdir: str, views: str | None = None, best: bool = False) -> Model:
+def load(workdir: PathLike, views: str | None = None, best: bool = False) -> Model:
   """Reads a run's newest checkpoint, see `u2s_jax.load`."""
   return Model(predict.load(Workdir(files.named(workdir)), best), views)
 

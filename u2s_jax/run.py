@@ -37,7 +37,8 @@ class Source:
     train_batches: (stage index, first step) -> this host's endless training batches from that step
       on, always the same: `video` (b, t, h, w, c) uint8, `label`, `valid`.
     eval_batches: (split, views) -> this host's batches of one pass over a split: `video`
-      (b, v, t, h, w, c) uint8, `label` (-1 where unknown), `valid` (False for padding), `id`.
+      (b, v, t, h, w, c) uint8, the views that are not mirrored, `label` (-1 where unknown),
+      `valid` (False for padding), `id`.
     stored: in JSON's types, how the data set was prepared, kept in every checkpoint for `predict`.
     class_sizes: training clips of each class; empty where nobody counted.
     paths: split -> the files' paths by the clips' ids, of those that have one.
@@ -227,6 +228,8 @@ def open_run(config: ml_collections.ConfigDict, workdir: Workdir, source: Source
   unknown = [name for name in config.eval.classes if name not in source.class_names]
   if unknown:
     raise UserError(f"eval.classes: {unknown[0]!r} is not one of the data set's classes")
+  if enlargement := settings.enlargement(config, source.stored):
+    log(enlargement)
   described = {
     "num_classes": num_classes,
     "class_names": source.class_names,

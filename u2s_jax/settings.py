@@ -3,7 +3,7 @@
 import json
 import math
 import operator
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -394,6 +394,23 @@ def _check_csm(config):
         f"csm.{field}: {config.csm[field]!r} is about masks, but model.attention is"
         f" {config.model.attention!r}"
       )
+
+
+def enlargement(config: ml_collections.ConfigDict, stored: Mapping[str, Any]) -> str | None:
+  """Returns a line on frames that are enlarged, None where they are not.
+
+  Args:
+    config: see `configs/default.py`.
+    stored: how the data set was prepared.
+  """
+  short_edge = stored.get("short_edge", math.inf)
+  if short_edge >= config.data.short_edge:
+    return None
+  return (
+    f"data.short_edge: the data were prepared with {short_edge} pixels, so frames are enlarged to"
+    f" {config.data.short_edge}; prepare them with short_edge={config.data.short_edge}, or set"
+    f" data.short_edge={short_edge}"
+  )
 
 
 def check_views(views: str, data: ml_collections.ConfigDict) -> None:

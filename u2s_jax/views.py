@@ -4,7 +4,8 @@ from collections.abc import Iterable
 
 from u2s_jax.errors import UserError
 
-# Name: for each view, whether its pixels are mirrored left to right.
+# Name: for each view, whether its pixels are mirrored left to right. The k-th mirrored view is the
+# k-th of the others, mirrored: input has those others alone, and the device makes the rest.
 VIEWS = {
   "center": (False,),
   "3crop": (False,) * 3,

@@ -66,6 +66,7 @@ def find_files(where: str) -> list[str]:
     FileNotFoundError: there is none.
     UserError: a link in the folder leads back to it.
   """
+  where = os.path.expanduser(where)  # the shell leaves a ~ after an = as it is
   path = pathlib.Path(where)
   if path.is_dir():
     found = _walk(path)

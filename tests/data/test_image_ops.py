@@ -2,11 +2,12 @@
 
 import colorsys
 
+import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from data import image_ops
+from data import clip_views, image_ops
 
 
 def test_crop_edges_are_pairs_of_neighbours():
@@ -33,51 +34,61 @@ def test_a_window_lies_anywhere_with_equal_probability(draw, corner):
   assert window.numpy().tolist() == [*corner, 4, 8]
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_decoding_a_window_is_decoding_all_and_cutting(channels):
+SAMPLINGS = ("411", "420", "422", "440", "444")
+
+
+def _jpeg(pixels, sampling, progressive=0, restart=0):
+  options = [cv2.IMWRITE_JPEG_QUALITY, 85, cv2.IMWRITE_JPEG_PROGRESSIVE, progressive]
+  options += [cv2.IMWRITE_JPEG_RST_INTERVAL, restart]
+  if sampling != "grey":
+    sampling = getattr(cv2, f"IMWRITE_JPEG_SAMPLING_FACTOR_{sampling}")
+    options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling]
+  return cv2.imencode(".jpg", pixels, options)[1].tobytes()
+
+
+@pytest.mark.parametrize("sampling", [*SAMPLINGS, "grey"])
+def test_decoding_a_window_is_decoding_all_and_cropping(sampling):
+  """Chroma is interpolated between columns: crops would have other colours at their borders."""
   rng = np.random.default_rng(0)
-  video = np.kron(rng.integers(0, 256, (3, 5, 6, channels)), np.ones((1, 8, 8, 1))).astype(np.uint8)
-  frames = tf.stack([tf.io.encode_jpeg(frame, chroma_downsampling=False) for frame in video])
-  whole = image_ops.decode(frames, channels=channels)
-  assert whole.shape == video.shape
-  window = image_ops.decode(frames, channels=channels, window=tf.constant([3, 9, 20, 25]))
-  np.testing.assert_array_equal(window, whole[:, 3:23, 9:34])
+  channels = 1 if sampling == "grey" else 3
+  spec = [tf.TensorSpec([1], tf.string), tf.TensorSpec([4], tf.int32)]
+  decode = tf.function(lambda f, w: image_ops.decode(f, channels=channels, window=w), spec)
+  for (height, width), progressive, restart in (
+    ((37, 53), 0, 0), ((32, 48), 1, 0), ((33, 47), 0, 3), ((1, 1), 0, 0), ((3, 40), 0, 0)
+  ):  # fmt: skip
+    pixels = rng.integers(0, 256, (height, width, 3)[: 2 if channels == 1 else 3]).astype(np.uint8)
+    frame = _jpeg(pixels, sampling, progressive, restart)
+    (whole,) = clip_views.decode_jpegs([frame], channels)
+    assert whole.shape == (height, width, channels)
+    reference = tf.io.decode_jpeg(frame, channels=channels, dct_method="INTEGER_ACCURATE")
+    np.testing.assert_array_equal(whole, reference)
+    windows = [(0, 0, height, width), (0, 0, height, 1), (0, width - 1, height, 1)]
+    for _ in range(40):
+      h, w = rng.integers(1, height + 1), rng.integers(1, width + 1)
+      windows.append((rng.integers(height - h + 1), rng.integers(width - w + 1), h, w))
+    for top, left, h, w in windows:
+      window = decode(tf.constant([frame]), tf.constant([top, left, h, w], tf.int32))[0]
+      np.testing.assert_array_equal(window, whole[top : top + h, left : left + w])
+
+
+def test_any_number_of_frames_is_decoded():
+  frames = [_jpeg(np.full((16, 24, 3), 20 * k, np.uint8), "444") for k in range(3)]
 
   @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
-  def any_number(frames):
-    return image_ops.decode(frames, channels=channels)
+  def decode(frames):
+    return image_ops.decode(frames, channels=3, window=tf.constant([1, 2, 8, 9]))
 
-  np.testing.assert_array_equal(any_number(frames), whole)
-  np.testing.assert_array_equal(any_number(frames[:1]), whole[:1])
-
-
-def test_resizing_averages_and_rounds():
-  row = np.array([0, 80, 160, 240, 240, 240, 240, 255], np.uint8)
-  video = tf.constant(np.tile(row[None, None, :, None], (2, 4, 1, 1)))
-  half = image_ops.resize(video, 2, 4)
-  # A triangle 4 pixels wide: 1/8, 3/8, 3/8, 1/8; at the ends what lies inside, to the sum of 1.
-  # (3 * 0 + 3 * 80 + 160) / 7, (80 + 3 * 160 + 3 * 240 + 240) / 8, (8 * 240) / 8,
-  # (240 + 3 * 240 + 3 * 255) / 7
-  expected = [57, 190, 240, 246]
-  np.testing.assert_array_equal(half[..., 0], np.tile(expected, (2, 2, 1)))
-  double = image_ops.resize(video, 4, 16)[0, 0, :, 0]
-  np.testing.assert_array_equal(double[:5], [0, 20, 60, 100, 140])
-  np.testing.assert_array_equal(image_ops.resize(video, 4, 8), video)
+  assert decode(tf.constant(frames)).shape == (3, 8, 9, 3)
+  np.testing.assert_array_equal(
+    decode(tf.constant(frames[1:2])), np.full((1, 8, 9, 3), 20, np.uint8)
+  )
 
 
-@pytest.mark.parametrize(
-  "height, width, short_edge, size",
-  [
-    (240, 320, 120, (120, 160)),
-    (240, 427, 224, (224, 399)),  # 398.53
-    (426, 240, 256, (454, 256)),  # 454.4
-    (64, 64, 100, (100, 100)),
-  ],
-)
-def test_the_short_edge_decides_the_size(height, width, short_edge, size):
-  video = tf.fill([1, height, width, 1], tf.constant(7, tf.uint8))
-  video = image_ops.resize_short_edge(video, short_edge)
-  assert video.shape == (1, *size, 1) and (video.numpy() == 7).all()
+def test_training_resizes_as_evaluation_does():
+  video = np.random.default_rng(0).integers(0, 256, (2, 30, 40, 3), np.uint8)
+  (resized,) = tf.data.Dataset.from_tensors(video).map(lambda v: image_ops.resize(v, 24, 20))
+  assert resized.shape == (2, 24, 20, 3)
+  np.testing.assert_array_equal(resized, clip_views.resize(video, 24, 20))
 
 
 def test_mirroring_inverts_the_x_of_flow():

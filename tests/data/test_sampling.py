@@ -47,6 +47,29 @@ def test_offsets_just_below_one_stay_valid_and_in_their_segment():
   )
 
 
+def test_each_segment_may_have_its_own_offset():
+  own = np.array([0.9, 0.0, 0.5])
+  # (0 + 0.9) 10 / 3, (1 + 0) 10 / 3, (2 + 0.5) 10 / 3
+  expected = [3, 3, 8]
+  np.testing.assert_array_equal(sampling.segment_indices(10, 3, own), expected)
+  (traced,) = tf.data.Dataset.from_tensors(own).map(lambda o: sampling.segment_indices(10, 3, o))
+  np.testing.assert_array_equal(traced, expected)
+  np.testing.assert_array_equal(
+    sampling.segment_indices(7, 5, np.full(5, 0.5)), sampling.segment_indices(7, 5, 0.5)
+  )
+
+
+def test_own_offsets_stay_valid_and_in_order():
+  rng, largest = np.random.default_rng(0), np.nextafter(1.0, 0.0)
+  for num_segments in (1, 3, 8, 18):
+    for num_frames in (1, 2, 17, 18, 1000):
+      for offsets in rng.choice([0.0, 0.3, largest], (20, num_segments)):
+        indices = sampling.segment_indices(num_frames, num_segments, offsets)
+        tensor = sampling.segment_indices(num_frames, num_segments, tf.constant(offsets))
+        np.testing.assert_array_equal(indices, tensor)
+        assert 0 <= indices[0] and indices[-1] < num_frames and (np.diff(indices) >= 0).all()
+
+
 @pytest.mark.parametrize(
   ("balance", "shares"),
   [

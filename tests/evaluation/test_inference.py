@@ -25,7 +25,7 @@ from tests.small import (
 from u2s_jax import csm, devices, regularizer, state
 from u2s_jax.errors import UserError
 from u2s_jax.evaluation import inference, scores
-from u2s_jax.models.network import Network, normalize
+from u2s_jax.models.network import Network, mirror, normalize
 from u2s_jax.models.u2s import U2S
 from u2s_jax.training import steps
 
@@ -208,7 +208,7 @@ def test_views_are_averaged_and_mirrored_scores_booked_on_the_mirrored_class(tra
   current, example, mirror = trained[1]["joint"][2], batch(5, size=8), (1, 0, 2, 3)
   plain, mirrored = example["video"], example["video"][:, :, :, ::-1]
   first, second = (score(current, v[:, None], example["label"], (None,)) for v in (plain, mirrored))
-  both = score(current, np.stack([plain, mirrored], 1), example["label"], (None, mirror))
+  both = score(current, plain[:, None], example["label"], (None, mirror))  # mirrored there
   for name in ("universal", "bridge", "specific"):
     expected = (first[name] + second[name][:, list(mirror)]) / 2
     np.testing.assert_allclose(both[name], expected, atol=1e-5)
@@ -260,16 +260,51 @@ def test_the_label_guides_a_mirrored_view_as_what_it_turns_into(trained):
   mirror, example = (1, 0, 2, 3), batch(5, size=8)
   current, masks = trained[1]["joint"][2], {"selection": "own", "guide": "label"}
   video, label, columns = example["video"][:, None], example["label"], np.array(mirror)
-  seen, plain, mirrored = (
-    score(current, video, y, mirrors, **masks)["specific"]
-    for y, mirrors in ((columns[label], (None,)), (label, (None,)), (label, (mirror,)))
+  mirrored = video[:, :, :, :, ::-1]
+  plain, seen, other, both = (
+    score(current, pixels, y, mirrors, **masks)["specific"]
+    for pixels, y, mirrors in (
+      (video, label, (None,)),
+      (mirrored, columns[label], (None,)),
+      (mirrored, label, (None,)),
+      (video, label, (None, mirror)),
+    )
   )
-  assert np.abs(seen - plain).max() > 1e-6
-  np.testing.assert_allclose(mirrored, seen[:, columns], atol=1e-6)
+  assert np.abs(seen - other).max() > 1e-6
+  np.testing.assert_allclose(both, (plain + seen[:, columns]) / 2, atol=1e-6)
 
 
-def test_another_number_of_views_is_an_error(trained):
+@pytest.mark.parametrize("crops", [2, 5])
+def test_each_crop_is_mirrored_once_on_the_device(trained, crops):
+  """All crops, then their mirror images: the bits of views that the input would mirror."""
+  current, example = trained[1]["joint"][2], batch(5, size=8)
+  rng = np.random.default_rng(0)
+  video = rng.integers(0, 256, (8, crops, *example["video"].shape[1:]), np.uint8)
+  identity = tuple(range(CLASSES))
+  on_device = score(current, video, example["label"], (None,) * crops + (identity,) * crops)
+  views = np.concatenate([video, video[..., ::-1, :]], 1)
+  before = score(current, views, example["label"], (None,) * 2 * crops)
+  for name, values in before.items():
+    np.testing.assert_array_equal(on_device[name], values)
+
+
+def test_mirroring_by_hand_and_as_in_training():
+  flow = np.array([[0, 1, 128], [1, 2, 128], [255, 3, 100], [7, 8, 9]], np.uint8).T  # (w, c)
+  expected = [[128, 128, 156, 9], [255, 2, 253, 8], [255, 1, 1, 7]]
+  np.testing.assert_array_equal(mirror(jnp.asarray(flow[None]))[0], expected)
+  rgb = np.arange(18, dtype=np.uint8).reshape(1, 2, 3, 3)
+  np.testing.assert_array_equal(mirror(jnp.asarray(rgb)), rgb[:, :, ::-1])
+  tf = pytest.importorskip("tensorflow", reason="mirrors training clips")
+  from data import image_ops
+
+  codes = np.arange(256, dtype=np.uint8).reshape(1, 8, 8, 4)
+  for video, is_flow in ((codes, True), (rgb, False)):
+    expected = image_ops.mirror(tf.constant(video), is_flow=is_flow)
+    np.testing.assert_array_equal(mirror(jnp.asarray(video)), expected)
+
+
+def test_another_number_of_crops_is_an_error(trained):
   step = inference.make_score_step(NETWORK, (None,) * 3)
   example = batch(5, size=8)
-  with pytest.raises(ValueError, match="^1 views of a clip, but 3 are asked for$"):
+  with pytest.raises(ValueError, match="^1 crops of a clip, but 3 are asked for$"):
     step(trained[1]["joint"][2], {**example, "video": example["video"][:, None]})

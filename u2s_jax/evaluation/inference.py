@@ -16,6 +16,7 @@ from u2s_jax.errors import UserError
 from u2s_jax.evaluation.scores import Scores
 from u2s_jax.models.mask import class_masks
 from u2s_jax.models.network import Network, softmax_scores
+from u2s_jax.models.network import mirror as mirror_video
 from u2s_jax.stages import PREDICTIONS
 from u2s_jax.state import TrainState
 
@@ -33,28 +34,37 @@ def make_score_step(network: Network, mirrors: Sequence[tuple[int, ...] | None])
   Args:
     network: the networks and their masks.
     mirrors: one entry a view: None, or for a mirrored view the class that each class turns into,
-      so that its scores are booked on the class that is meant.
+      so that its scores are booked on the class that is meant. The k-th mirrored view is the k-th
+      crop, mirrored here.
 
   Returns:
-    (state, batch with `video` (n, v, t, h, w, c) and `label` (n,)) -> for each prediction the
-    softmax scores (n, m), averaged over the v views; a label is read only where it guides, in a
+    (state, batch with `video` (n, crops, t, h, w, c) and `label` (n,)) -> for each prediction the
+    softmax scores (n, m), averaged over the views; a label is read only where it guides, in a
     mirrored view as the class that it turns into. It raises ValueError where there are not as many
-    views as entries in `mirrors`.
+    crops as `mirrors` asks for.
   """
   columns = [None if mirror is None else np.array(mirror) for mirror in mirrors]
+  is_mirrored = np.array([mirror is not None for mirror in mirrors])
+  crop_of_view = np.where(is_mirrored, np.cumsum(is_mirrored), np.cumsum(~is_mirrored)) - 1
+  num_crops = crop_of_view.max() + 1
 
   def step(state, batch):
-    video, label = batch["video"], batch["label"]
-    if video.shape[1] != len(columns):
-      raise ValueError(f"{video.shape[1]} views of a clip, but {len(columns)} are asked for")
+    crops, label = jnp.moveaxis(batch["video"], 1, 0), batch["label"]
+    if len(crops) != num_crops:
+      raise ValueError(f"{len(crops)} crops of a clip, but {num_crops} are asked for")
 
     def one_view(view):
-      outputs, _ = network(state.params, state.batch_stats, state.csm, *view)
+      crop, is_mirrored_view, labels = view
+      video = crops[crop]
+      if is_mirrored.any():
+        video = jnp.where(is_mirrored_view, mirror_video(video), video)
+      outputs, _ = network(state.params, state.batch_stats, state.csm, video, labels)
       return softmax_scores(outputs, PREDICTIONS)
 
     # One view after the other: ten at once would take ten times the memory.
     labels = [label if mirror is None else jnp.asarray(mirror)[label] for mirror in columns]
-    by_view = jax.lax.map(one_view, (jnp.moveaxis(video, 1, 0), jnp.stack(labels)))
+    views = jnp.asarray(crop_of_view), jnp.asarray(is_mirrored), jnp.stack(labels)
+    by_view = jax.lax.map(one_view, views)
     return {
       name: jnp.mean(
         jnp.stack(
@@ -307,7 +317,7 @@ def score(
   Args:
     step: of `score_step`.
     state: the networks.
-    batches: of this host: `video` (b, v, t, h, w, c) uint8, `label`, `valid`, `id`.
+    batches: of this host: `video` (b, crops, t, h, w, c) uint8, `label`, `valid`, `id`.
     class_names: in the order of the labels.
 
   Raises:

@@ -31,6 +31,21 @@ def normalize(
   return (video.astype(jnp.float32) / 255.0 - jnp.asarray(mean)) / jnp.asarray(std)
 
 
+def mirror(video: UInt8[Array, "*b h w c"]) -> UInt8[Array, "*b h w c"]:
+  """Mirrors frames left to right, as `data.image_ops.mirror` does in training.
+
+  Args:
+    video: RGB, c = 3; or x, y, x, y, ... of optical flow, c even, in which the bytes v and 256 - v
+      code opposite motions: what moved to the right then moves to the left.
+  """
+  video, channels = jnp.flip(video, axis=-2), video.shape[-1]
+  if channels == 3:
+    return video
+  # JPEG may have turned a 1 into a 0, which codes nothing.
+  inverted = -jnp.maximum(video, 1)  # modulo 256
+  return jnp.where(jnp.arange(channels) % 2 == 0, inverted, video)
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
   """The networks of a run with what turns bytes into their input and a guess into masks.

@@ -23,7 +23,7 @@ from u2s_jax.views import mirrors
 from u2s_jax.workdir import Workdir
 
 TOP = 5  # classes that are shown
-# Clips that a program takes at a time; fewer are padded. A CPU gains nothing by more.
+# Clips that are queued on the device at a time. A CPU gains nothing by more.
 CLIPS = {"cpu": 1}
 CLIPS_ELSEWHERE = 8
 
@@ -163,7 +163,10 @@ class Prediction:
 
 
 class Scorer:
-  """Scores clips, by one program however many there are: a clip's scores are always the same bits.
+  """Scores clips, each by the same program: the bits of its scores do not depend on the others.
+
+  Attributes:
+    clips: to be scored at a time.
 
   Args:
     trained: from `load`.
@@ -186,10 +189,9 @@ class Scorer:
     self.clips = CLIPS.get(jax.default_backend(), CLIPS_ELSEWHERE)
 
   def __call__(self, clips: Sequence[UInt8[np.ndarray, "v t h w c"]]) -> list[Prediction]:
-    """Returns the predictions for at most `self.clips` clips."""
-    padded = np.stack([*clips, *[clips[-1]] * (self.clips - len(clips))])
-    scores = jax.device_get(self._program(self._state, padded))
+    """Returns the predictions for clips, whose mirrored views are made on the device."""
+    queued = [self._program(self._state, clip[None]) for clip in clips]
     return [
-      Prediction({name: values[i] for name, values in scores.items()}, self._class_names)
-      for i in range(len(clips))
+      Prediction({name: values[0] for name, values in scores.items()}, self._class_names)
+      for scores in jax.device_get(queued)
     ]
