@@ -3,6 +3,7 @@
 import csv
 import json
 
+import jax
 import pytest
 
 from u2s_jax.errors import UserError, cell_text, one_line, printable, spreadsheet_cell
@@ -74,6 +75,102 @@ def test_a_disk_s_error_is_a_line_whoever_met_it(error, line):
   wrapped = RuntimeError("a thread failed")
   wrapped.__cause__ = error
   assert one_line(wrapped) == one_line(error)
+
+
+class ResourceExhaustedError(Exception):
+  """As TensorFlow names its own."""
+
+
+CPU = "RESOURCE_EXHAUSTED: Out of memory allocating 219237722960 bytes."
+GPU = """RESOURCE_EXHAUSTED: Out of memory while trying to allocate 4770354232 bytes.
+BufferAssignment OOM Debugging.
+BufferAssignment stats:
+             parameter allocation:  372.76MiB"""
+TPU = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 21.95G of 15.48G hbm.
+ Exceeded hbm capacity by 6.47G.
+
+Total hbm usage >= 22.47G:
+    reserved        530.00M
+    program          21.95G"""  # fmt: skip # noqa: E501
+TPU_STEP = (
+  "RESOURCE_EXHAUSTED: Attempting to reserve 5.70G at the bottom of memory. That was not possible."
+  " There are 4.50G free, 0B reserved, and 4.50G reservable."
+)
+
+
+@pytest.mark.parametrize(
+  ("message", "sizes"),
+  [
+    (CPU, ": 204.2 GiB needed"),
+    (GPU, ": 4.443 GiB needed"),
+    (
+      "RESOURCE_EXHAUSTED: Failed to allocate request for 2.99GiB (3206250496B) on device ordinal"
+      " 0",
+      ": 2.99 GiB needed",
+    ),
+    (TPU, ": 21.95 GiB needed, 15.48 GiB available"),
+    (
+      "RESOURCE_EXHAUSTED: Compilation failure: Ran out of memory in memory space hbm. Used 8.38G"
+      " of 8.00G hbm. Exceeded hbm capacity by 385.25M.",
+      ": 8.38 GiB needed, 8 GiB available",
+    ),
+    (TPU_STEP, ": 5.7 GiB needed, 4.5 GiB available"),
+    (
+      "RESOURCE_EXHAUSTED: Error allocating device buffer: Attempting to allocate 512.00M. That was"
+      " not possible. There are 256.00M free.; (0x0x0_HBM0)",
+      ": 0.5 GiB needed, 0.25 GiB available",
+    ),
+    ("INTERNAL: CUDA_ERROR_OUT_OF_MEMORY: out of memory", ""),
+  ],
+)
+def test_too_little_memory_of_a_device_is_a_line(message, sizes):
+  error = jax.errors.JaxRuntimeError(message)
+  line = one_line(error)
+  assert line.startswith(f"out of memory{sizes}; ") and "\n" not in line
+  for field in ("batch_size", "accumulate_steps", "model.remat", "model.dtype", "docs/scaling.md"):
+    assert field in line
+  wrapped = RuntimeError("a thread failed")
+  wrapped.__cause__ = error
+  assert one_line(wrapped) == line
+
+
+def test_tensorflow_s_error_for_memory_is_a_line():
+  error = ResourceExhaustedError("OOM when allocating tensor with shape[20,18,240,320,3]")
+  assert one_line(error).startswith("out of memory; ")
+  error = ResourceExhaustedError("Failed to allocate memory for the batch of component 0")
+  assert one_line(error).startswith("out of memory; ")
+
+
+@pytest.mark.parametrize(
+  ("error", "sizes"),
+  [
+    (MemoryError(), ""),
+    (MemoryError("std::bad_alloc"), ""),
+    (MemoryError("Unable to allocate 4.00 TiB for an array with shape (1,)"), ": 4096 GiB needed"),
+    (OSError(12, "Cannot allocate memory"), ""),
+  ],
+)
+def test_too_little_memory_of_the_host_is_a_line(error, sizes):
+  assert one_line(error).startswith(f"out of memory on the host{sizes}; use fewer workers")
+
+
+@pytest.mark.parametrize(
+  "message",
+  [
+    "RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 44.05M of 32.00M vmem.",
+    "RESOURCE_EXHAUSTED: Quota exceeded for quota metric 'Read requests'",
+    "RESOURCE_EXHAUSTED: Received message larger than max (5 vs. 4)",
+    "INVALID_ARGUMENT: out of memory bounds",
+  ],
+)
+def test_other_exhaustion_is_a_bug(message):
+  assert one_line(jax.errors.JaxRuntimeError(message)) is None
+
+
+def test_an_allocation_that_cannot_be_is_a_line():
+  with pytest.raises(jax.errors.JaxRuntimeError) as caught:
+    jax.jit(lambda: jax.numpy.zeros((1 << 20, 1 << 22)))().block_until_ready()
+  assert one_line(caught.value).startswith("out of memory: 1.638e+04 GiB needed; lower batch_size")
 
 
 def test_other_errors_of_libraries_are_bugs():

@@ -18,6 +18,14 @@ BUCKET_PACKAGES = (
   "gcsfs fsspec aiohttp requests google.auth google.api_core google.cloud google.resumable_media"
 ).split()
 COMPUTED = ("=", "+", "-", "@", "\t", "\r")  # beginnings of what a spreadsheet computes
+# What XLA, NumPy and TensorFlow say of an allocation, and XLA of a TPU's memory.
+_NO_MEMORY = re.compile(
+  r"out of memory(?! in memory space (?!hbm))|failed to allocate|\boom when"
+  r"|attempting to (allocate|reserve)",
+  re.I,
+)
+_NEEDED = re.compile(r"(?:\bused|allocat\w+|reserve|request for) ([\d.]+) ?([KMGTP]?)", re.I)
+_AVAILABLE = re.compile(r"(?:\bof|there are) ([\d.]+)([KMGTP]?)(?: hbm| free)", re.I)
 _TENSORSTORE = 'Error reading "gs://'
 _PATH = re.compile(r"(?<![^\s\"'])/[^\s\"';,]+")
 
@@ -101,13 +109,15 @@ def bucket_error(error: BaseException | None) -> str | None:
 def one_line(error: Exception) -> str | None:
   """Returns what a command prints of an error that a user can cause; None for a bug.
 
-  That is a `UserError`, an OSError that names a file, or a disk's or a bucket's error, whichever
-  library met it.
+  That is a `UserError`, an OSError that names a file, too little memory, or a disk's or a bucket's
+  error, whichever library met it.
   """
   if isinstance(error, UserError):
     return printable(str(error))
   if outside := disk_error(error) or bucket_error(error):
     return printable(f"{outside}; once that is mended the same command goes on")
+  if short := memory_error(error):
+    return short
   if isinstance(error, OSError) and error.filename:
     return printable(" ".join(f"{error.filename}: {error.strerror}".split()))
   if type(error) is FileNotFoundError:  # of ours: its message names the file
@@ -133,3 +143,36 @@ def disk_error(error: BaseException | None) -> str | None:
         return f"{place}: {os.strerror(number)}"
     error = error.__cause__
   return None
+
+
+def memory_error(error: BaseException | None) -> str | None:
+  """Returns what is short of memory and what to change where memory is behind an error, else None.
+
+  XLA has no type for it, but a status and words, with the bytes in most of them.
+  """
+  while error is not None:
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+      return (
+        f"out of memory on the host{_sizes(text)}; use fewer workers or threads, a lower"
+        " batch_size, or a machine with more memory"
+      )
+    exhausted = re.search("RESOURCE_?EXHAUSTED", text, re.I) and _NO_MEMORY.search(text)
+    if exhausted or "CUDA_ERROR_OUT_OF_MEMORY" in text:
+      return (
+        f"out of memory{_sizes(text)}; lower batch_size or set accumulate_steps, model.remat=True"
+        " or model.dtype=bfloat16 (in an evaluation lower eval.batch_size), see docs/scaling.md;"
+        " the checkpoints of a run stay, and it resumes on devices with more memory"
+      )
+    error = error.__cause__
+  return None
+
+
+def _sizes(text: str) -> str:
+  """Returns the bytes that a message says are needed and available, '' where it says none."""
+  sizes = []
+  for pattern, name in ((_NEEDED, "needed"), (_AVAILABLE, "available")):
+    if found := pattern.search(text):
+      power = " KMGTP".index(found[2].upper() or " ")
+      sizes.append(f"{float(found[1].rstrip('.')) * 1024**power / 2**30:.4g} GiB {name}")
+  return f": {', '.join(sizes)}" if sizes else ""

@@ -189,3 +189,25 @@ def test_a_limit_that_cannot_be_is_an_error():
 def test_unknown_names_are_errors(field):
   with pytest.raises(ValueError, match=f"model.{field}: 'x' is not one of"):
     U2S(CLASSES, SMALL, **{field: "x"})
+
+
+@pytest.mark.parametrize("detached", [False, True])
+def test_masks_are_guided_by_the_guess_without_dropout(detached):
+  video = jax.random.uniform(jax.random.key(1), (16, 2, 32, 32, 3))
+  model = U2S(CLASSES, SMALL, mask_limit=0.0, detached=detached)
+  variables = model.init(jax.random.key(0), video, CSM)
+  parts, own = ("trunk", "universal", "specific", "mask"), jnp.eye(CLASSES)
+
+  def outputs(dropout):
+    rngs = {"dropout": jax.random.key(2)}
+    model_with = model.clone(dropout=dropout)
+    mutable = ["batch_stats"]
+    return model_with.apply(variables, video, own, train=parts, mutable=mutable, rngs=rngs)[0]
+
+  plain, dropped = jax.device_get((outputs(0.0), outputs(0.7)))
+  guesses, misled = plain["universal"].argmax(-1), dropped["universal"].argmax(-1)
+  assert (guesses != misled).any()
+  kernel = np.asarray(variables["params"]["mask"]["kernel"])[:, guesses]
+  expected = np.einsum("nthwc,cn->nthw", dropped["universal_features"], kernel)
+  np.testing.assert_allclose(dropped["mask"][..., 0], expected, atol=1e-5)
+  np.testing.assert_array_equal(dropped["mask"], plain["mask"])

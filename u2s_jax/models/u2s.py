@@ -106,7 +106,7 @@ class U2S(nn.Module):
       video: normalised frames.
       csm: category similarity matrix, binary (the paper) or soft (Table III c).
       guide: class whose confusing classes' masks are combined; by default the universal network's
-        prediction, and never a label except for the oracle of Table III f.
+        prediction, without dropout, and never a label except for the oracle of Table III f.
       train: as in `one_pass`.
 
     Returns:
@@ -122,7 +122,10 @@ class U2S(nn.Module):
     outputs["specific_features"] = features
     if self.attention == "mask":
       if guide is None:
-        guide = jnp.argmax(outputs["universal"], axis=-1)
+        logits = outputs["universal"]
+        if self.dropout:  # of the loss's logits; masks are selected as in a test
+          logits = self.universal.classify(outputs["universal_features"])
+        guide = jnp.argmax(logits, axis=-1)
       weights = mask_lib.select(csm, guide)
       outputs["bridge"], combined = self.mask(seen, weights)
       if self.mask_activation == "none" and self.mask_limit:
