@@ -122,7 +122,10 @@ class U2S(nn.Module):
     outputs["specific_features"] = features
     if self.attention == "mask":
       if guide is None:
-        guide = jnp.argmax(outputs["universal"], axis=-1)
+        # In training as in a test: of all channels.
+        whole = outputs["universal_features"]
+        logits = self.universal.classify(whole) if self.dropout else outputs["universal"]
+        guide = jnp.argmax(logits, axis=-1)
       weights = mask_lib.select(csm, guide)
       outputs["bridge"], combined = self.mask(seen, weights)
       if self.mask_activation == "none" and self.mask_limit:
