@@ -65,6 +65,30 @@ def test_only_the_named_groups_and_heads_learn(trained):
     assert metrics[name] != without[name]
 
 
+def test_dropped_channels_do_not_choose_the_mask(trained):
+  """Masks read undropped features, so the masks are those of a network that drops nothing."""
+  first = trained[1]["joint"][0]
+  heads = {name: dict(tree) for name, tree in first.params.items()}
+  kernel = np.random.default_rng(0).normal(size=heads["universal"]["head"]["kernel"].shape)
+  heads["universal"]["head"] = heads["universal"]["head"] | {"kernel": jnp.float32(kernel)}
+  example = {name: jnp.asarray(value) for name, value in batch(3).items()}
+
+  def outputs(dropout, key):
+    network = dataclasses.replace(NETWORK, model=NETWORK.model.clone(dropout=dropout))
+    train = ("trunk", "universal", "specific", "mask")
+    call = lambda k: network(  # noqa: E731
+      heads, first.batch_stats, first.csm, example["video"], train=train, key=k
+    )
+    return jax.jit(call)(jax.random.key(key))[0]
+
+  whole, guesses = outputs(0.0, 0), []
+  for key in range(3):
+    dropped = outputs(0.5, key)
+    np.testing.assert_allclose(dropped["mask"], whole["mask"], rtol=1e-5, atol=1e-6)
+    guesses.append(jnp.argmax(dropped["universal"], -1) == jnp.argmax(whole["universal"], -1))
+  assert not np.all(guesses)  # what is dropped changes the predictions
+
+
 def test_classifiers_have_rates_of_their_own(trained):
   """SGD's rule written out: rate times factor on the classifier, the plain rate on all else."""
   stage, first = STAGES[0], trained[1]["universal"][0]
