@@ -228,7 +228,12 @@ def test_a_strangers_config_is_checked_like_ones_own(field, value, message, tmp_
 
 @pytest.mark.parametrize(
   ("stored", "enlarged"),
-  [({"short_edge": 20}, True), ({"short_edge": 36}, False), ({"short_edge": 240}, False), ({}, False)],
+  [
+    ({"short_edge": 20}, True),
+    ({"short_edge": 36}, False),
+    ({"short_edge": 99}, False),
+    ({}, False),
+  ],
 )
 def test_data_prepared_smaller_than_they_are_used_are_told(stored, enlarged):
   line = settings.enlargement(config_of(), stored)
