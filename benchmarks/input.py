@@ -10,6 +10,8 @@ into what `data.prepare` makes of them. Every row reads the same clips on all co
   limit, TensorFlow   the JPEG files of 18 frames, in memory, decoded with nothing around it
   limit, OpenCV       likewise
   pipeline            `data.pipeline.train_batches`, batches of 20
+  pipeline, resized   likewise, with `short_edge` 256: crops are enlarged
+  evaluation          `data.pipeline.eval_batches` in the views of `10crop`, over and over
   pyav, decord        the video files, decoded as far as the last frame needed, as loaders of whole
                       videos do; a process for each core
   grain               the same ArrayRecord files, OpenCV; a process for each core
@@ -227,18 +229,27 @@ def memory(folder: pathlib.Path, steps: int) -> None:
       print(f"step {step:5}: {rss:.0f} MiB", flush=True)
 
 
-def _stream(folder: pathlib.Path) -> Iterator:
+def _stream(folder: pathlib.Path, short_edge: int = SHORT_EDGE) -> Iterator:
   from data import clips, pipeline, store
 
   return pipeline.train_batches(
     store.open_dataset(folder).split("train"),
-    clips.ClipSpec(NUM_FRAMES, CROP, SHORT_EDGE),
+    clips.ClipSpec(NUM_FRAMES, CROP, short_edge),
     clips.Augmentation(),
     pipeline.Feed(BATCH),
     seed=0,
     stage=0,
     first_step=0,
   )
+
+
+def _evaluation(folder: pathlib.Path) -> Iterator:
+  from data import clips, pipeline, store
+
+  split = store.open_dataset(folder).split("train")
+  clip = clips.ClipSpec(NUM_FRAMES, CROP, SHORT_EDGE)
+  while True:
+    yield from pipeline.eval_batches(split, clip, pipeline.Feed(BATCH), "10crop")
 
 
 def compare(folder: pathlib.Path, videos: pathlib.Path, seconds: float, repeats: int) -> None:
@@ -255,16 +266,20 @@ def compare(folder: pathlib.Path, videos: pathlib.Path, seconds: float, repeats:
   size = np.mean([len(jpeg) for clip in in_memory for jpeg in clip]) / 1e3
   paths = sorted(str(path) for path in videos.rglob("*.*"))
   print(f"{len(in_memory)} clips, {size:.1f} kB a frame, {CORES} cores")
-  stream = _stream(folder)
+  stream, resized, evaluation = _stream(folder), _stream(folder, 256), _evaluation(folder)
   grain = grain_stream(sorted(map(str, folder.glob("clips-train*"))))
   rows = {
     "limit, TensorFlow": lambda: decode_rate(
-      lambda jpeg: tf.io.decode_jpeg(jpeg, channels=3), as_tensors, seconds
+      lambda jpeg: tf.io.decode_jpeg(jpeg, channels=3, dct_method="INTEGER_ACCURATE"),
+      as_tensors,
+      seconds,
     ),
     "limit, OpenCV": lambda: decode_rate(
       lambda jpeg: cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB), as_arrays, seconds
     ),
     "pipeline": lambda: stream_rate(stream, seconds),
+    "pipeline, resized": lambda: stream_rate(resized, seconds),
+    "evaluation": lambda: stream_rate(evaluation, seconds),
     "pyav": lambda: video_rate(pyav_clip, paths, seconds),
   }
   try:
@@ -285,13 +300,16 @@ def compare(folder: pathlib.Path, videos: pathlib.Path, seconds: float, repeats:
       busy[name].append((cpu_seconds() - before) / (time.perf_counter() - start))
   ours = statistics.median(rates["pipeline"])
   limits = [statistics.median(rates[name]) for name in list(rows)[:2]]
-  print(f"{'':20} clips/s  (lowest to highest)  of TF's  of OpenCV's  pipeline/this  cores busy")
+  print(
+    f"{'':20} clips/s  (lowest to highest)  of TF's  of OpenCV's  pipeline/this  cores busy"
+    "  core ms/clip"
+  )
   for name in rows:
     rate = statistics.median(rates[name])
     print(
       f"{name:20} {rate:7.1f}  ({min(rates[name]):5.1f} to {max(rates[name]):5.1f})"
       f"{'':7}{rate / limits[0]:8.2f} {rate / limits[1]:12.2f} {ours / rate:14.2f}"
-      f" {statistics.median(busy[name]):11.2f}"
+      f" {statistics.median(busy[name]):11.2f} {1e3 * statistics.median(busy[name]) / rate:13.1f}"
     )
   rss = sum(process.memory_info().rss for process in tree()) / 2**20
   print(f"memory of all processes: {rss:.0f} MiB; of the pipeline alone: --steps")

@@ -28,6 +28,6 @@ def load(workdir: str | os.PathLike[str], views: str | None = None, best: bool =
   Raises:
     UserError: there is no run that has trained, no best checkpoint, or views that it cannot have.
   """
-  from u2s_jax import model  # with JAX and TensorFlow, which take seconds to import
+  from u2s_jax import model  # with JAX, which takes seconds to import
 
   return model.load(workdir, views, best)
