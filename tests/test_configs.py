@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import default
+from configs import default, sthv2_tsm
 from tests import config as tests_config
 from u2s_jax import settings, state
 from u2s_jax.evaluation import inference
@@ -151,3 +151,16 @@ def test_a_config_for_both_streams(name):
   assert (rgb.data.modality, flow.data.modality) == ("rgb", "flow")
   assert len(rgb.model.pixel_mean) == 3 and len(flow.model.pixel_mean) == 1
   assert flow.model.pixel_mean[0] * 255 == pytest.approx(128)  # no motion
+
+
+def test_the_recipe_of_tsms_authors():
+  """The README's command and its options' defaults: rates x 5 and x 10, deviation 0.001."""
+  config = sthv2_tsm.get_config("authors")
+  first = config.universal
+  assert (first.learning_rate, first.epochs, config.batch_size) == (0.01, 50.0, 64)
+  assert (first.classifier_rates, first.classifier_deviation) == ((5.0, 10.0), 0.001)
+  assert config.data.offset_per_segment and config.optimizer.clip_norm == 20
+  for name in ("specific", "joint"):  # the paper's
+    assert (config[name].classifier_rates, config[name].classifier_deviation) == ((1.0, 1.0), 0.01)
+  plain = sthv2_tsm.get_config()
+  assert plain.universal.classifier_rates == (1.0, 1.0) and not plain.data.offset_per_segment
