@@ -62,7 +62,7 @@ def test_every_clip_counts_once_in_order_and_survives_the_file(tmp_path):
   path = tmp_path / "scores/validation.npz"
   scores.write(path, result)
   with np.load(path) as file:
-    assert set(file) == {"ids", "labels", "class_names", "universal"}
+    assert set(file) == {"ids", "labels", "class_names", "universal", "data_digest"}
     assert tuple(file["class_names"]) == CLASS_NAMES
   again = scores.read(path)
   jax.tree.map(np.testing.assert_array_equal, dataclasses.asdict(again), dataclasses.asdict(result))
