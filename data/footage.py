@@ -130,6 +130,8 @@ def video_frames(
           yield info
           continue
         seconds, end, upright = info
+        if seconds < first:
+          continue
         turned = -1 if upright.transposed else 1
         if size is None:
           coded = frame.width, frame.height
@@ -240,7 +242,7 @@ class _Video:
     """Yields frames, each with its seconds, its end and its orientation, or None with a gap.
 
     Args:
-      first: see `video_frames`.
+      first: see `video_frames`; frames in front of it come too, as neighbours of others.
       strict: see `video_frames`.
     """
     clock, bad = self._clock, []  # `bad`: seconds of each place that is damaged, and how
@@ -256,7 +258,10 @@ class _Video:
       workers.progress()
       shown = _seconds(frame.duration, self._unit) or self._frame_seconds
       seconds, jump = clock.place(stamp, shown)
+      upright = display.get_orientation(frame)
       if seconds < first:  # as after a seek, where it may be damaged
+        if not damage:
+          yield frame, (seconds, clock.end, upright)
         continue
       if damage and strict:
         raise UserError(f"frame {self.count - 1} is corrupt")
@@ -273,7 +278,7 @@ class _Video:
         direction = "back" if jump < 0 else "ahead"
         yield None, Gap(seconds, seconds, f"its clock jumps {abs(jump):.1f} s {direction}")
       longest, last, until = max(longest, step), seconds, clock.end
-      yield frame, (seconds, until, display.get_orientation(frame))
+      yield frame, (seconds, until, upright)
     if bad:
       end = max(clock.end, bad[-1][0] + self._frame_seconds, self._declared()[0] or 0.0)
       yield None, Gap(until, end, bad[0][1])

@@ -205,6 +205,48 @@ def test_joined_program_streams(tmp_path):
   assert sum(len(part.frames) for part in found) == 5 * RATE
 
 
+def test_a_transport_stream_whose_time_stamps_wrap_round(tmp_path):
+  """They have 33 bits of 90 kHz: 95443.7 s."""
+  path = tmp_path / "a.ts"
+  with av.open(str(path), "w", options={"output_ts_offset": "95440"}) as container:
+    stream = container.add_stream("libx264", rate=RATE)
+    stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+    for image in noise(8 * RATE):
+      container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+    container.mux(stream.encode(None))
+  with av.open(str(path)) as container:
+    assert container.start_time < 0  # FFmpeg counts back from where they wrap
+  assert [frame.seconds for frame in read(path)] == pytest.approx(np.arange(8 * RATE) / RATE)
+  assert not windows(str(path))[1]
+
+
+def test_single_frames_without_a_time_stamp(tmp_path, monkeypatch):
+  """As a stream that breaks its own rules has them: they follow the frame in front of them."""
+  path = write(tmp_path / "a.mkv", noise(36))
+  decoded = footage._Video._decode
+
+  def without_stamps(self, strict):
+    for k, coded in enumerate(decoded(self, strict)):
+      yield coded._replace(stamp=None) if k in (0, 7, 8, 20) else coded
+
+  whole = decode.whole(path, SMALL)
+  monkeypatch.setattr(footage._Video, "_decode", without_stamps)
+  found, gaps, said = windows(path, length=0.5)
+  assert [frame for part in found for frame in part.frames] == whole and not gaps and not said
+
+
+def test_an_interlaced_part_has_the_same_bits_wherever_the_file_is_entered(tmp_path):
+  path = str(tmp_path / "a.mp4")
+  with av.open(path, "w") as container:
+    stream = container.add_stream("libx264", rate=RATE, options={"x264-params": "tff=1"})
+    stream.height, stream.width, stream.pix_fmt, stream.gop_size = 32, 48, "yuv420p", RATE
+    for image in noise(20 * RATE):
+      container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+    container.mux(stream.encode(None))
+  (part,) = decode.parts_of(path, SMALL, [(15.0, 16.0)])
+  assert part.frames == decode.whole(path, SMALL)[15 * RATE : 16 * RATE]
+
+
 def test_a_part_far_behind_a_jump_is_found(tmp_path):
   path = joined(tmp_path / "a.ts", 8, 8)
   frames = decode.whole(path, SMALL)
