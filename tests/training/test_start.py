@@ -72,7 +72,7 @@ def assert_an_upper_bound_is_called_one(config, folder, printed):
   config = copy.deepcopy(config)
   config.csm.guide, config.eval.classes = "prediction", ()
   evaluate.evaluate_latest(config, Workdir(folder), MemorySource().source(), NAME)
-  (guided,) = folder.glob("eval/*prediction/summary.json")
+  (guided,) = folder.glob("eval/*prediction*/summary.json")
   guided = json.loads(guided.read_text())
   assert "upper_bound" not in guided and "prediction_guided" not in guided
   assert summary["prediction_guided"] == guided["predictions"]
