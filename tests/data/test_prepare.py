@@ -474,7 +474,7 @@ def test_a_data_set_does_not_lie_in_its_source(pictures, tmp_path, capsys, monke
     place = tmp_path / "link/out"
   monkeypatch.chdir(pictures)
   error = _fails(capsys, pictures, place, dataset="images")
-  assert f"--out {place}: lies in --source {pictures}" in error
+  assert f"--out {pictures / place}: lies in --source {pictures}" in error
   assert sorted(path.name for path in pictures.iterdir()) == ["a", "b", "linked"]
   assert not (pictures / "a/deep").exists()
 

@@ -293,6 +293,12 @@ def test_a_run_does_not_resume_on_other_data(tmp_path, monkeypatch):
   assert not other.started
 
 
+def test_one_class_is_refused_before_anything_is_written(tmp_path):
+  with pytest.raises(UserError, match="data.dir: the data set has one class only, 'a'"):
+    train(config_of(), tmp_path, MemorySource(class_names=("a",)))
+  assert not list(tmp_path.iterdir())
+
+
 def test_one_run_at_a_time_trains_in_a_folder(tmp_path):
   workdir = Workdir(tmp_path)
   with locked(workdir):
