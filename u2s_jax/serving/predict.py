@@ -181,16 +181,23 @@ class Scorer:
     settings.check_views(views, data)
     mirrored = mirrors(views, len(trained.class_names), data.flip_label_map)
     step = inference.make_score_step(trained.network, mirrored)
-    self._class_names, self._state = trained.class_names, trained.state
-    self._program = jax.jit(
-      lambda state, video: step(state, {"video": video, "label": jnp.zeros(len(video), int)}),
-      compiler_options=devices.compiler_options(),
-    )
+    self._class_names = trained.class_names
+
+    def score(state, video):
+      return step(state, {"video": video, "label": jnp.zeros(len(video), int)})
+
+    compiled = functools.partial(jax.jit, compiler_options=devices.compiler_options())
+    if jax.default_backend() == "cpu":
+      # As a constant: of arguments XLA rearranges all kernels again for every view, which takes
+      # longer than the convolutions of one clip.
+      self._program = compiled(functools.partial(score, trained.state))
+    else:
+      self._program = functools.partial(compiled(score), trained.state)
     self.clips = CLIPS.get(jax.default_backend(), CLIPS_ELSEWHERE)
 
   def __call__(self, clips: Sequence[UInt8[np.ndarray, "v t h w c"]]) -> list[Prediction]:
     """Returns the predictions for clips, whose mirrored views are made on the device."""
-    queued = [self._program(self._state, clip[None]) for clip in clips]
+    queued = [self._program(clip[None]) for clip in clips]
     return [
       Prediction({name: values[0] for name, values in scores.items()}, self._class_names)
       for scores in jax.device_get(queued)
