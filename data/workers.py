@@ -289,6 +289,10 @@ def serve(function: str, fields: Mapping[str, Any]) -> None:
       send(answers, [*_message(result), seconds])
     except BrokenPipeError:  # who asked is gone
       os._exit(1)
+    # What a large request leaves behind may be too much with the next one: a new process has that.
+    unit = 1 if sys.platform == "darwin" else 1024
+    if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit > MAX_MEMORY / 2:
+      os._exit(0)
 
 
 if __name__ == "__main__":
