@@ -1,6 +1,7 @@
 """The loop over all stages, on batches made in memory."""
 
 import contextlib
+import dataclasses
 import gc
 import json
 import re
@@ -272,6 +273,13 @@ def test_a_path_that_orbax_reads_as_a_pattern_is_refused(tmp_path, name):
   with pytest.raises(UserError, match="checkpoints cannot be read from a path with"):
     train(config_of(), tmp_path / name, source)
   assert not source.started and not (tmp_path / name).exists()
+
+
+def test_a_test_split_alone_is_not_trained_on(tmp_path):
+  source = dataclasses.replace(MemorySource().source(), num_train=0)
+  with pytest.raises(UserError, match="data set data: no training clips"):
+    training.train(config_of(), Workdir(tmp_path), source, Board(print, print), "name")
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_run_without_its_config_is_refused_at_the_start(finished, tmp_path):

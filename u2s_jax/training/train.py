@@ -60,6 +60,10 @@ def train(
   settings.check(config, workdir)
   if is_finished(workdir):
     return
+  if not source.num_train:
+    raise UserError(
+      f"data set {source.name}: no training clips; use it to evaluate trained runs only"
+    )
   run = open_run(config, workdir, source, config_name)
   profiler = Profiler(workdir.profile, config.profile)
   # Closing waits for a checkpoint that is just being written, whatever happens.
