@@ -393,7 +393,7 @@ def test_predicted_intervals_are_rows_that_name_path_time_and_class(
   arguments = (f"--video={long_video[0]}", "--window=0.5", "--stride=0.25")
   printed, status = call_mode("predict", finished[0], *arguments, "--csv", monkeypatch=monkeypatch)
   rows = list(csv.DictReader(io.StringIO(printed)))
-  assert status == 0 and [*rows[0]] == ["path", "start", "end", "label", "score"]
+  assert status == 0 and [*rows[0]] == ["path", "start", "end", "label", "score", "group"]
   expected = list(model.intervals(long_video[0], 0.5, 0.25))
   assert [row["label"] for row in rows] == [interval.label for interval in expected]
   assert float(rows[0]["start"]) == 0 and all(row["path"] == long_video[0] for row in rows)
