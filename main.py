@@ -396,9 +396,9 @@ def config_of_run(workdir: Workdir, fields: list[str]) -> ml_collections.ConfigD
   values(["main.py", *fields])
   check_repeated(["main.py", *fields], lists_of(values))
   changed = holder.value
-  if changed.data.dir != saved_config.read(workdir).data.dir:
+  if "render" in changed.data and changed.data.dir != saved_config.read(workdir).data.dir:
     with changed.unlocked():
-      changed.data.pop("render", None)  # another data set is not to be rendered
+      del changed.data.render  # another data set is not to be rendered
   return changed
 
 

@@ -199,6 +199,32 @@ def test_evaluation_in_other_views_has_a_folder_of_its_own(finished, data, monke
     assert np.any(old["universal"] != new["universal"])
 
 
+def test_evaluation_on_a_test_set_of_some_of_the_classes(finished, data, tmp_path, monkeypatch):
+  workdir = finished[0]
+  own = dict(np.load(workdir / "scores/validation.npz"))
+  rows = [0, 3, 20]
+  for row in rows:
+    folder = tmp_path / "source/test" / str(own["class_names"][own["labels"][row]])
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source_of(data, own["ids"][row]), folder / f"{row}.webm")
+  out = tmp_path / "others"
+  prepare.main(
+    ["--dataset=videos", f"--source={tmp_path / 'source'}", f"--out={out}", "--short_edge=36"]
+  )
+  before = {path: path.read_bytes() for path in workdir.glob("*.*") if path.is_file()}
+  arguments = (f"--config.data.dir={out}", "--config.eval.split=test")
+  printed, status = call_mode("eval", workdir, *arguments, monkeypatch=monkeypatch)
+  assert status == 0 and "this data set (others) is not that of the run's own results" in printed
+  (folder,) = (workdir / "eval").glob("others_test-????????-center")
+  found = np.load(folder / "scores/test.npz")
+  for i, name in enumerate(found["ids"]):
+    row = int(pathlib.Path(str(name)).stem)
+    assert found["labels"][i] == own["labels"][row]
+    np.testing.assert_allclose(found["universal"][i], own["universal"][row], atol=1e-5)
+  assert len(found["ids"]) == 3 and found["class_names"].tolist() == own["class_names"].tolist()
+  assert {path: path.read_bytes() for path in before} == before
+
+
 def test_two_videos_are_two_answers(finished, data, monkeypatch):
   ids = np.load(finished[0] / "scores/validation.npz")["ids"]
   files = [str(source_of(data, ids[row])) for row in (0, 5)]
