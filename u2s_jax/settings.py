@@ -57,9 +57,12 @@ FREE_FIELDS = (
   "data.render.dir",
   "data.render.workers",
 )
-# An evaluation trains nothing, so how it looks at the run is free as well, and which masks it
-# combines.
-FREE_IN_EVALUATION = (*FREE_FIELDS, "eval", *(f"csm.{field}" for field in MASK_FIELDS))
+# An evaluation trains nothing, so how it looks at the run is free as well, which masks it combines,
+# and which data it is given.
+FREE_IN_EVALUATION = (
+  *(*FREE_FIELDS, "eval", "data.render"),
+  *(f"csm.{field}" for field in MASK_FIELDS),
+)
 
 
 def schedule(config: ml_collections.ConfigDict) -> tuple[Stage, Stage, Stage]:
