@@ -369,4 +369,4 @@ def write_results(evaluation: Evaluation, more: dict[str, Any]) -> None:
   log(f"top-1 of all {len(rows)} classes: {folder.per_class}")
   if evaluation.wants(folder.summary):
     workdir.write_json(folder.summary, summary)
-  log(f"written: {folder.summary}")
+    log(f"written: {folder.summary}")
