@@ -369,15 +369,20 @@ def lists_of(values: flags.FlagValues) -> set[str]:
 
 def split_config(argv: list[str]) -> tuple[list[str], list[str]]:
   """Returns a command line without `--config...`, and its `--config.<field>=<value>`."""
-  own, fields, arguments = [], [], iter(argv)
-  for argument in arguments:
+  own, fields, arguments = [], [], itertools.pairwise([*argv, ""])
+  for argument, following in arguments:
     name, equals, _ = argument.partition("=")
-    if not re.match(r"--?config(\.|$)", name):
+    if not re.match(r"--?(no)?config(\.|$)", name):
       own.append(argument)
       continue
-    value = [] if equals else [next(arguments, "")]
+    value = []
+    if not equals and not following.startswith("-"):
+      value = [following]
+      next(arguments, None)
     if "." in name:
       fields += [argument, *value]
+    else:
+      print("note: --config: an evaluation takes the run's own; fields set here count")
   return own, fields
 
 

@@ -160,8 +160,10 @@ def sort_by_number(names: Sequence[str]) -> list[str]:
     numbered[numbers] = name
   order = sorted(numbered)
   last = sorted(numbers[-1] for numbers in order)
-  # As 7_0001, 3_0002: the frames' own numbers, or the end of a time such as 12-30-59?
   if last == [last[0] + k for k in range(len(last))] != [numbers[-1] for numbers in order]:
+    if (last[0], len(last)) != (0, 60):  # as 7_0001, 3_0002: a number of something else in front
+      return [numbered[numbers] for numbers in sorted(order, key=lambda numbers: numbers[-1])]
+    # The frames' own numbers, or the seconds of times such as 12-30-59?
     one, other = next(
       (numbered[a], numbered[b]) for a, b in itertools.pairwise(order) if a[-1] > b[-1]
     )

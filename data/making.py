@@ -107,7 +107,9 @@ def decoded(
       run, states = asked.popleft()
       parts = answer if isinstance(answer, list) else [answer] * len(run)
       failed = [clip for clip, part in zip(run, parts, strict=True) if isinstance(part, Skipped)]
-      if len(run) == 1 or not failed:
+      # What hangs the decoder would do so a minute for each part.
+      stalled = any(isinstance(p, Skipped) and p.reason.startswith(workers.STALLED) for p in parts)
+      if len(run) == 1 or not failed or stalled:
         yield from ((part, states[0]) for part in parts)
         continue
       # Together they may be too large, or one of them ends the process, or all that come after it.

@@ -35,7 +35,7 @@ from data.sources import listing as listing_lib
 from data.sources.listing import Clip, Listing
 from data.workers import Decoded
 from u2s_jax import files
-from u2s_jax.errors import INTERRUPTED, SAME_SIGNAL, UserError, one_line, printable
+from u2s_jax.errors import INTERRUPTED, SAME_SIGNAL, UserError, check_repeated, one_line, printable
 
 VERSION = 1  # goes up when the same settings come to mean other shards or other pixels
 NAMES_SHOWN = 10
@@ -373,12 +373,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Prepares what the command line asks for; errors, SIGTERM and Ctrl-C are one line."""
-  args = parse(argv)
+  args, given = parse(argv), sys.argv if argv is None else ["", *argv]
   handlers = {number: signal.signal(number, _interrupt) for number in SIGNALS}
   try:
+    check_repeated(given)
     out = files.data_folder(args.out, "--out")
     args.source = files.local_path(args.source)
-    _check_apart(args.source, out)
+    if args.dataset in ("videos", "images", "frames"):  # others know the folders that are theirs
+      _check_apart(args.source, out)
     listing = DATASETS[args.dataset](args)
     listing_lib.check(listing, str(args.source))
     listing_lib.check_classes(listing, str(args.source))

@@ -256,7 +256,8 @@ def file_state(path: str) -> State | None:
   except OSError:
     return None
   size = sum(status.st_size for _, status in frames)
-  each = repr([(name, status.st_size, status.st_mtime_ns) for name, status in frames])
+  # In seconds, which tar keeps too.
+  each = repr([(name, status.st_size, int(status.st_mtime)) for name, status in frames])
   changed = max((status.st_ctime_ns for _, status in frames), default=0)
   return [size, int.from_bytes(hashlib.sha256(each.encode()).digest()[:6]), changed]
 
@@ -289,11 +290,20 @@ def changed(pairs: Iterable[tuple[Clip, Sequence[int] | None]]) -> list[tuple[Cl
   found = []
   for clip, before in known:
     now = states[clip.file]
-    if now and now[:2] != list(before[:2]):
+    if now and not _is_same(now, before):
       sizes = f"{before[0]} bytes then, {now[0]} now"
       what = sizes if before[0] != now[0] else "as many bytes, changed at another time"
       found.append((clip, what))
   return found
+
+
+def _is_same(now: Sequence[int], before: Sequence[int]) -> bool:
+  """Tells whether two states are of one file, also where a copy keeps its time in seconds alone."""
+  if now[0] != before[0] or now[1] == before[1]:
+    return now[0] == before[0]
+  # Checksums are below 2**48, times in nanoseconds above. tar keeps whole seconds, FAT every other.
+  is_time, is_cut = min(now[1], before[1]) >= 2**48, 0 in (now[1] % 10**9, before[1] % 10**9)
+  return is_time and is_cut and abs(now[1] - before[1]) < 2 * 10**9
 
 
 def check_source(

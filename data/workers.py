@@ -18,6 +18,7 @@ import json
 import os
 import pathlib
 import queue
+import re
 import resource
 import struct
 import subprocess
@@ -31,6 +32,7 @@ AHEAD = 4  # requests a worker may be ahead of the reader: bounds the memory whe
 MAX_HEADER_BYTES, MAX_CONTENT_BYTES = 2**26, 2**31  # of a message
 MAX_MEMORY = 4 * 2**30  # bytes that a process may take
 MAX_CPU = 60.0  # seconds of CPU without progress
+STALLED = "no frame within"  # begins the reason of what made none
 CONTENT = "bytes"  # key of what stands in the header for bytes behind it
 
 
@@ -268,7 +270,7 @@ def serve(function: str, fields: Mapping[str, Any]) -> None:
       time.sleep(MAX_CPU / 60)
       since = _Patience.since
       if since is not None and time.process_time() - since > MAX_CPU:
-        reason = f"no frame within {MAX_CPU:g} seconds of computing"
+        reason = f"{STALLED} {MAX_CPU:g} seconds of computing"
         send(answers, ["skipped", list(Skipped(reason)), [MAX_CPU, MAX_CPU]])
         os._exit(0)
 
@@ -290,9 +292,18 @@ def serve(function: str, fields: Mapping[str, Any]) -> None:
     except BrokenPipeError:  # who asked is gone
       os._exit(1)
     # What a large request leaves behind may be too much with the next one: a new process has that.
-    unit = 1 if sys.platform == "darwin" else 1024
-    if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit > MAX_MEMORY / 2:
+    if _peak_memory() > MAX_MEMORY / 2:
       os._exit(0)
+
+
+def _peak_memory() -> int:
+  """Returns the most bytes that this process has held in memory."""
+  try:
+    # Linux's `ru_maxrss` begins with the peak of the process that started this one.
+    status = pathlib.Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", status)[1])
+  except (OSError, TypeError):
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: bytes
 
 
 if __name__ == "__main__":

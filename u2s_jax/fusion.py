@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from u2s_jax import files, metrics
-from u2s_jax.errors import UserError, one_line
+from u2s_jax.errors import UserError, check_repeated, one_line
 from u2s_jax.evaluation import results
 from u2s_jax.evaluation import scores as scores_lib
 from u2s_jax.evaluation.scores import Scores
@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument("--out", type=str, metavar="NPZ", help="file for the fused scores")
   given = parser.parse_args(arguments)
   try:
+    check_repeated(sys.argv if arguments is None else ["", *arguments])
     paths = [files.named(path) for path in given.scores]
     out = files.local_path(given.out) if given.out else None
     streams, fused = fuse_files(paths, given.weights, out)

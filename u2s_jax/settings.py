@@ -309,8 +309,9 @@ def check(
     raise UserError(
       f"eval.split: {config.eval.split!r} is for an evaluation only; training needs 'validation'"
     )
+  newest = checkpoint.newest(workdir.checkpoints, STAGES)  # on all hosts, whatever each one sees
   if began is None:
-    if checkpoint.newest(workdir.checkpoints, STAGES):
+    if newest:
       raise UserError(
         f"{workdir.config}: missing, but there are checkpoints; restore the file or choose another"
         " workdir"

@@ -122,7 +122,7 @@ class Workdir:
       return json.loads(self.config.read_text())
     except ValueError as error:
       raise UserError(
-        f"{self.config}: damaged ({error}); delete it if the config is the same"
+        f"{self.config}: damaged ({error}); restore it or choose another workdir"
       ) from error
 
   def write_config(self, fields: dict[str, Any]) -> None:

@@ -57,7 +57,10 @@ def _prepare(source, out=None, storage=SMALL, num_workers=2):
 
 
 def _arguments(source, out, *more, dataset="videos"):
-  return [f"--dataset={dataset}", f"--source={source}", f"--out={out}", "--short_edge=32", *more]
+  size = (
+    [] if any(argument.startswith("--short_edge") for argument in more) else ["--short_edge=32"]
+  )
+  return [f"--dataset={dataset}", f"--source={source}", f"--out={out}", *size, *more]
 
 
 def _ids(dataset, split):
@@ -404,7 +407,8 @@ def test_another_source_under_the_same_names_is_refused(pictures, monkeypatch, c
   os.utime(one, ns=(times.st_atime_ns, times.st_mtime_ns + 1))
   error = _fails(capsys, pictures, out, dataset="images")
   assert f"{one}: " in error and "1 of 20 clips differ" in error and "as many bytes" in error
-  os.utime(one, ns=(times.st_atime_ns, times.st_mtime_ns))
+  whole_seconds = times.st_mtime_ns // 10**9 * 10**9  # as tar keeps them
+  os.utime(one, ns=(times.st_atime_ns, whole_seconds))
   pictures.rename(pictures.parent / "moved")
   prepare.main(_arguments(pictures.parent / "moved", out, dataset="images"))
   assert store.open_dataset(out).class_sizes() == (8, 8)
@@ -578,6 +582,7 @@ def test_bad_settings_and_folders(source, capsys):
     (["--jpeg_quality=101"], "jpeg_quality: 101 is not between 1 and 100"),
     (["--workers=0"], "workers: 0 is not at least 1"),
     (["--max_unreadable=2"], "max_unreadable: 2.0 is not between 0 and 1"),
+    (["--workers=1", "--workers=2"], "--workers: given twice"),
   ):
     assert words in _fails(capsys, source, out, *more)
   assert not out.exists()

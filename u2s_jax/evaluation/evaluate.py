@@ -208,7 +208,8 @@ def evaluate_latest(
     if stage_name != STAGES[0]:
       log(f"evaluating the one-pass model, views: {views}")
       one_pass = score(run, run.restore_one_pass(), views, split)
-    is_own = _is_own_data(run, final, record.get("data_digest"))
+    # By host 0's word: others' views of a shared folder may be old.
+    is_own = bool(devices.broadcast_from_host0(_is_own_data(run, final, record.get("data_digest"))))
     if not is_own:  # its training clips are not those that the networks have seen
       run = dataclasses.replace(run, source=dataclasses.replace(run.source, class_sizes=()))
     folder = _folder(run, stage_name, step, is_own, final)
@@ -242,7 +243,10 @@ def _is_own_data(run: Run, final: Scores, digest: str | None) -> bool:
     path = run.workdir.one_pass_scores(run.config.eval.split)
   if not path.exists():
     return True
-  known = scores.read(path)
+  try:
+    known = scores.read(path)
+  except UserError:  # damaged: to be written again
+    return True
   return np.array_equal(known.ids, final.ids) and np.array_equal(known.labels, final.labels)
 
 

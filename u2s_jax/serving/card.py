@@ -94,7 +94,7 @@ def _accuracy(trained: Trained, workdir: Workdir, control: Workdir | None) -> li
     notes = ["", "The exported program selects the masks by its own prediction."]
     if reached is None:
       notes[-1] += (
-        " How well it does was not evaluated: evaluate the run with csm.guide='prediction'."
+        " How well it does was not evaluated: delete summary.json and evaluate the run again."
       )
   if reached is not None:
     rows["all predictions"] = reached

@@ -88,7 +88,7 @@ def start_from(run: Run, stage: Stage, state: TrainState) -> tuple[TrainState, s
   started = with_weights(run, state, "universal", weights)
   if as_it_is and run.stages[1].init == "pretrained":
     origin = Workdir.holding(files.weights(run.config.init_from)).start
-    if not origin.exists():  # an earlier version's run
+    if not devices.broadcast_from_host0(origin.exists()):  # an earlier version's run
       origin = files.weights(settings.pretrained_weights(run.config))
     weights = read.read(origin)
     adapt.check(weights, state.params, target_of(run), log)

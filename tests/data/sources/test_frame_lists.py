@@ -84,9 +84,18 @@ def test_numbers_in_names_are_ordered_as_numbers(names):
   assert images.sort_by_number(sorted(files, reverse=True)) == files
 
 
+def test_a_running_number_at_the_end_counts():
+  names = ["7_0001.jpg", "3_0002.jpg", "5_0003.jpg"]  # behind a track's number, say
+  assert images.sort_by_number(sorted(names)) == names
+
+
 def test_names_that_say_two_orders_are_refused():
-  with pytest.raises(UserError, match="5_0003.jpg and 7_0001.jpg: their first and last numbers"):
-    images.sort_by_number(["7_0001.jpg", "3_0002.jpg", "5_0003.jpg"])
+  seconds = [f"12-30-{k:02d}.jpg" for k in range(30, 60)] + [
+    f"12-31-{k:02d}.jpg" for k in range(30)
+  ]
+  with pytest.raises(UserError, match="their first and last numbers order them differently"):
+    images.sort_by_number(seconds)
+  assert images.sort_by_number(sorted(seconds[1:], reverse=True)) == seconds[1:]
 
 
 def test_lists_class_folders_and_csv_are_the_same_clips(moving, tmp_path, capsys):
