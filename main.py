@@ -396,12 +396,12 @@ def config_of_run(workdir: Workdir, fields: list[str]) -> ml_collections.ConfigD
   config = saved_config.read(workdir)
   if config is None:
     raise UserError(f"--workdir {workdir.root}: no {workdir.config.name}; train first")
-  values = flags.FlagValues()
+  trained_on, values = config.data.dir, flags.FlagValues()
   holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=fields)
   values(["main.py", *fields])
   check_repeated(["main.py", *fields], lists_of(values))
   changed = holder.value
-  if "render" in changed.data and changed.data.dir != saved_config.read(workdir).data.dir:
+  if "render" in changed.data and changed.data.dir != trained_on:
     with changed.unlocked():
       del changed.data.render  # another data set is not to be rendered
   return changed

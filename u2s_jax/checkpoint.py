@@ -275,11 +275,11 @@ def _record(path: Path) -> dict[str, Any]:
 def newest(folder: Path, stages: tuple[str, ...]) -> Path | None:
   """Returns the newest complete checkpoint, by host 0's word; None where there is none."""
   check_path(folder)
-  newest = -1, 0
+  last = -1, 0
   for i, stage in enumerate(stages):
     steps = ocp.utils.checkpoint_steps(folder / stage) if (folder / stage).is_dir() else ()
-    newest = (i, max(steps)) if steps else newest
-  index, step = devices.broadcast_from_host0(newest)
+    last = (i, max(steps)) if steps else last
+  index, step = devices.broadcast_from_host0(last)
   return None if index < 0 else absolute(folder / stages[index] / str(step))
 
 

@@ -47,7 +47,7 @@ class Evaluation:
   replace: bool = False
 
   def wants(self, path: Path) -> bool:
-    """Tells whether a file is to be written: one that is missing or damaged, if not any."""
+    """Returns whether to write a file: any if `replace`, otherwise a missing or damaged one."""
     if self.replace or not path.exists():
       return True
     try:
@@ -215,7 +215,11 @@ def evaluate_latest(
     folder = _folder(run, stage_name, step, is_own, final)
     evaluation = Evaluation(run, folder, split, state, one_pass, final)
     if folder != root:
-      what = "views, split, masks or checkpoint" if is_own else f"data set ({run.source.name})"
+      what = (
+        "evaluation (its views, split, masks or checkpoint)"
+        if is_own
+        else f"data set ({run.source.name})"
+      )
       log(f"this {what} is not that of the run's own results; writing to {folder.root}")
     _compare(evaluation)
     analyse(evaluation)
