@@ -1,1 +1,1 @@
-"""Measurements, each run as `python -m benchmarks.<name>`."""
+"""Benchmarks, each started by `python -m benchmarks.<name>`."""

@@ -1,4 +1,4 @@
-"""GPUs and TPUs by their makers' public figures: what `benchmarks.aot` compiles for."""
+"""GPUs and TPUs that `benchmarks.aot` compiles for, with their makers' public figures."""
 
 import dataclasses
 
@@ -9,14 +9,14 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """Devices that a program is compiled for.
+  """The devices that a program is compiled for.
 
   Attributes:
     platform: 'gpu' or 'tpu'.
     topology: arguments of `topologies.get_topology_desc`.
-    memory: of a device, bytes.
-    share: of it that JAX gives to programs unless told otherwise.
-    chip: bounds on time.
+    memory: bytes per device.
+    share: of the memory that JAX allocates for programs by default.
+    chip: figures for the bound on time.
   """
 
   platform: str
@@ -26,7 +26,7 @@ class Target:
   chip: Chip
 
 
-# What XLA asks of a GPU, beside a model's own figures below: its names, in its units.
+# XLA's description of a GPU, in its names and units, without the figures of each model below.
 _ANY_GPU = {
   "threads_per_block_limit": 1024,
   "threads_per_warp": 32,
@@ -74,8 +74,18 @@ _L4 = {
 }
 
 
-def _gpus(name: str, info: dict, *, peak: dict[str, float], link: float, count: int = 1) -> Target:
-  """GPUs of one host, with their peaks without sparsity and their links, bytes/s each way."""
+def _make_gpus(
+  name: str, info: dict, *, peak: dict[str, float], link: float, count: int = 1
+) -> Target:
+  """Returns GPUs of one host.
+
+  Args:
+    name: of the device.
+    info: XLA's description of the model.
+    peak: FLOP/s without sparsity, by type.
+    link: bytes/s in each direction.
+    count: number of GPUs.
+  """
   fields = " ".join(
     f"{key} {value}" if isinstance(value, str) else f"{key}: {value}"
     for key, value in {**_ANY_GPU, **info}.items()
@@ -95,12 +105,20 @@ def _gpus(name: str, info: dict, *, peak: dict[str, float], link: float, count: 
   )
 
 
-def _tpus(
+def _make_tpus(
   name: str, *, peak: float, bandwidth: float, link: float, gibibytes: int, cores: str = "default"
 ) -> Target:
-  """A slice of a pod by its topology's name, with a chip's bfloat16 FLOP/s and bytes/s.
+  """Returns a slice of a pod.
 
-  Products of float32 numbers take their operands as bfloat16 unless told otherwise.
+  By default TPUs multiply float32 numbers in bfloat16.
+
+  Args:
+    name: of the topology.
+    peak: bfloat16 FLOP/s of a chip.
+    bandwidth: bytes/s of its memory.
+    link: bytes/s to other chips.
+    gibibytes: of its memory.
+    cores: XLA's `chip_config_name`.
   """
   return Target(
     "tpu",
@@ -111,20 +129,20 @@ def _tpus(
   )
 
 
-# JAX computes products of float32 numbers in TF32 on these GPUs.
+# JAX multiplies float32 numbers in TF32 on these GPUs.
 _H100_PEAK = {"bfloat16": 989e12, "float32": 495e12}
 _V5E = {"peak": 197e12, "bandwidth": 819e9, "link": 200e9, "gibibytes": 16}
 TARGETS = {
-  "h100": _gpus("NVIDIA H100 80GB HBM3", _H100, peak=_H100_PEAK, link=450e9),
-  "h100x8": _gpus("NVIDIA H100 80GB HBM3", _H100, peak=_H100_PEAK, link=450e9, count=8),
-  "a100": _gpus(
+  "h100": _make_gpus("NVIDIA H100 80GB HBM3", _H100, peak=_H100_PEAK, link=450e9),
+  "h100x8": _make_gpus("NVIDIA H100 80GB HBM3", _H100, peak=_H100_PEAK, link=450e9, count=8),
+  "a100": _make_gpus(
     "NVIDIA A100-SXM4-80GB", _A100, peak={"bfloat16": 312e12, "float32": 156e12}, link=300e9
   ),
-  "l4": _gpus("NVIDIA L4", _L4, peak={"bfloat16": 121e12, "float32": 60e12}, link=32e9),
-  "v5e-16": _tpus("v5e:4x4", **_V5E),
-  "v5e-256": _tpus("v5e:16x16", **_V5E),
-  # 32 cores, two of a chip as one device
-  "v4-32": _tpus(
+  "l4": _make_gpus("NVIDIA L4", _L4, peak={"bfloat16": 121e12, "float32": 60e12}, link=32e9),
+  "v5e-16": _make_tpus("v5e:4x4", **_V5E),
+  "v5e-256": _make_tpus("v5e:16x16", **_V5E),
+  # 32 cores; the two cores of a chip are one device
+  "v4-32": _make_tpus(
     "v4:2x2x4", peak=275e12, bandwidth=1.228e12, link=300e9, gibibytes=32, cores="megacore"
   ),
 }

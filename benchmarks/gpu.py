@@ -1,16 +1,16 @@
-"""First figures of a GPU: what to choose, how fast, how much memory, and whether bits repeat.
+"""First figures of a GPU: speed, memory, which options to choose, and whether bits repeat.
 
   python -m benchmarks.gpu --out=gpu.json           # less than ten minutes
-  python -m benchmarks.gpu --out=cpu.json --small   # the demo's network, to try it without one
+  python -m benchmarks.gpu --out=cpu.json --small   # the demo's network, to test it without a GPU
 
-Needs jax, flax, optax; torch for the comparison; no data and no TensorFlow. The most telling
-figures come first, each is written as soon as it is known, and what would begin behind `--minutes`
-is left out. Sides that are compared take turns; medians of repeats.
+Requires jax, flax and optax, and torch for the comparison; no data and no TensorFlow. The most
+important figures come first. Each is written at once, and nothing starts after `--minutes`.
+Compared sides take turns; medians of repeats.
 """
 
 import os
 
-# PyTorch needs some of the memory, too.
+# JAX must leave memory for PyTorch.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 # isort: split
@@ -33,20 +33,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import conv, train_step
-from benchmarks.timing import medians
-from u2s_jax import devices
+from benchmarks.timing import measure_medians
 from u2s_jax.models.conv import METHODS, conv3d
 from u2s_jax.models.norm import EPSILON, BatchNorm
+from u2s_jax.runtime import devices
 from u2s_jax.stages import STAGES
 
 REPEATS = 5
-STEPS = 3  # whose bits are compared
+STEPS = 3  # before bits are compared
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 Figures = Iterator[tuple[str, Any]]
 
 
-def steps(preset: train_step.Preset, batch_size: int, sides: tuple[str, ...]) -> Figures:
-  """Milliseconds, clips/s and bytes of a training step of every stage, by side."""
+def measure_steps(preset: train_step.Preset, batch_size: int, sides: tuple[str, ...]) -> Figures:
+  """Yields milliseconds, clips/s and bytes of a training step of every stage, by side."""
   for stage in STAGES:
     made, flops = {}, math.nan
     for side in sides:
@@ -57,12 +57,12 @@ def steps(preset: train_step.Preset, batch_size: int, sides: tuple[str, ...]) ->
           )
         else:
           one = train_step.make_torch(preset, batch_size, stage, side == "torch compiled")
-        one.turn(1)  # memory runs out here, not where it is compiled
+        one.turn(1)  # this may run out of memory, compiling does not
         made[side] = one
-      except Exception as error:  # out of memory, say: the other figures are worth having
+      except Exception as error:  # such as out of memory; the other figures still count
         yield f"{stage}, {side}", {"failed": " ".join(str(error).split())[:300]}
     turns = {name: functools.partial(side.turn, preset.steps) for name, side in made.items()}
-    for name, seconds in medians(turns, preset.repeats).items():
+    for name, seconds in measure_medians(turns, preset.repeats).items():
       seconds /= preset.steps
       yield (
         f"{stage}, {name}",
@@ -76,24 +76,27 @@ def steps(preset: train_step.Preset, batch_size: int, sides: tuple[str, ...]) ->
       )
 
 
-def convolutions(shapes: tuple[tuple[int, ...], ...], clips: int) -> Figures:
-  """Milliseconds of the ways to convolve, forward and both gradients."""
+def measure_convolutions(shapes: tuple[tuple[int, ...], ...], clips: int) -> Figures:
+  """Yields milliseconds of the methods of convolution, forward and both gradients."""
   for dtype in ("bfloat16", "float32"):
     for frames, size, channels, features, stride, extent in shapes:
       video = jax.random.normal(jax.random.key(0), (clips, frames, size, size, channels), dtype)
       kernel = jax.random.normal(jax.random.key(1), (3, extent, extent, channels, features), dtype)
-      ways = {way: functools.partial(conv3d, method=way) for way in METHODS if way != "auto"}
+      methods = {name: functools.partial(conv3d, method=name) for name in METHODS if name != "auto"}
       yield (
         f"{dtype}, 3x{extent}x{extent}, {size} x {size}, {channels} -> {features} / {stride}",
-        milliseconds(
-          {w: functools.partial(conv.step_of(f, stride), video, kernel) for w, f in ways.items()}
+        measure_milliseconds(
+          {
+            name: functools.partial(conv.make_gradients(method, stride), video, kernel)
+            for name, method in methods.items()
+          }
         ),
       )
-    # 1x1 in one frame: as a convolution, and as the product that it is
+    # 1x1 in one frame: as a convolution and as a matrix product.
     frames, size, channels, features = shapes[-1][:4]
     images = jax.random.normal(jax.random.key(0), (clips * frames, size, size, channels), dtype)
     kernel = jax.random.normal(jax.random.key(1), (1, 1, channels, features), dtype)
-    ways = {
+    methods = {
       "convolution": lambda x, k, _: jax.lax.conv_general_dilated(
         x, k, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
       ),
@@ -101,14 +104,17 @@ def convolutions(shapes: tuple[tuple[int, ...], ...], clips: int) -> Figures:
     }
     yield (
       f"{dtype}, 1x1, {size} x {size}, {channels} -> {features}",
-      milliseconds(
-        {w: functools.partial(conv.step_of(f, 1), images, kernel) for w, f in ways.items()}
+      measure_milliseconds(
+        {
+          name: functools.partial(conv.make_gradients(method, 1), images, kernel)
+          for name, method in methods.items()
+        }
       ),
     )
 
 
-def norms(shape: tuple[int, ...]) -> Figures:
-  """Milliseconds of BN in training, forward and gradients: ours and Linen's."""
+def measure_norms(shape: tuple[int, ...]) -> Figures:
+  """Yields milliseconds of BN in training, forward and gradients: ours and Linen's."""
   for dtype in ("bfloat16", "float32"):
     x = jax.random.normal(jax.random.key(0), shape, dtype)
     runs = {}
@@ -124,16 +130,16 @@ def norms(shape: tuple[int, ...]) -> Figures:
 
       gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))
       runs[name] = functools.partial(gradients, variables["params"], x)
-    yield f"{dtype}, {' x '.join(map(str, shape))}", milliseconds(runs)
+    yield f"{dtype}, {' x '.join(map(str, shape))}", measure_milliseconds(runs)
 
 
-def milliseconds(runs: dict[str, Callable]) -> dict[str, float]:
-  """Medians of runs that take turns."""
-  return {name: 1e3 * seconds for name, seconds in medians(runs, REPEATS).items()}
+def measure_milliseconds(runs: dict[str, Callable]) -> dict[str, float]:
+  """Returns the median milliseconds of runs that take turns."""
+  return {name: 1e3 * seconds for name, seconds in measure_medians(runs, REPEATS).items()}
 
 
-def bits() -> Figures:
-  """Whether two processes end `STEPS` joint steps of the demo's network with the same bits."""
+def compare_bits() -> Figures:
+  """Yields whether two processes have the same bits after `STEPS` joint steps."""
   for name, flags in (("as it is", ""), ("deterministic", DETERMINISTIC)):
     if flags and jax.default_backend() != "gpu":
       continue
@@ -149,8 +155,8 @@ def bits() -> Figures:
     yield name, {"equal": len(digests) == 1, "seconds": time.perf_counter() - started}
 
 
-def digest() -> str:
-  """A hash of everything that `STEPS` joint steps of the demo's network leave."""
+def compute_digest() -> str:
+  """Returns a hash of the state of the demo's network after `STEPS` joint steps."""
   preset = train_step.PRESETS["cpu"]
   lowered, state, arguments = train_step.lower_ours(
     preset, "preact_resnet", preset.backbone, 32, STAGES[-1]
@@ -158,46 +164,46 @@ def digest() -> str:
   step = lowered.compile()
   for _ in range(STEPS):
     state, _ = step(state, *arguments)
-  whole = hashlib.sha256()
+  state_hash = hashlib.sha256()
   for leaf in jax.tree.leaves(jax.device_get(state)):
-    whole.update(np.ascontiguousarray(leaf).tobytes())
-  return whole.hexdigest()
+    state_hash.update(np.ascontiguousarray(leaf).tobytes())
+  return state_hash.hexdigest()
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--out", type=pathlib.Path, help="JSON file for the figures")
   parser.add_argument("--small", action="store_true", help="the demo's network")
-  parser.add_argument("--minutes", type=float, default=9, help="behind which nothing begins")
+  parser.add_argument("--minutes", type=float, default=9, help="after which no measurement starts")
   parser.add_argument("--digest", action="store_true", help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.digest:
-    print(digest())
+    print(compute_digest())
     return
   if not args.out:
-    parser.error("--out: name a file")
+    parser.error("--out: not set; name a JSON file")
   deadline = time.monotonic() + 60 * args.minutes
   preset = train_step.PRESETS["cpu" if args.small else "gpu"]
   shapes = ((4, 8, 16, 16, 2, 3), (4, 8, 16, 16, 1, 1)) if args.small else conv.SHAPES
   batch_size, sweep = (4, (8,)) if args.small else (8, (4, 16, 20, 32, 48))
   pytorch = ("torch eager",) if train_step.torch else ()
   sections = {
-    f"step, {batch_size} clips": steps(preset, batch_size, ("ours", *pytorch)),
-    "convolution": convolutions(shapes, clips=batch_size),
-    "batch norm": norms((batch_size, 4, 8, 8, 16) if args.small else (8, 18, 56, 56, 256)),
-    "bits": bits(),
-    **{f"step, {size} clips": steps(preset, size, ("ours",)) for size in sweep},
+    f"step, {batch_size} clips": measure_steps(preset, batch_size, ("ours", *pytorch)),
+    "convolution": measure_convolutions(shapes, clips=batch_size),
+    "batch norm": measure_norms((batch_size, 4, 8, 8, 16) if args.small else (8, 18, 56, 56, 256)),
+    "bits": compare_bits(),
+    **{f"step, {size} clips": measure_steps(preset, size, ("ours",)) for size in sweep},
   }
   if pytorch:
-    compiled = steps(preset, batch_size, ("ours", "torch compiled"))
+    compiled = measure_steps(preset, batch_size, ("ours", "torch compiled"))
     sections[f"step beside torch.compile, {batch_size} clips"] = compiled
   results = {
     "device": jax.devices()[0].device_kind,
     "jax": jax.__version__,
     "torch": train_step.torch.__version__ if pytorch else None,
     "dtype": preset.dtype,
-    "flops_per_second_of_a_product": train_step.matrix_rate(preset),
-    "compiler_options": devices.compiler_options(),
+    "flops_per_second_of_a_product": train_step.measure_matrix_rate(preset),
+    "compiler_options": devices.get_compiler_options(),
   }
   print(json.dumps(results), flush=True)
   for section, figures in sections.items():

@@ -1,23 +1,23 @@
-"""Clips a second of the training pipeline, beside the decoder's limit and other loaders.
+"""Clips per second of the training pipeline, compared with its limit and with other loaders.
 
-  python -m benchmarks.input --source=../shared/data/surveillance_fight
-  python -m benchmarks.input --source=../shared/data/surveillance_fight --steps=2000
+  python -m benchmarks.input --source=/data/videos
+  python -m benchmarks.input --source=/data/videos --steps=2000
 
-18 frames of a 240-pixel clip, cropped to 224. The source, a tree of video files, is first made into
-what Something-Something V2 hands out, VP9 files of 240 pixels (`--codec=h264`: H.264), and these
-into what `data.prepare` makes of them. Every row reads the same clips on all cores:
+18 frames of a 240-pixel clip, cropped to 224. The source, a directory of videos, is first encoded
+as Something-Something V2 is, in VP9 files of 240 pixels (`--codec=h264`: H.264), and prepared by
+`data.prepare`. Every row reads the same clips on all cores:
 
-  limit, TensorFlow   the JPEG files of 18 frames, in memory, decoded with nothing around it
-  limit, OpenCV       likewise
-  pipeline            `data.pipeline.train_batches`, batches of 20
-  pipeline, resized   likewise, with `short_edge` 256: crops are enlarged
-  evaluation          `data.pipeline.eval_batches` in the views of `10crop`, over and over
-  pyav, decord        the video files, decoded as far as the last frame needed, as loaders of whole
-                      videos do; a process for each core
-  grain               the same ArrayRecord files, OpenCV; a process for each core
+  limit, TensorFlow   decodes the JPEG frames of a clip in memory, and does nothing else
+  limit, OpenCV       the same
+  pipeline            `data.input.pipeline.train_batches`, batches of 20
+  pipeline, resized   the same with `short_edge` 256: crops are enlarged
+  evaluation          `data.input.pipeline.eval_batches` in the views of `10crop`, repeatedly
+  pyav, decord        decode the video files up to the last frame used, as loaders of full videos
+                      do; one process per core
+  grain               the same ArrayRecord files, with OpenCV; one process per core
 
 Rows take turns, `--repeats` times for `--seconds` each; the median counts. `--steps` measures the
-pipeline's memory instead, in this process alone. decord and grain are used where installed.
+pipeline's memory instead, in this process only. decord and grain are used if they are installed.
 """
 
 import argparse
@@ -38,7 +38,7 @@ import cv2
 import numpy as np
 from absl import flags
 
-import data  # noqa: F401 - sets what TensorFlow reads at its import
+import data  # noqa: F401 - sets environment variables that TensorFlow reads
 
 NUM_FRAMES, SHORT_EDGE, CROP, BATCH = 18, 240, 224, 20
 CODECS = {
@@ -53,7 +53,7 @@ CORES = len(os.sched_getaffinity(0))
 
 
 def transcode(source: pathlib.Path, folder: pathlib.Path, codec: str) -> None:
-  """Writes every video below `source` with a short edge of 240 pixels, in one class."""
+  """Encodes every video below `source` with a short edge of 240 pixels, as one class."""
   extension, name, options = CODECS[codec]
   (folder / "clip").mkdir(parents=True)
   for path in sorted(source.rglob("*")):
@@ -75,26 +75,26 @@ def transcode(source: pathlib.Path, folder: pathlib.Path, codec: str) -> None:
       new.mux(stream.encode(None))
 
 
-def chosen(num_frames: int, draw: float) -> list[int]:
-  """`sampling.segment_indices`, without TensorFlow: it runs in the loaders' processes."""
+def choose_frames(num_frames: int, draw: float) -> list[int]:
+  """Returns `sampling.segment_indices`, in the processes of the loaders."""
   return np.floor((np.arange(NUM_FRAMES) + draw) * num_frames / NUM_FRAMES).astype(int).tolist()
 
 
-def crop(frames: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-  """One random crop for all frames."""
+def random_crop(frames: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+  """Returns the same random crop of all frames."""
   y, x = (rng.integers(edge - CROP + 1) for edge in frames[0].shape[:2])
   return np.stack([frame[y : y + CROP, x : x + CROP] for frame in frames])
 
 
-def pyav_clip(path: str, rng: np.random.Generator) -> np.ndarray:
-  """Decodes a video as far as the last frame needed."""
+def decode_with_pyav(path: str, rng: np.random.Generator) -> np.ndarray:
+  """Decodes a video with PyAV up to the last frame used."""
   with av.open(path) as container:
     stream = container.streams.video[0]
     stream.thread_count = 1
-    # WebM does not say how many frames it has; the packets do, at the cost of reading the file.
+    # WebM has no number of frames: counting its packets reads the file.
     count = stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
     container.seek(0)
-    wanted = chosen(count, rng.random())
+    wanted = choose_frames(count, rng.random())
     decoded = {}
     for k, frame in enumerate(container.decode(stream)):
       if k in wanted:
@@ -102,24 +102,22 @@ def pyav_clip(path: str, rng: np.random.Generator) -> np.ndarray:
       if k == wanted[-1]:
         break
   last = max(decoded)
-  return crop([decoded[min(k, last)] for k in wanted], rng)
+  return random_crop([decoded[min(k, last)] for k in wanted], rng)
 
 
-def decord_clip(path: str, rng: np.random.Generator) -> np.ndarray:
+def decode_with_decord(path: str, rng: np.random.Generator) -> np.ndarray:
   """Decodes a video with decord."""
   import decord
 
   reader = decord.VideoReader(path, num_threads=1)
-  frames = reader.get_batch(chosen(len(reader), rng.random())).asnumpy()
-  return crop(list(frames), rng)
+  frames = reader.get_batch(choose_frames(len(reader), rng.random())).asnumpy()
+  return random_crop(list(frames), rng)
 
 
-def _load_videos(
-  loader: Callable, paths: list[str], seed: int, seconds: float
-) -> tuple[int, float]:
-  """Clips and seconds of one process."""
+def _load_for(loader: Callable, paths: list[str], seed: int, seconds: float) -> tuple[int, float]:
+  """Returns the clips that one process loaded, and the seconds."""
   rng = np.random.default_rng(seed)
-  loader(paths[0], rng)  # imports
+  loader(paths[0], rng)  # imports packages
   start, count = time.perf_counter(), 0
   for path in itertools.cycle(paths[seed:] + paths[:seed]):
     loader(path, rng)
@@ -128,15 +126,15 @@ def _load_videos(
       return count, time.perf_counter() - start
 
 
-def video_rate(loader: Callable, paths: list[str], seconds: float) -> float:
-  """Clips a second of as many processes as there are cores."""
+def measure_loader(loader: Callable, paths: list[str], seconds: float) -> float:
+  """Returns clips per second with one process per core."""
   with concurrent.futures.ProcessPoolExecutor(CORES, multiprocessing.get_context("spawn")) as pool:
-    jobs = [pool.submit(_load_videos, loader, paths, seed, seconds) for seed in range(CORES)]
+    jobs = [pool.submit(_load_for, loader, paths, seed, seconds) for seed in range(CORES)]
     return sum(count / spent for count, spent in (job.result() for job in jobs))
 
 
-def decode_rate(decode: Callable, clips: list[list], seconds: float) -> float:
-  """Clips a second of as many threads as there are cores; decoders let go of Python's lock."""
+def measure_decoder(decode: Callable, clips: list[list], seconds: float) -> float:
+  """Returns clips per second with one thread per core; decoders release Python's lock."""
 
   def work(seed: int) -> tuple[int, float]:
     start, count = time.perf_counter(), 0
@@ -151,9 +149,9 @@ def decode_rate(decode: Callable, clips: list[list], seconds: float) -> float:
     return sum(count / spent for count, spent in pool.map(work, range(CORES)))
 
 
-def stream_rate(batches: Iterator, seconds: float) -> float:
-  """Clips a second of a running stream."""
-  for _ in range(5):  # what it has made ahead, while others had their turn, does not count
+def measure_stream(batches: Iterator, seconds: float) -> float:
+  """Returns clips per second of a running stream."""
+  for _ in range(5):  # prefetched during the turns of others
     next(batches)
   start, count = time.perf_counter(), 0
   while time.perf_counter() - start < seconds:
@@ -163,23 +161,23 @@ def stream_rate(batches: Iterator, seconds: float) -> float:
 
 
 class GrainClip:
-  """A record to a clip, for grain's workers."""
+  """Decodes a record, in grain's workers."""
 
   def random_map(self, record: bytes, rng: np.random.Generator) -> np.ndarray:
-    from data import store
+    from data.input import store
 
-    frames = store.parse(record)[2]
-    jpegs = [np.frombuffer(frames[k], np.uint8) for k in chosen(len(frames), rng.random())]
-    return crop([cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB) for jpeg in jpegs], rng)
+    frames = store.parse_record(record)[2]
+    jpegs = [np.frombuffer(frames[k], np.uint8) for k in choose_frames(len(frames), rng.random())]
+    return random_crop([cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB) for jpeg in jpegs], rng)
 
 
-def grain_stream(shards: list[str]) -> Iterator | None:
-  """Batches of a grain loader; None where grain is not installed."""
+def open_grain(shards: list[str]) -> Iterator | None:
+  """Returns batches of a grain loader, None if grain is not installed."""
   try:
     import grain.python as grain
   except ImportError:
     return None
-  flags.FLAGS.mark_as_parsed()  # grain has absl flags, and we argparse
+  flags.FLAGS.mark_as_parsed()  # grain reads absl flags, which argparse does not parse
   source = grain.ArrayRecordDataSource(shards)
 
   class Transform(GrainClip, grain.RandomMapTransform):
@@ -198,30 +196,30 @@ def grain_stream(shards: list[str]) -> Iterator | None:
   )
 
 
-def tree() -> list:
-  """This process and all below it."""
+def list_processes() -> list:
+  """Returns this process and all its descendants."""
   import psutil
 
   process = psutil.Process()
   return [process, *process.children(recursive=True)]
 
 
-def cpu_seconds() -> float:
-  """Of this process, of those below it, and of those that have ended."""
+def sum_cpu_seconds() -> float:
+  """Returns the CPU time of this process and its descendants, including finished ones."""
   total = sum(os.times()[:4])
-  for process in tree()[1:]:
+  for process in list_processes()[1:]:
     times = process.cpu_times()
     total += times.user + times.system
   return total
 
 
-def memory(folder: pathlib.Path, steps: int) -> None:
-  """Prints the resident memory while the pipeline runs on its own."""
+def print_memory(folder: pathlib.Path, steps: int) -> None:
+  """Prints the resident memory while only the pipeline runs."""
   import psutil
 
   process = psutil.Process()
   print(f"before: {process.memory_info().rss / 2**20:.0f} MiB", flush=True)
-  batches = _stream(folder)
+  batches = _open_stream(folder)
   for step in range(1, steps + 1):
     next(batches)
     if step in (10, 100) or step % 250 == 0:
@@ -229,75 +227,81 @@ def memory(folder: pathlib.Path, steps: int) -> None:
       print(f"step {step:5}: {rss:.0f} MiB", flush=True)
 
 
-def _stream(folder: pathlib.Path, short_edge: int = SHORT_EDGE) -> Iterator:
-  from data import clips, pipeline, store
+def _open_stream(folder: pathlib.Path, short_edge: int = SHORT_EDGE) -> Iterator:
+  from data.input import pipeline, store
+  from u2s_jax.video import clips
 
   return pipeline.train_batches(
     store.open_dataset(folder).split("train"),
     clips.ClipSpec(NUM_FRAMES, CROP, short_edge),
     clips.Augmentation(),
-    pipeline.Feed(BATCH),
+    pipeline.BatchSpec(BATCH),
     seed=0,
     stage=0,
     first_step=0,
   )
 
 
-def _evaluation(folder: pathlib.Path) -> Iterator:
-  from data import clips, pipeline, store
+def _open_evaluation(folder: pathlib.Path) -> Iterator:
+  from data.input import pipeline, store
+  from u2s_jax.video import clips
 
   split = store.open_dataset(folder).split("train")
   clip = clips.ClipSpec(NUM_FRAMES, CROP, SHORT_EDGE)
   while True:
-    yield from pipeline.eval_batches(split, clip, pipeline.Feed(BATCH), "10crop")
+    yield from pipeline.eval_batches(split, clip, pipeline.BatchSpec(BATCH), "10crop")
 
 
-def compare(folder: pathlib.Path, videos: pathlib.Path, seconds: float, repeats: int) -> None:
-  """Prints the table."""
+def print_rates(folder: pathlib.Path, videos: pathlib.Path, seconds: float, repeats: int) -> None:
+  """Measures all rows in turns and prints the table."""
   import tensorflow as tf
 
-  from data import store
+  from data.input import store
 
   cv2.setNumThreads(1)
-  stored = [store.parse(r)[2] for r in store.open_dataset(folder).split("train").records]
-  in_memory = [[frames[k] for k in chosen(len(frames), 0.5)] for frames in stored]
+  stored = [store.parse_record(r)[2] for r in store.open_dataset(folder).split("train").records]
+  in_memory = [[frames[k] for k in choose_frames(len(frames), 0.5)] for frames in stored]
   as_tensors = [[tf.constant(jpeg) for jpeg in clip] for clip in in_memory]
   as_arrays = [[np.frombuffer(jpeg, np.uint8) for jpeg in clip] for clip in in_memory]
   size = np.mean([len(jpeg) for clip in in_memory for jpeg in clip]) / 1e3
   paths = sorted(str(path) for path in videos.rglob("*.*"))
-  print(f"{len(in_memory)} clips, {size:.1f} kB a frame, {CORES} cores")
-  stream, resized, evaluation = _stream(folder), _stream(folder, 256), _evaluation(folder)
-  grain = grain_stream(sorted(map(str, folder.glob("clips-train*"))))
+  print(f"{len(in_memory)} clips, {size:.1f} kB per frame, {CORES} cores")
+  stream, resized, evaluation = (
+    _open_stream(folder),
+    _open_stream(folder, 256),
+    _open_evaluation(folder),
+  )
+  grain = open_grain(sorted(map(str, folder.glob("clips-train*"))))
   rows = {
-    "limit, TensorFlow": lambda: decode_rate(
+    "limit, TensorFlow": lambda: measure_decoder(
       lambda jpeg: tf.io.decode_jpeg(jpeg, channels=3, dct_method="INTEGER_ACCURATE"),
       as_tensors,
       seconds,
     ),
-    "limit, OpenCV": lambda: decode_rate(
+    "limit, OpenCV": lambda: measure_decoder(
       lambda jpeg: cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB), as_arrays, seconds
     ),
-    "pipeline": lambda: stream_rate(stream, seconds),
-    "pipeline, resized": lambda: stream_rate(resized, seconds),
-    "evaluation": lambda: stream_rate(evaluation, seconds),
-    "pyav": lambda: video_rate(pyav_clip, paths, seconds),
+    "pipeline": lambda: measure_stream(stream, seconds),
+    "pipeline, resized": lambda: measure_stream(resized, seconds),
+    "evaluation": lambda: measure_stream(evaluation, seconds),
+    "pyav": lambda: measure_loader(decode_with_pyav, paths, seconds),
   }
   try:
     import decord  # noqa: F401
 
-    rows["decord"] = lambda: video_rate(decord_clip, paths, seconds)
+    rows["decord"] = lambda: measure_loader(decode_with_decord, paths, seconds)
   except ImportError:
     print("decord is not installed")
   if grain is None:
     print("grain is not installed")
   else:
-    rows["grain"] = lambda: stream_rate(grain, seconds)
+    rows["grain"] = lambda: measure_stream(grain, seconds)
   rates, busy = ({name: [] for name in rows} for _ in range(2))
   for _ in range(repeats):
     for name, row in rows.items():
-      before, start = cpu_seconds(), time.perf_counter()
+      before, start = sum_cpu_seconds(), time.perf_counter()
       rates[name].append(row())
-      busy[name].append((cpu_seconds() - before) / (time.perf_counter() - start))
+      busy[name].append((sum_cpu_seconds() - before) / (time.perf_counter() - start))
   ours = statistics.median(rates["pipeline"])
   limits = [statistics.median(rates[name]) for name in list(rows)[:2]]
   print(
@@ -311,25 +315,25 @@ def compare(folder: pathlib.Path, videos: pathlib.Path, seconds: float, repeats:
       f"{'':7}{rate / limits[0]:8.2f} {rate / limits[1]:12.2f} {ours / rate:14.2f}"
       f" {statistics.median(busy[name]):11.2f} {1e3 * statistics.median(busy[name]) / rate:13.1f}"
     )
-  rss = sum(process.memory_info().rss for process in tree()) / 2**20
-  print(f"memory of all processes: {rss:.0f} MiB; of the pipeline alone: --steps")
+  rss = sum(process.memory_info().rss for process in list_processes()) / 2**20
+  print(f"memory of all processes: {rss:.0f} MiB; --steps measures the pipeline only")
 
 
 def main() -> None:
-  """Reads the command line."""
+  """Prepares the data and measures."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--source", type=pathlib.Path, required=True, help="folder of videos")
+  parser.add_argument("--source", type=pathlib.Path, required=True, help="directory of videos")
   parser.add_argument("--codec", choices=CODECS, default="vp9")
   parser.add_argument("--seconds", type=float, default=5.0)
   parser.add_argument("--repeats", type=int, default=5)
-  parser.add_argument("--steps", type=int, default=0, help="batches to measure the memory over")
+  parser.add_argument("--steps", type=int, default=0, help="batches to measure memory for")
   arguments = parser.parse_args()
   with tempfile.TemporaryDirectory() as work:
     videos, folder = pathlib.Path(work) / "videos", pathlib.Path(work) / "prepared"
     transcode(arguments.source, videos, arguments.codec)
-    # In a process of its own, so that none of its memory counts.
+    # In another process, so that its memory does not count.
     subprocess.run(
       [sys.executable, "-m", "data.prepare", "--dataset=videos"]
       + [f"--source={videos}", f"--out={folder}", f"--short_edge={SHORT_EDGE}"],
@@ -337,9 +341,9 @@ def main() -> None:
       stdout=subprocess.DEVNULL,
     )
     if arguments.steps:
-      memory(folder, arguments.steps)
+      print_memory(folder, arguments.steps)
     else:
-      compare(folder, videos, arguments.seconds, arguments.repeats)
+      print_rates(folder, videos, arguments.seconds, arguments.repeats)
 
 
 if __name__ == "__main__":

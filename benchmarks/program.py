@@ -1,4 +1,4 @@
-"""What a compiled program does, counted in its optimised HLO; of any platform, without running it.
+"""Counts the costs of a compiled program in its optimised HLO, on any platform, without running it.
 
 The HLO is read through the protocol buffers that TensorFlow ships.
 """
@@ -14,11 +14,11 @@ import jax
 from tensorflow.compiler.xla import xla_data_pb2
 from tensorflow.compiler.xla.service import hlo_pb2
 
-REARRANGING = ("pad", "concatenate", "transpose", "copy")  # move numbers, compute none
+REARRANGING = ("pad", "concatenate", "transpose", "copy")  # move data only
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-# Of these only a part of the operand is read, or of the result written.
+# These read only a part of the operand, or write only a part of the result.
 _SLICING = ("slice", "dynamic-slice", "gather")
-# Touch no memory themselves; what a called computation does is counted in it.
+# These access no memory themselves; the computations that they call are counted.
 _FREE = (
   "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while", "call",
   "conditional", "async-start", "async-update", "async-done", "partition-id", "replica-id",
@@ -30,13 +30,13 @@ Computation = Mapping[int, hlo_pb2.HloInstructionProto]
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """What bounds a program's time on a device, by the maker's figures.
+  """What limits the speed of a program on a device, by the maker's figures.
 
   Attributes:
     peak: FLOP/s of products and convolutions by the type of their operands, 'bfloat16', 'float32'.
-    bandwidth: bytes a second between the device and its memory.
-    link: bytes a second that a device sends to others.
-    scratch: number of the memory space in HLO that is no such memory but the core's own.
+    bandwidth: bytes/s between the device and its memory.
+    link: bytes/s that a device sends to others.
+    scratch: memory space in HLO that is the core's own memory, which `bandwidth` does not limit.
   """
 
   peak: Mapping[str, float]
@@ -47,19 +47,18 @@ class Chip:
 
 @dataclasses.dataclass
 class Cost:
-  """What one run of a program costs a device; loops count as often as they turn.
+  """The costs of one run of a program per device; loops count once per iteration.
 
   Attributes:
-    flops: of convolutions and matrix products, two for each product of numbers.
+    flops: of convolutions and matrix products, two per multiplication.
     bytes: read from and written to memory, if every operation reads its operands and writes its
       results.
     collectives: bytes of the collectives' results.
     seconds: with a `Chip`, the sum over operations of the larger of FLOPs / peak and bytes /
-      bandwidth, and of the collectives' bytes / link: a bound that nothing running one after the
-      other undercuts, no measurement.
+      bandwidth, and of the collectives' bytes / link: a lower bound if operations do not overlap.
     products: convolutions and matrix products by kind.
-    rearranged: operations of `REARRANGING` by kind, in fusions too.
-    rearranged_bytes: of their results.
+    rearranged: operations of `REARRANGING` by kind, including those in fusions.
+    rearranged_bytes: bytes of their results, by kind.
   """
 
   flops: float = 0
@@ -72,19 +71,14 @@ class Cost:
 
 
 def count(compiled: jax.stages.Compiled, chip: Chip | None = None) -> Cost:
-  """Returns what a compiled program costs.
-
-  Args:
-    compiled: of `jax.jit(...).lower(...).compile()`.
-    chip: for the time; None: only counts.
-  """
+  """Counts the costs of a compiled program, and bounds its time if a chip is given."""
   (module,) = compiled.runtime_executable().hlo_modules()
   module = hlo_pb2.HloModuleProto.FromString(module.as_serialized_hlo_module_proto())
-  return _Counting(module, chip or Chip({}, math.inf, math.inf)).cost
+  return _Walk(module, chip or Chip({}, math.inf, math.inf)).cost
 
 
-class _Counting:
-  """One walk through a module."""
+class _Walk:
+  """Walks once through a module."""
 
   def __init__(self, module: hlo_pb2.HloModuleProto, chip: Chip):
     self.chip, self.cost = chip, Cost()
@@ -93,21 +87,21 @@ class _Counting:
     self._walk(module.entry_computation_id, 1)
 
   def _walk(self, computation: int, times: int) -> None:
-    """Counts a computation that runs `times` times, operation by operation."""
+    """Adds the operations of a computation that runs `times` times."""
     instructions = self.computations[computation]
     for instruction in instructions.values():
       opcode, called = instruction.opcode, instruction.called_computation_ids
       if opcode == "while":
         for part in called:
-          self._walk(part, times * self._turns(instruction))
+          self._walk(part, times * self._count_iterations(instruction))
       elif opcode in ("call", "conditional", "async-start"):
         for part in called:
           self._walk(part, times)
       elif opcode not in _FREE and not opcode.endswith("-done"):
-        self._operation(instructions, instruction, times)
+        self._add_operation(instructions, instruction, times)
 
-  def _turns(self, loop) -> int:
-    """How often a loop turns, as the compiler knows it or the loop's condition says."""
+  def _count_iterations(self, loop) -> int:
+    """Returns the iterations of a loop, known by the compiler or read from the loop's condition."""
     known = re.search(rb'"known_trip_count":\{"n":"(\d+)"', loop.backend_config)
     if known:
       return int(known[1])
@@ -115,85 +109,87 @@ class _Counting:
     bounds = [
       inner.literal.s32s[0]
       for instruction in condition.values()
-      for inner, _ in self._inside(instruction, condition)
+      for inner, _ in self._iterate_instructions(instruction, condition)
       if inner.opcode == "constant" and inner.literal.s32s
     ]
     return max(bounds, default=1)
 
-  def _operation(self, instructions: Computation, instruction, times: int) -> None:
+  def _add_operation(self, instructions: Computation, instruction, times: int) -> None:
     """Adds one operation, a fusion or a single instruction."""
     cost, seconds = self.cost, 0.0
-    for inner, scope in self._inside(instruction, instructions):
-      kind, flops, dtype = _product(inner, scope)
+    for inner, scope in self._iterate_instructions(instruction, instructions):
+      kind, flops, dtype = _count_product(inner, scope)
       if flops:
         cost.flops += times * flops
         cost.products[kind] += times
         seconds += flops / self.chip.peak.get(dtype, math.inf)
       if inner.opcode in REARRANGING:
         cost.rearranged[inner.opcode] += times
-        cost.rearranged_bytes[inner.opcode] += times * _bytes(inner.shape)
+        cost.rearranged_bytes[inner.opcode] += times * _count_bytes(inner.shape)
     if instruction.opcode.removesuffix("-start") in _COLLECTIVES:
       shape = instruction.shape
-      # A started one returns its operands beside its results.
-      size = _bytes(shape) / (2 if instruction.opcode == "all-gather-start" else 1)
+      # The asynchronous form returns its operands with its results.
+      size = _count_bytes(shape) / (2 if instruction.opcode == "all-gather-start" else 1)
       cost.collectives += times * size
       cost.seconds += times * size / self.chip.link
       return
-    moved = self._traffic(instructions, instruction)
+    moved = self._count_traffic(instructions, instruction)
     cost.bytes += times * moved
     cost.seconds += times * max(seconds, moved / self.chip.bandwidth)
 
-  def _inside(self, instruction, scope: Computation) -> Iterator[tuple]:
-    """An operation's instructions, each with the computation that it stands in."""
+  def _iterate_instructions(self, instruction, scope: Computation) -> Iterator[tuple]:
+    """Yields the instructions of an operation, each with the computation that contains it."""
     yield instruction, scope
     if instruction.opcode == "fusion":
       for called in instruction.called_computation_ids:
         for inner in self.computations[called].values():
-          yield from self._inside(inner, self.computations[called])
+          yield from self._iterate_instructions(inner, self.computations[called])
 
-  def _traffic(self, scope: Computation, instruction) -> float:
-    """Bytes that an operation reads and writes."""
+  def _count_traffic(self, scope: Computation, instruction) -> float:
+    """Returns the bytes that an operation reads and writes."""
     space = self.chip.scratch
     operands = [scope[i] for i in instruction.operand_ids]
     if instruction.opcode in _SLICING:
-      return 2 * _bytes(instruction.shape, space)
+      return 2 * _count_bytes(instruction.shape, space)
     if instruction.opcode == "dynamic-update-slice":
-      return 2 * _bytes(operands[1].shape, space)
+      return 2 * _count_bytes(operands[1].shape, space)
     if instruction.opcode.endswith("-start"):  # a copy, from or to the core's own memory
-      return _bytes(operands[0].shape, space) + _bytes(instruction.shape.tuple_shapes[0], space)
+      result = instruction.shape.tuple_shapes[0]
+      return _count_bytes(operands[0].shape, space) + _count_bytes(result, space)
     if instruction.opcode != "fusion":
-      return _bytes(instruction.shape, space) + sum(_bytes(o.shape, space) for o in operands)
+      read = sum(_count_bytes(operand.shape, space) for operand in operands)
+      return _count_bytes(instruction.shape, space) + read
     (called,) = instruction.called_computation_ids
     inner = self.computations[called]
     root = inner[self.roots[called]]
     updated = None
     if root.opcode == "dynamic-update-slice":  # in place
       updated = root.operand_ids[0]
-      moved = _bytes(inner[root.operand_ids[1]].shape, space)
+      moved = _count_bytes(inner[root.operand_ids[1]].shape, space)
     else:
-      moved = _bytes(instruction.shape, space)
+      moved = _count_bytes(instruction.shape, space)
     for parameter in inner.values():
       if parameter.opcode == "parameter" and parameter.id != updated:
         users = [i for i in inner.values() if parameter.id in i.operand_ids]
         read = users if users and all(u.opcode in _SLICING for u in users) else [parameter]
         operand = operands[parameter.parameter_number]
-        if _bytes(operand.shape, space):
-          moved += sum(_bytes(r.shape) for r in read)
+        if _count_bytes(operand.shape, space):
+          moved += sum(_count_bytes(r.shape) for r in read)
     return moved
 
 
-def _bytes(shape: xla_data_pb2.ShapeProto, but_in: int | None = None) -> int:
-  """Bytes of an array, or of all in a tuple; but those in a memory space."""
+def _count_bytes(shape: xla_data_pb2.ShapeProto, except_in: int | None = None) -> int:
+  """Returns the bytes of an array or a tuple of arrays, without those in a memory space."""
   if shape.tuple_shapes:
-    return sum(_bytes(part, but_in) for part in shape.tuple_shapes)
-  if but_in is not None and shape.layout.memory_space == but_in:
+    return sum(_count_bytes(part, except_in) for part in shape.tuple_shapes)
+  if except_in is not None and shape.layout.memory_space == except_in:
     return 0
   bits = re.fullmatch(r"[A-Z]+?(\d+)\w*", xla_data_pb2.PrimitiveType.Name(shape.element_type))
   return math.prod(shape.dimensions) * (int(bits[1]) if bits else 8) // 8
 
 
-def _product(instruction, scope: Computation) -> tuple[str, float, str]:
-  """Kind, FLOPs and the operands' type of a convolution or matrix product; else no FLOPs."""
+def _count_product(instruction, scope: Computation) -> tuple[str, float, str]:
+  """Returns kind, FLOPs and operand type of a convolution or product; otherwise 0 FLOPs."""
   if instruction.opcode not in ("dot", "convolution", "custom-call"):
     return "", 0, ""
   target = instruction.custom_call_target
@@ -211,19 +207,19 @@ def _product(instruction, scope: Computation) -> tuple[str, float, str]:
     contracted = math.prod(left.dimensions[int(axis)] for axis in axes)
     return "product", 2 * math.prod(result.dimensions) * contracted, dtype
   numbers, window = instruction.convolution_dimension_numbers, instruction.window.dimensions
-  if not window:  # a product that a TPU's compiler writes as convolution
+  if not window:  # the TPU compiler writes products as convolutions
     contracted = left.dimensions[numbers.input_feature_dimension]
     return "product", 2 * math.prod(result.dimensions) * contracted, dtype
-  # For each place of the output as many products as the kernel has numbers for one output channel.
-  places, kernel = result, right
+  # Per position of the output, one multiplication per kernel weight of one output channel.
+  positions, kernel = result, right
   kind = "convolution"
   if target:
     kind = target.removeprefix(_CUDNN)
     if kind.startswith("BackwardInput"):
-      places = left
+      positions = left
     elif kind.startswith("BackwardFilter"):
-      places, kernel = right, result
-  flops = 2 * math.prod(places.dimensions) * math.prod(kernel.dimensions)
+      positions, kernel = right, result
+  flops = 2 * math.prod(positions.dimensions) * math.prod(kernel.dimensions)
   flops /= kernel.dimensions[numbers.kernel_output_feature_dimension]
-  # Zeros between the numbers of a gradient are not multiplied.
+  # Zeros between the values of a dilated gradient are not multiplied.
   return f"{kind} {len(window)}D", flops / math.prod(d.base_dilation or 1 for d in window), dtype

@@ -1,10 +1,11 @@
-"""How the cost of a step grows, and what the CSM's pass and a 10-crop evaluation cost.
+"""Measures how the cost of a step grows, and the cost of the CSM's pass and of 10-crop.
 
   python -m benchmarks.scaling
 
-The demo's network. First times: the CSM's statistics and ten views of a batch, over a forward pass
-and ten of them, in turns. Then counts of compiled programs, that no other work disturbs: of the
-joint training step, by classes, frames, crop size, and simulated devices.
+Uses the demo's network. First it times the CSM's statistics relative to a forward pass, and ten
+views of a batch relative to ten forward passes, in turns. Then it counts the costs of the compiled
+joint training step by classes, frames, crop size, and simulated devices; other work on the machine
+does not disturb these counts.
 """
 
 import os
@@ -17,16 +18,16 @@ import numpy as np
 
 from benchmarks import program
 from benchmarks.step_cost import NEIGHBOURS
-from benchmarks.timing import medians
-from data import memory
-from u2s_jax import devices, stages
-from u2s_jax import state as state_lib
+from benchmarks.timing import measure_medians
+from u2s_jax import stages
 from u2s_jax.evaluation import inference
 from u2s_jax.models import backbones
 from u2s_jax.models.network import Network
 from u2s_jax.models.u2s import U2S
+from u2s_jax.run import state as state_lib
+from u2s_jax.runtime import devices, malloc
 from u2s_jax.stages import PREDICTIONS, STAGES, Stage
-from u2s_jax.training import steps
+from u2s_jax.training import optimizer, steps
 
 FIELDS = {
   "depth": 14,
@@ -34,7 +35,7 @@ FIELDS = {
   "strides": (1, 2, 2, 1),
   "temporal": ((3, 3, 3, 3), (3, 3, 3, 1)),
 }
-DEVICES = "U2S_SCALING_DEVICES"  # set in the processes that simulate as many
+DEVICES = "U2S_SCALING_DEVICES"  # number of devices that a child process simulates
 BASE = {"classes": 174, "frames": 8, "crop": 56}  # of clips
 SWEEPS = {
   "classes": (51, 174, 1000, 10_000),
@@ -42,23 +43,23 @@ SWEEPS = {
   "crop": (56, 112, 224),
 }
 BATCH_SIZE, VIEWS, REPEATS = 16, 10, 9
-TX = state_lib.sgd(momentum=0.9, weight_decay=1e-4)
+TX = optimizer.sgd(momentum=0.9, weight_decay=1e-4)
 PIXELS = {"pixel_mean": (0.5,) * 3, "pixel_std": (0.25,) * 3}
 
 
-def begin(
+def build_last_stage(
   classes: int, frames: int, key: jax.Array | None = None
 ) -> tuple[Network, Stage, state_lib.TrainState]:
-  """Returns network, last stage, and its first state; without a key its shapes alone."""
-  model = U2S(classes, backbones.build("preact_resnet", **FIELDS))
-  schedule = stages.schedule(dict.fromkeys(STAGES, {"learning_rate": 1, "epochs": 1}))
-  state = state_lib.chain(model, schedule, TX, (1, frames, 32, 32, 3), key)[-1]
+  """Returns the network, the last stage, and its first state (without a key, only its shapes)."""
+  model = U2S(classes, backbones.build_backbone("preact_resnet", **FIELDS))
+  schedule = stages.make_stages(dict.fromkeys(STAGES, {"learning_rate": 1, "epochs": 1}))
+  state = state_lib.init_stages(model, schedule, TX, (1, frames, 32, 32, 3), key)[-1]
   return Network(model, **PIXELS), schedule[-1], state
 
 
-def ratios() -> tuple[float, float]:
-  """Time of the CSM's statistics over a forward pass, and of ten views over ten forward passes."""
-  network, _, state = begin(BASE["classes"], BASE["frames"], jax.random.key(0))
+def measure_ratios() -> tuple[float, float]:
+  """Returns the time of the CSM's statistics per forward pass, and of ten views per ten passes."""
+  network, _, state = build_last_stage(BASE["classes"], BASE["frames"], jax.random.key(0))
   one_pass_params = {name: state.params[name] for name in ("trunk", "universal")}
   one_pass_state = state.replace(params=one_pass_params)
   rng = np.random.default_rng(0)
@@ -68,7 +69,7 @@ def ratios() -> tuple[float, float]:
   batch = {"video": video, "label": label, "valid": jnp.ones(BATCH_SIZE, bool)}
 
   def jit(step):
-    return jax.jit(step, compiler_options=devices.compiler_options())
+    return jax.jit(step, compiler_options=devices.get_compiler_options())
 
   def forward(state, video):
     outputs, _ = network(state.params, state.batch_stats, state.csm, video)
@@ -84,16 +85,16 @@ def ratios() -> tuple[float, float]:
     "ten": lambda: [forward(state, clip) for clip in single],
     "views": lambda: views(state, batch),
   }
-  spent = medians(runs, REPEATS)
+  spent = measure_medians(runs, REPEATS)
   return spent["csm"] / spent["forward"], spent["views"] / spent["ten"]
 
 
-def counts(classes: int, frames: int, crop: int) -> tuple[float, float, float]:
-  """GFLOP, MiB of temporary memory and MiB in collectives, on a device, of a joint step."""
-  network, stage, state = begin(classes, frames)
+def count_costs(classes: int, frames: int, crop: int) -> tuple[float, float, float]:
+  """Returns GFLOP, MiB of temporary memory and MiB in collectives per device, of a joint step."""
+  network, stage, state = build_last_stage(classes, frames)
   mesh = devices.data_mesh()
-  replicated, split = devices.replicated(mesh), devices.batched(mesh)
-  step = steps.make_train_step(network, stage, TX, regularizer_weight=0.5)
+  replicated, split = devices.replicated_sharding(mesh), devices.batch_sharding(mesh)
+  step = steps.make_train_step(network, stage, TX, steps.StepOptions(0.5))
   state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), state)
   shapes = {
     "video": ((BATCH_SIZE, frames, crop, crop, 3), jnp.uint8),
@@ -114,17 +115,17 @@ def counts(classes: int, frames: int, crop: int) -> tuple[float, float, float]:
 
 def main() -> None:
   if DEVICES in os.environ:
-    row("devices", int(os.environ[DEVICES]), counts(**BASE))
+    print_row("devices", int(os.environ[DEVICES]), count_costs(**BASE))
     return
-  memory.keep_freed()
-  csm, views = ratios()
-  print(f"CSM's statistics over a forward pass: {csm:.3f}")
-  print(f"{VIEWS} views over {VIEWS} forward passes: {views:.3f}")
-  print(f"joint step, {BATCH_SIZE} clips, else {BASE}; of one device:")
+  malloc.tune_malloc()
+  csm, views = measure_ratios()
+  print(f"CSM statistics / forward pass: {csm:.3f}")
+  print(f"{VIEWS} views / {VIEWS} forward passes: {views:.3f}")
+  print(f"joint step, {BATCH_SIZE} clips, otherwise {BASE}; per device:")
   print(f"{'':8} {'':>6} {'GFLOP':>8} {'temporary':>10} {'collectives':>12}", flush=True)
   for field, values in SWEEPS.items():
     for value in values:
-      row(field, value, counts(**{**BASE, field: value}))
+      print_row(field, value, count_costs(**{**BASE, field: value}))
   for count in (1, 2, 4, 8, 16):
     environment = os.environ | {
       DEVICES: str(count),
@@ -134,7 +135,7 @@ def main() -> None:
     subprocess.run([sys.executable, "-m", "benchmarks.scaling"], env=environment, check=True)
 
 
-def row(field: str, value: int, figures: tuple[float, float, float]) -> None:
+def print_row(field: str, value: int, figures: tuple[float, float, float]) -> None:
   flops, temporary, moved = figures
   print(f"{field:8} {value:6} {flops:8.1f} {temporary:6.0f} MiB {moved:8.2f} MiB", flush=True)
 

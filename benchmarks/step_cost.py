@@ -2,35 +2,36 @@
 
   python -m benchmarks.step_cost
 
-Lowered at the paper's size (pre-activation ResNet-50, 18 frames of 224 x 224, 174 classes), never
+Lowered at the paper's size (pre-activation ResNet-50, 18 frames of 224 x 224, 174 classes), not
 run.
 """
 
 import jax
 import jax.numpy as jnp
 
-from u2s_jax import stages, state
-from u2s_jax.models.backbones import build
+from u2s_jax import stages
+from u2s_jax.models.backbones import build_backbone
 from u2s_jax.models.network import Network
 from u2s_jax.models.resnet import DEPTHS, EXPANSION
 from u2s_jax.models.u2s import U2S
-from u2s_jax.training import steps
+from u2s_jax.run import state
+from u2s_jax.training import optimizer, steps
 
 TEMPORAL = ((3, 3, 3, 3), (3, 3, 3, 1))
-NEIGHBOURS = 16  # of the class that is confused with most
+NEIGHBOURS = 16  # confusing classes of the class that has most of them
 PAPER = {"video": (18, 224, 224), "num_classes": 174, "depth": 50, "width": 64}
 
 
 def analysed(
   video: tuple[int, int, int], num_classes: int, depth: int, width: int
 ) -> dict[str, float]:
-  """FLOPs of one training step on one clip of (frames, rows, columns), by stage, by XLA."""
+  """Returns XLA's FLOPs of one training step on a clip (frames, rows, columns), by stage."""
   shape = (1, *video, 3)
-  backbone = build("preact_resnet", temporal=TEMPORAL, depth=depth, width=width)
+  backbone = build_backbone("preact_resnet", temporal=TEMPORAL, depth=depth, width=width)
   network = Network(U2S(num_classes, backbone), pixel_mean=(0.5,), pixel_std=(0.5,))
-  tx = state.sgd(momentum=0.9, weight_decay=1e-4)
+  tx = optimizer.sgd(momentum=0.9, weight_decay=1e-4)
   duration = {"learning_rate": 1e-3, "epochs": 1.0}
-  schedule = stages.schedule(dict.fromkeys(stages.STAGES, duration))
+  schedule = stages.make_stages(dict.fromkeys(stages.STAGES, duration))
   batch = {
     "video": jax.ShapeDtypeStruct(shape, jnp.uint8),
     "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
@@ -38,8 +39,10 @@ def analysed(
   }
   neighbours = jax.ShapeDtypeStruct((num_classes, NEIGHBOURS), jnp.int32)
   flops = {}
-  for stage, first in zip(schedule, state.chain(network.model, schedule, tx, shape), strict=True):
-    step = steps.make_train_step(network, stage, tx, regularizer_weight=0.5)
+  for stage, first in zip(
+    schedule, state.init_stages(network.model, schedule, tx, shape), strict=True
+  ):
+    step = steps.make_train_step(network, stage, tx, steps.StepOptions(0.5))
     flops[stage.name] = jax.jit(step).lower(first, batch, 1e-3, neighbours).cost_analysis()["flops"]
   return flops
 
@@ -47,17 +50,16 @@ def analysed(
 def counted(
   video: tuple[int, int, int], num_classes: int, depth: int, width: int
 ) -> dict[str, float]:
-  """The same by hand: two for each multiplication of a convolution, nothing else.
+  """Returns the same FLOPs counted by hand: two per multiplication of a convolution.
 
-  Multiplications with the zeros around a frame are left out, as by XLA; those with the zeros before
-  and behind a clip count.
-
-  A trained convolution is computed three times (forward, gradients of input and kernel), a frozen
-  one once. No gradient goes into the pixels, nor from a trained network into a frozen one.
+  As in XLA's count, multiplications with the zeros around a frame are excluded, and those with the
+  zeros before and after a clip are included. A trained convolution is computed three times
+  (forward, gradients of input and kernel), a frozen one once. There is no gradient of the pixels,
+  and none from a trained network into a frozen one.
   """
   frames, size = video[0], video[1]
   trunk, branch = [], []  # multiplications of the convolutions
-  trunk.append(frames * taps(size, 7, 2) ** 2 * 3 * width)
+  trunk.append(frames * count_taps(size, 7, 2) ** 2 * 3 * width)
   size, inputs = -(-size // 4), width
   for group, (blocks, stride) in enumerate(zip(DEPTHS[depth][1], (1, 2, 2, 2), strict=True)):
     convolutions = trunk if group < 2 else branch
@@ -70,12 +72,12 @@ def counted(
         convolutions.append(places * times[3] * inputs * outputs)
       convolutions += [
         frames * before**2 * times[0] * inputs * inner,
-        frames * taps(before, 3, stride if block == 0 else 1) ** 2 * times[1] * inner**2,
+        frames * count_taps(before, 3, stride if block == 0 else 1) ** 2 * times[1] * inner**2,
         places * times[2] * inner * outputs,
       ]
       inputs = outputs
   mask = frames * size**2 * inputs * num_classes
-  # Of a network trained on what a frozen one gives, the first block's projection and convolution.
+  # The input of a network after a frozen one has no gradient: first projection and convolution.
   first = sum(branch[:2])
   everything = 3 * (sum(trunk) + 2 * sum(branch) + mask) - trunk[0]
   return {
@@ -85,8 +87,8 @@ def counted(
   }
 
 
-def taps(size: int, extent: int, stride: int) -> int:
-  """How often a kernel's row meets a row of `size`, and not the border of zeros."""
+def count_taps(size: int, extent: int, stride: int) -> int:
+  """Counts the kernel taps that fall on a row of `size`, not on its border of zeros."""
   first = range(-(extent // 2), size - extent // 2, stride)
   return sum(0 <= start + k < size for start in first for k in range(extent))
 

@@ -1,4 +1,4 @@
-"""Turns and medians: how every benchmark here times things that are to be compared."""
+"""Timing for all benchmarks: compared runs take turns, and medians count."""
 
 import statistics
 import time
@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 import jax
 
 
-def medians(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-  """Returns the median seconds of each run; they take turns, after one turn that warms up.
+def measure_medians(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+  """Returns the median seconds of each run; the runs take turns, after one warm-up.
 
   Args:
-    runs: by name; what they return is waited for.
-    repeats: turns that count.
+    runs: by name; waits for the arrays that they return.
+    repeats: turns after the warm-up.
   """
   seconds = {name: [] for name in runs}
   for repeat in range(repeats + 1):

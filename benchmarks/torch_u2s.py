@@ -1,7 +1,7 @@
-"""U2S in PyTorch, as its users would write it: what `benchmarks.train_step` compares with.
+"""U2S in PyTorch, as its users would write it; `benchmarks.train_step` compares with it.
 
-The paper's pre-activation ResNet. The trunk's convolutions are `Conv2d` over all frames of all
-clips, channels last; those of the two networks `Conv3d`, channels last. Nothing is copied between.
+The paper's pre-activation ResNet. The trunk has `Conv2d` over all frames of all clips, the two
+networks have `Conv3d`, all in channels-last layout, so that nothing is copied between them.
 """
 
 import torch
@@ -49,22 +49,22 @@ class Bottleneck(nn.Module):
     return x + self.conv3(y)
 
 
-def group(
+def make_group(
   inputs: int, width: int, blocks: int, stride: int, temporal: tuple[int, ...] | None
 ) -> nn.Sequential:
-  """`blocks` bottlenecks; the first one strides."""
+  """Returns `blocks` bottlenecks; the first one has the stride."""
   layers = [Bottleneck(inputs, width, stride, temporal)]
   layers += [Bottleneck(EXPANSION * width, width, 1, temporal) for _ in range(blocks - 1)]
   return nn.Sequential(*layers)
 
 
 class Branch(nn.Module):
-  """Groups 2 and 3 with their classifier: UN and CSN."""
+  """Groups 2 and 3 with a classifier: UN or CSN."""
 
   def __init__(self, num_classes, blocks, width, temporal, strides):
     super().__init__()
-    self.group2 = group(8 * width, 4 * width, blocks[0], strides[0], temporal[0])
-    self.group3 = group(16 * width, 8 * width, blocks[1], strides[1], temporal[1])
+    self.group2 = make_group(8 * width, 4 * width, blocks[0], strides[0], temporal[0])
+    self.group3 = make_group(16 * width, 8 * width, blocks[1], strides[1], temporal[1])
     self.norm = nn.BatchNorm3d(32 * width)
     self.head = nn.Linear(32 * width, num_classes)
 
@@ -82,7 +82,7 @@ class U2S(nn.Module):
     num_classes: M.
     blocks: bottlenecks in groups 0 to 3.
     width: channels of the stem.
-    temporal: as of `u2s_jax.models.resnet.resnet`.
+    temporal: see `config.model.backbone.temporal`.
     strides: spatial strides of groups 0 to 3.
   """
 
@@ -98,15 +98,15 @@ class U2S(nn.Module):
     self.trunk = nn.Sequential(
       nn.Conv2d(3, width, 7, 2, 3, bias=False),
       nn.MaxPool2d(3, 2, 1),
-      group(width, width, blocks[0], strides[0], None),
-      group(4 * width, 2 * width, blocks[1], strides[1], None),
+      make_group(width, width, blocks[0], strides[0], None),
+      make_group(4 * width, 2 * width, blocks[1], strides[1], None),
     )
     self.universal = Branch(num_classes, blocks[2:], width, temporal, strides[2:])
     self.specific = Branch(num_classes, blocks[2:], width, temporal, strides[2:])
     self.mask = nn.Conv3d(32 * width, num_classes, 1, bias=False)
 
   def one_pass(self, video: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Trunk's and UN's features, and UN's logits, of a video (n, t, c, h, w)."""
+    """Returns the trunk's and UN's features and UN's logits of a video (n, t, c, h, w)."""
     n, t = video.shape[:2]
     frames = video.flatten(0, 1).contiguous(memory_format=torch.channels_last)
     trunk = self.trunk(frames)
@@ -114,10 +114,10 @@ class U2S(nn.Module):
     features = self.universal.features(trunk)
     return trunk, features, self.universal.classify(features)
 
-  def guided(
+  def classify_masked(
     self, trunk: torch.Tensor, features: torch.Tensor, logits: torch.Tensor, csm: torch.Tensor
   ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bridge and specific logits."""
+    """Returns bridge and specific logits."""
     masks = self.mask(features)
     weights = csm[:, logits.argmax(1)].T
     weights = (weights / weights.sum(1, keepdim=True)).to(masks.dtype)
@@ -127,14 +127,14 @@ class U2S(nn.Module):
 
 
 def regularizer(kernel: torch.Tensor, csm: torch.Tensor) -> torch.Tensor:
-  """Eq. 5: mean weight similarity of the confusing pairs; kernel (m, c)."""
+  """Computes Eq. 5, the mean weight similarity of the confusing pairs; kernel (m, c)."""
   unit = functional.normalize(kernel.float(), dim=1)
   pairs = csm - torch.eye(len(csm), device=csm.device)
   return ((1 + unit @ unit.T) / 2 * pairs).sum() / pairs.sum().clamp(min=1)
 
 
 def set_stage(model: U2S, stage: str) -> list[nn.Parameter]:
-  """Freezes what the stage does not train; the parameters that it does."""
+  """Freezes what the stage does not train; returns the parameters that it trains."""
   trained = {
     "universal": ("trunk", "universal"),
     "specific": ("specific", "mask"),
@@ -146,10 +146,10 @@ def set_stage(model: U2S, stage: str) -> list[nn.Parameter]:
   return [p for p in model.parameters() if p.requires_grad]
 
 
-def loss(
+def compute_loss(
   model: U2S, stage: str, video: torch.Tensor, label: torch.Tensor, csm: torch.Tensor
 ) -> torch.Tensor:
-  """Eq. 3 with the stage's terms; video (n, t, c, h, w) normalised."""
+  """Computes Eq. 3 with the stage's terms; video (n, t, c, h, w) is normalised."""
   if stage == "specific":
     with torch.no_grad():
       trunk, features, logits = model.one_pass(video)
@@ -159,7 +159,7 @@ def loss(
   if stage != "specific":
     total = functional.cross_entropy(logits.float(), label)
   if stage != "universal":
-    bridge, specific = model.guided(trunk, features, logits, csm)
+    bridge, specific = model.classify_masked(trunk, features, logits, csm)
     total = total + functional.cross_entropy(bridge.float(), label)
     total = total + functional.cross_entropy(specific.float(), label)
     total = total + 0.5 * regularizer(model.mask.weight.flatten(1), csm)

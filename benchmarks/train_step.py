@@ -1,16 +1,16 @@
-"""Training steps of every stage, ours beside PyTorch's, on synthetic clips.
+"""Compares the training steps of every stage with PyTorch's, on synthetic clips.
 
   python -m benchmarks.train_step --preset=cpu
   python -m benchmarks.train_step --preset=gpu
 
-Needs jax, flax, optax and torch, no data and no TensorFlow. Both sides have the same network,
+Requires jax, flax, optax and torch, no data and no TensorFlow. Both sides have the same network,
 batch, optimizer and type; they take turns, and the median of the repeats counts. Without torch, and
-for backbones that `torch_u2s` has not, ours stands alone.
+for backbones that `torch_u2s` does not have, only ours is measured.
 """
 
 import os
 
-# PyTorch needs some of the memory, too.
+# JAX must leave memory for PyTorch.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 # isort: split
@@ -28,17 +28,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.timing import medians
-from data import memory
-from u2s_jax import devices, stages
-from u2s_jax import state as state_lib
+from benchmarks.timing import measure_medians
+from u2s_jax import stages
 from u2s_jax.models import backbones
+from u2s_jax.models.layers import Layers
 from u2s_jax.models.network import Network
 from u2s_jax.models.resnet import DEPTHS
 from u2s_jax.models.u2s import U2S
+from u2s_jax.run import state as state_lib
+from u2s_jax.run.state import TrainState
+from u2s_jax.runtime import devices, malloc
 from u2s_jax.stages import STAGES
-from u2s_jax.state import TrainState
-from u2s_jax.training import steps
+from u2s_jax.training import optimizer, steps
 
 try:
   import torch
@@ -49,12 +50,12 @@ except ImportError:
 
 PAPER = {"temporal": ((3, 3, 3, 3), (3, 3, 3, 1))}
 FLAT = {"temporal": ((1, 1, 1, 1), (1, 1, 1, 1))}
-# The fields of the backbones beside the paper's, at their own size.
+# The fields of the other backbones, at their original size.
 OTHERS = {"resnet": FLAT, "tsm_resnet": FLAT, "eco_lite": {}, "inception_i3d": {}}
 OPTIMIZER = {"momentum": 0.9, "weight_decay": 1e-4}
 RATE = 1e-3
 REGULARIZER_WEIGHT = 0.5
-NEIGHBOURS = 4  # classes that each is confused with
+NEIGHBOURS = 4  # confusing classes per class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +65,12 @@ class Preset:
   Attributes:
     video: frames, rows, columns.
     num_classes: M.
-    batches: clips of a batch, each measured.
+    batches: batch sizes to measure.
     dtype: of the computation.
     backbone: fields of `preact_resnet`.
     repeats: turns of each side.
-    steps: in a turn.
-    matrix: rows of the square matrices whose product gives the machine's rate.
+    steps: per turn.
+    matrix: rows of the square matrices whose product measures the machine's speed.
   """
 
   video: tuple[int, int, int]
@@ -95,14 +96,14 @@ PRESETS = {
 
 @dataclasses.dataclass
 class Side:
-  """One of those that take turns.
+  """An implementation that is measured.
 
   Attributes:
-    name: shown.
-    turn: does as many steps as it is told and waits for them.
+    name: for the table.
+    turn: (number of steps) -> None; waits until they are done.
     compile_seconds: until the first step was done.
-    memory: peak, bytes; 0 where it cannot be told.
-    parameters: of the network; in stage 1 ours does not yet have the other two.
+    memory: peak, bytes; 0 if it is not known.
+    parameters: of the network; in stage 1 ours has trunk and UN only.
   """
 
   name: str
@@ -115,15 +116,17 @@ class Side:
 def lower_ours(
   preset: Preset, name: str, fields: dict[str, Any], batch_size: int, stage_name: str
 ) -> tuple[jax.stages.Lowered, TrainState, tuple]:
-  """Our step before it is compiled, its first state, and its other arguments."""
+  """Returns our lowered step, its first state, and its other arguments."""
   dtype = jnp.dtype(preset.dtype)
-  model = U2S(preset.num_classes, backbones.build(name, dtype, **fields), dtype=dtype)
+  model = U2S(
+    preset.num_classes, backbones.build_backbone(name, Layers(dtype=dtype), **fields), dtype=dtype
+  )
   network = Network(model, pixel_mean=(0.5,) * 3, pixel_std=(0.25,) * 3)
-  tx = state_lib.sgd(**OPTIMIZER)
+  tx = optimizer.sgd(**OPTIMIZER)
   durations = dict.fromkeys(STAGES, {"learning_rate": RATE, "epochs": 1.0})
-  schedule = stages.schedule(durations)[: STAGES.index(stage_name) + 1]
+  schedule = stages.make_stages(durations)[: STAGES.index(stage_name) + 1]
   shape = (1, preset.video[0], 32, 32, 3)
-  state = state_lib.chain(model, schedule, tx, shape, jax.random.key(0))[-1]
+  state = state_lib.init_stages(model, schedule, tx, shape, jax.random.key(0))[-1]
   rng = np.random.default_rng(0)
   batch = {
     "video": rng.integers(0, 256, (batch_size, *preset.video, 3), np.uint8),
@@ -134,15 +137,15 @@ def lower_ours(
   classes = np.arange(preset.num_classes, dtype=np.int32)
   neighbours = (classes[:, None] + np.arange(1, 1 + NEIGHBOURS, dtype=np.int32)) % len(classes)
   arguments = jax.device_put(batch), RATE, neighbours
-  step = steps.make_train_step(network, schedule[-1], tx, regularizer_weight=REGULARIZER_WEIGHT)
-  jitted = jax.jit(step, donate_argnums=0, compiler_options=devices.compiler_options())
+  step = steps.make_train_step(network, schedule[-1], tx, steps.StepOptions(REGULARIZER_WEIGHT))
+  jitted = jax.jit(step, donate_argnums=0, compiler_options=devices.get_compiler_options())
   return jitted.lower(state, *arguments), state, arguments
 
 
 def make_ours(
   preset: Preset, name: str, fields: dict[str, Any], batch_size: int, stage_name: str
 ) -> tuple[Side, float]:
-  """Our side, and the FLOPs of a step by XLA's count before it optimises."""
+  """Returns our side, and the FLOPs of a step by XLA's count before optimisation."""
   lowered, state, arguments = lower_ours(preset, name, fields, batch_size, stage_name)
   parameters = sum(x.size for x in jax.tree.leaves(state.params))
   started = time.perf_counter()
@@ -157,12 +160,12 @@ def make_ours(
       state, metrics = step(state, *arguments)
     jax.block_until_ready(metrics)
 
-  flops = lowered.cost_analysis() or {}  # not every platform says
+  flops = lowered.cost_analysis() or {}  # not available on every platform
   return Side("ours", turn, seconds, peak, parameters), flops.get("flops", math.nan)
 
 
 def make_torch(preset: Preset, batch_size: int, stage_name: str, compiled: bool) -> Side:
-  """PyTorch's side, eager or compiled, on the GPU where there is one."""
+  """Returns PyTorch's side, eager or compiled, on a GPU if there is one."""
   device = "cuda" if torch.cuda.is_available() else "cpu"
   torch.manual_seed(0)
   fields = dict(preset.backbone)
@@ -184,7 +187,7 @@ def make_torch(preset: Preset, batch_size: int, stage_name: str, compiled: bool)
 
   def loss():
     with torch.autocast(device, torch.bfloat16, enabled=mixed):
-      return torch_u2s.loss(model, stage_name, (video / 255 - 0.5) / 0.25, label, csm)
+      return torch_u2s.compute_loss(model, stage_name, (video / 255 - 0.5) / 0.25, label, csm)
 
   if compiled:
     loss = torch.compile(loss)
@@ -207,25 +210,25 @@ def make_torch(preset: Preset, batch_size: int, stage_name: str, compiled: bool)
   return Side(name, turn, seconds, memory, sum(p.numel() for p in model.parameters()))
 
 
-def matrix_rate(preset: Preset) -> float:
-  """FLOP/s of a product of square matrices: what the machine can do."""
+def measure_matrix_rate(preset: Preset) -> float:
+  """Returns the FLOP/s of a product of square matrices, as a reference."""
   n = preset.matrix
   x = jnp.ones((n, n), jnp.dtype(preset.dtype))
   product = jax.jit(jnp.matmul)
-  return 2 * n**3 / medians({"product": lambda: product(x, x)}, 10)["product"]
+  return 2 * n**3 / measure_medians({"product": lambda: product(x, x)}, 10)["product"]
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--preset", choices=PRESETS, required=True)
   parser.add_argument(
-    "--backbone", choices=("preact_resnet", *OTHERS), default="preact_resnet", help="of ours"
+    "--backbone", choices=("preact_resnet", *OTHERS), default="preact_resnet", help="of our side"
   )
-  parser.add_argument("--batches", type=int, nargs="+", help="in place of the preset's")
+  parser.add_argument("--batches", type=int, nargs="+", help="batch sizes, instead of the preset's")
   args = parser.parse_args()
-  memory.keep_freed()  # as main.py, and for both sides
+  malloc.tune_malloc()  # as in main.py; it affects both sides
   preset = PRESETS[args.preset]
-  rate = matrix_rate(preset)
+  rate = measure_matrix_rate(preset)
   device = jax.devices()[0].device_kind
   versions = f"jax {jax.__version__}" + (f", torch {torch.__version__}" if torch else "")
   print(f"{device} ({platform.machine()}, {os.cpu_count()} CPUs), {versions}, {preset.dtype}")
@@ -250,7 +253,7 @@ def main() -> None:
       if stage != "universal" and len({side.parameters for side in sides}) > 1:
         raise AssertionError(f"not the same network: {[side.parameters for side in sides]}")
       turns = {side.name: functools.partial(side.turn, preset.steps) for side in sides}
-      spent = {name: s / preset.steps for name, s in medians(turns, preset.repeats).items()}
+      spent = {name: s / preset.steps for name, s in measure_medians(turns, preset.repeats).items()}
       for side in sides:
         median = spent[side.name]
         peak = f"{side.memory / 2**30:6.2f} GiB" if side.memory else "-"

@@ -1,1 +1,1 @@
-"""The experiments: `default` holds every field, each other file what differs from it."""
+"""The experiments. Each file has what differs from `default`."""

@@ -1,14 +1,14 @@
-"""U2S on Stanford Cars, ResNet-50: the paper's values where it gives them.
+"""U2S on Stanford Cars, ResNet-50: the paper's values if it gives them.
 
   python -m data.prepare --dataset=cars196 --source=/path/to/cars --out=/data/cars
   python main.py --config=configs/cars.py --workdir=/runs/cars --config.data.dir=/data/cars
 
 The source is a TFDS folder that holds `cars196`, or class folders below `train/` and `test/`. The
-official test split is the split `validation` here. Class folders of anything else:
+official test split is the split `validation` here. For class folders of other images use
 `--dataset=images`.
 
 Expected, from the paper (Table VII, top-1 / top-5 in percent): one-pass 84.98 / 93.97, U2S
-87.27 / 96.26. Not run here: those weights are pretrained.
+87.27 / 96.26. Not run here: the paper's weights are pretrained.
 """
 
 import ml_collections

@@ -1,9 +1,9 @@
-"""The whole method in under ten minutes on two CPU cores, on rendered video files.
+"""The full method in less than ten minutes on two CPU cores, on rendered videos.
 
   python main.py --config=configs/demo.py --workdir=/tmp/u2s_demo
 
 Renders "tiny something" (35 classes in 8 confusable families, VP9 files in Something-Something V2's
-own layout), prepares it, trains all three stages of a small network, evaluates, prints the table.
+own layout), prepares it, trains the three stages of a small network, evaluates, and prints a table.
 """
 
 import ml_collections
@@ -33,7 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.specific.learning_rate = 0.05
   config.specific.epochs = 10.0
   config.specific.decay_epochs = ()
-  # As high as stage 1's: at a tenth of it trunk and UN would stand still while the control learns.
+  # The rate of stage 1: at a tenth of it trunk and UN would hardly change, unlike the control's.
   config.joint.learning_rate = 0.05
   config.joint.epochs = 20.0
   config.joint.decay_epochs = (14.0,)

@@ -1,4 +1,4 @@
-"""U2S on HMDB51, RGB or optical flow, ResNet-50: the paper's values where it gives them.
+"""U2S on HMDB51, RGB or optical flow, ResNet-50: the paper's values if it gives them.
 
   python -m data.prepare --dataset=hmdb51 --split=1 --source=/path/to/hmdb51 --out=/data/hmdb51
   python main.py --config=configs/hmdb51.py --workdir=/runs/hmdb51 --config.data.dir=/data/hmdb51
@@ -12,7 +12,7 @@ The official test list is the split `validation` here.
 
 Expected, from the paper (Table VI, 10 crops, top-1 / top-5 in percent; it does not say on which
 split): RGB one-pass 63.27 / 87.65, U2S 65.49 / 89.80; flow 53.40 / 80.13 and 56.34 / 81.50;
-together 70.24 / 91.01 and 73.99 / 92.61. Not run here: those weights start from Kinetics.
+together 70.24 / 91.01 and 73.99 / 92.61. Not run here: the paper's weights start from Kinetics.
 """
 
 import ml_collections
@@ -24,10 +24,10 @@ def get_config(modality: str = "rgb") -> ml_collections.ConfigDict:
   """Returns the paper's experiment.
 
   Args:
-    modality: 'rgb' or 'flow', behind a colon in --config.
+    modality: 'rgb' or 'flow', after a colon in --config.
   """
   config = default.get_config()
   default.set_modality(config, modality)
-  config.data.flip = True  # no class has a side; the paper does not say
+  config.data.flip = True  # no class depends on left and right; the paper does not say
   config.csm.target_accuracy = 0.9
   return config

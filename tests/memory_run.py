@@ -1,4 +1,4 @@
-"""A run of the tests' config on batches made in memory: no TensorFlow, no files of others."""
+"""A run of the tests' config on batches made in memory, without TensorFlow or data files."""
 
 import contextlib
 import dataclasses
@@ -8,18 +8,20 @@ import jax
 import numpy as np
 
 from tests import config as tests_config
-from u2s_jax.console import Board
-from u2s_jax.run import Source, open_run
+from u2s_jax.evaluation import evaluate
+from u2s_jax.run import settings, validation
+from u2s_jax.run.run import Source, open_run
+from u2s_jax.run.workdir import Workdir
+from u2s_jax.training import optimizer
 from u2s_jax.training import train as training
-from u2s_jax.workdir import Workdir
 
 CLASSES, TRAIN, VALIDATION = 3, 24, 12
 CLASS_NAMES = tuple(f"class {i}" for i in range(CLASSES))
 NAME = "tests/config.py"
 
 
-def config_of(**fields):
-  """The tests' config for these clips, with other fields by dotted name."""
+def make_config(**fields):
+  """Returns the tests' config for these clips, with overrides by dotted name."""
   config = tests_config.get_config()
   config.batch_size = config.eval.batch_size = 8
   config.data.num_frames, config.data.crop_size = 2, 32
@@ -32,7 +34,7 @@ def config_of(**fields):
 
 
 def clips(split, numbers, channels=3):
-  """Clips of class `number % CLASSES`, whose colour tells the class, with noise."""
+  """Returns noisy clips of class `number % CLASSES`, whose colour shows the class."""
   labels = np.asarray(numbers, np.int32) % CLASSES
   video = np.stack(
     [
@@ -48,15 +50,15 @@ def clips(split, numbers, channels=3):
 
 @dataclasses.dataclass
 class MemorySource:
-  """Batches of one host; counts what was asked for.
+  """A source of batches for one host that records which streams were started.
 
   Attributes:
-    channels: of the frames.
-    unknown: clips of the split `test` that come without a label.
-    class_names: in the order of the labels.
-    started: stage and first step of every training stream.
-    digest: of the data set.
-    ids: what the ids begin with.
+    channels: channels of the frames.
+    unknown: clips of the split `test` without a label.
+    class_names: class names in the order of the labels.
+    started: stage and first step of each training stream.
+    digest: digest of the data set.
+    ids: prefix of the clip ids.
   """
 
   channels: int = 3
@@ -96,8 +98,8 @@ class MemorySource:
     )  # fmt: skip
 
 
-class MemoryBoard:
-  """Keeps what TensorBoard would show."""
+class MemoryWriter:
+  """A metric writer that keeps scalars and images in memory."""
 
   def __init__(self):
     self.scalars, self.images = {}, {}
@@ -109,22 +111,30 @@ class MemoryBoard:
     self.images.setdefault(step, {}).update(images)
 
 
-def train(config, folder: pathlib.Path, source=None, board=None):
-  """Trains a run."""
-  source, board = source or MemorySource(), board or MemoryBoard()
-  shown = Board(board.write_scalars, board.write_images)
-  training.train(config, Workdir(folder), source.source(), shown, NAME)
+def train(config, folder: pathlib.Path, source=None, writer=None):
+  """Checks a config and trains a run as `main.py` does."""
+  source, writer = source or MemorySource(), writer or MemoryWriter()
+  validation.check(config, Workdir(folder))
+  training.train(config, Workdir(folder), source.source(), writer, NAME)
 
 
 def open_memory_run(config, folder: pathlib.Path, source=None):
-  """Opens a run; its checkpoints are to be closed."""
-  return open_run(config, Workdir(folder), (source or MemorySource()).source(), NAME)
+  """Opens a run; the caller must close its checkpoints."""
+  source = (source or MemorySource()).source()
+  return open_run(config, Workdir(folder), source, NAME, optimizer.sgd(**config.optimizer))
 
 
-def state_at(config, folder: pathlib.Path, source=None, stage=None, step=None):
-  """State of a checkpoint, the newest one by default, and its record."""
+def evaluate_latest(config, folder: pathlib.Path, source=None):
+  """Evaluates the newest checkpoint of a run."""
+  validation.check(config, Workdir(folder), settings.EVALUATION_FIELDS)
+  source, tx = (source or MemorySource()).source(), optimizer.sgd(**config.optimizer)
+  evaluate.evaluate_latest(config, Workdir(folder), source, NAME, tx)
+
+
+def restore_state(config, folder: pathlib.Path, source=None, stage=None, step=None):
+  """Returns state and record of a checkpoint, by default the newest."""
   run = open_memory_run(config, folder, source)
   with contextlib.closing(run.checkpoints):
-    place = (stage, step) if stage else run.latest()
-    state, record = run.restore(*place)
+    latest = (stage, step) if stage else run.latest()
+    state, record = run.restore(*latest)
   return jax.device_get(state), record

@@ -1,4 +1,4 @@
-"""Every file in configs/: its networks' sizes, and that its steps can be traced."""
+"""Every file in configs/: the size of its networks, and whether its steps can be traced."""
 
 import functools
 import importlib
@@ -12,16 +12,17 @@ import pytest
 
 from configs import default, sthv2_tsm
 from tests import config as tests_config
-from u2s_jax import settings, state
 from u2s_jax.evaluation import inference
+from u2s_jax.models.build import build_network
+from u2s_jax.run import settings, state
 from u2s_jax.stages import PREDICTIONS
-from u2s_jax.training import steps
+from u2s_jax.training import optimizer, steps
 from u2s_jax.views import VIEWS
 
 CLASSES = 174
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Parameters with 174 classes: of the one-pass model, and of trunk, both networks and mask network.
-# Where they come from: `test_u2s.py` (Table III) and `test_backbones.py`.
+# `test_u2s.py` (Table III) and `test_backbones.py` explain the numbers.
 PARAMETERS = {
   "cars": (23_856_878, 46_627_740),
   "cars_mini": (23_864_558, 46_640_540),
@@ -45,32 +46,32 @@ CONFIGS = {path.stem for path in (ROOT / "configs").glob("[!_]*.py")} - {"defaul
 PAPER = ("sthv2", "sthv2_flow", "ucf101", "hmdb51", "cars", "dogs")
 
 
-def config_of(name):
+def load_config(name):
   if name == "tests":
     return tests_config.get_config()
   stem, _, argument = name.partition(":")
   return importlib.import_module(f"configs.{stem}").get_config(*[argument] * bool(argument))
 
 
-@pytest.mark.parametrize(("start", "other"), [("i3d", "ucf101_i3d"), ("tsm", "sthv2_tsm")])
-def test_a_start_for_ones_own_videos_has_the_network_of_its_config(start, other):
-  config, theirs = config_of(f"custom:{start}"), config_of(other)
-  assert config.model == theirs.model and config.data.num_frames == theirs.data.num_frames
+@pytest.mark.parametrize(("backbone", "other"), [("i3d", "ucf101_i3d"), ("tsm", "sthv2_tsm")])
+def test_custom_uses_the_network_of_another_config(backbone, other):
+  config, expected = load_config(f"custom:{backbone}"), load_config(other)
+  assert config.model == expected.model and config.data.num_frames == expected.data.num_frames
   assert not config.data.flip and not config.data.flip_label_map
-  with pytest.raises(ValueError, match="behind the colon goes resnet50, tsm, i3d"):
-    config_of("custom:c3d")
+  with pytest.raises(ValueError, match="unknown variant; choose one of resnet50, tsm, i3d"):
+    load_config("custom:c3d")
 
 
-def test_no_config_is_missing():
+def test_every_config_is_tested():
   assert {name.partition(":")[0] for name in PARAMETERS} == CONFIGS | {"tests"}
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
-def test_a_config_says_how_it_is_run_and_only_what_differs(name):
+def test_config_documents_its_command_and_uses_known_fields(name):
   module = importlib.import_module(f"configs.{name}")
   assert f"python main.py --config=configs/{name}.py" in module.__doc__
   assert "Expected" in module.__doc__ or name == "demo"
-  # Every field is one of the default's, or of another backbone.
+  # Every field is one of the default config's, or of another backbone.
   fields, known = (c.to_dict() for c in (module.get_config(), default.get_config()))
   for section in known:
     if isinstance(known[section], dict):
@@ -78,18 +79,18 @@ def test_a_config_says_how_it_is_run_and_only_what_differs(name):
   assert fields.keys() == known.keys()
 
 
-def key_of(config):
-  """What tells networks apart: nine do the configs ask for, and each is traced once."""
-  return json.dumps([config.model.to_dict(), settings.input_channels(config)])
+def network_key(config):
+  """Identifies the network of a config: there are nine, and each is traced once."""
+  return json.dumps([config.model.to_dict(), settings.count_channels(config)])
 
 
 @functools.cache
-def traced(key, name):
-  """Parameters of the one-pass model and of all, after tracing every step of a config."""
-  config = config_of(name)
-  network = settings.build_network(config, CLASSES)
-  tx = state.sgd(**config.optimizer)
-  size, channels = config.data.crop_size, settings.input_channels(config)
+def trace_steps(key, name):
+  """Traces every step of a config; returns the parameters of the one-pass model and of U2S."""
+  config = load_config(name)
+  network = build_network(config, CLASSES)
+  tx = optimizer.sgd(**config.optimizer)
+  size, channels = config.data.crop_size, settings.count_channels(config)
   video = (2, config.data.num_frames, size, size, channels)
   batch = {
     "video": jax.ShapeDtypeStruct(video, jnp.uint8),
@@ -97,11 +98,11 @@ def traced(key, name):
     "valid": jax.ShapeDtypeStruct(video[:1], jnp.bool_),
   }
   neighbours = jax.ShapeDtypeStruct((CLASSES, 5), jnp.int32)
-  stages, counts = settings.schedule(config), []
-  states = state.chain(network.model, stages, tx, (1, *video[1:]))
+  stages, counts = settings.make_schedule(config), []
+  states = state.init_stages(network.model, stages, tx, (1, *video[1:]))
   for stage, current in zip(stages, states, strict=True):
     counts.append(sum(leaf.size for leaf in jax.tree.leaves(current.params)))
-    step = steps.make_train_step(network, stage, tx, regularizer_weight=config.regularizer_weight)
+    step = steps.make_train_step(network, stage, tx, steps.StepOptions(config.regularizer_weight))
     after, metrics = jax.eval_shape(step, current, batch, 1e-3, neighbours)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, current)
     assert metrics["loss"].shape == ()
@@ -113,24 +114,24 @@ def traced(key, name):
   assert {name: value.shape for name, value in scores.items()} == {
     name: (2, CLASSES) for name in PREDICTIONS
   }
-  # The CSM is made of non-negative features.
+  # The CSM is computed from non-negative features.
   counted = jax.eval_shape(inference.make_sparsity_step(network), current, batch | {"video": views})
   assert len(counted["zeros"]) == 2 and np.issubdtype(counted["zeros"].dtype, np.integer)
   return counts[0], counts[2]
 
 
-FIRST = {}  # by what is traced, the first config that asks for it
+FIRST = {}  # by `network_key`: the first config that has this network
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_every_step_of_a_config_can_be_traced(name):
-  key = key_of(config_of(name))
-  assert traced(key, FIRST.setdefault(key, name)) == PARAMETERS[name]
+def test_every_step_can_be_traced(name):
+  key = network_key(load_config(name))
+  assert trace_steps(key, FIRST.setdefault(key, name)) == PARAMETERS[name]
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_the_papers_values(name):
-  config = config_of(name)
+def test_values_of_the_paper(name):
+  config = load_config(name)
   assert config.batch_size == 20
   assert config.data.num_frames == (1 if name in ("cars", "dogs") else 18)
   assert (config.data.short_edge, config.data.crop_size) == (240, 224)
@@ -146,15 +147,15 @@ def test_the_papers_values(name):
 
 
 @pytest.mark.parametrize("name", ["ucf101", "hmdb51"])
-def test_a_config_for_both_streams(name):
-  rgb, flow = config_of(name), config_of(f"{name}:flow")
+def test_config_for_both_streams(name):
+  rgb, flow = load_config(name), load_config(f"{name}:flow")
   assert (rgb.data.modality, flow.data.modality) == ("rgb", "flow")
   assert len(rgb.model.pixel_mean) == 3 and len(flow.model.pixel_mean) == 1
   assert flow.model.pixel_mean[0] * 255 == pytest.approx(128)  # no motion
 
 
-def test_the_recipe_of_tsms_authors():
-  """The README's command and its options' defaults: rates x 5 and x 10, deviation 0.001."""
+def test_recipe_of_tsm_authors():
+  """The command in TSM's README and its defaults: rates x 5 and x 10, deviation 0.001."""
   config = sthv2_tsm.get_config("authors")
   first = config.universal
   assert (first.learning_rate, first.epochs, config.batch_size) == (0.01, 50.0, 64)

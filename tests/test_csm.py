@@ -1,4 +1,4 @@
-"""The category similarity matrix: by hand, against plain loops, and over every device there is."""
+"""Tests of the category similarity matrix: by hand, against plain loops, and on all devices."""
 
 import math
 
@@ -11,21 +11,21 @@ from u2s_jax import csm
 
 
 def _off_diagonal_mean(similarity, alpha):
-  """Mean number of off-diagonal entries > alpha per class, by loops."""
+  """Counts the off-diagonal entries > alpha per class, on average, with loops."""
   size = len(similarity)
   count = sum(float(similarity[i][j]) > alpha for i in range(size) for j in range(size) if i != j)
   return count / size
 
 
 def _symmetric(size, values):
-  """A similarity matrix with `values` in its upper triangle, row by row."""
+  """Returns a similarity matrix with `values` in its upper triangle, row by row."""
   matrix = np.eye(size)
   matrix[np.triu_indices(size, 1)] = values
   return np.maximum(matrix, matrix.T)
 
 
 def _features(rng, num, channels=5, dtype=np.float32):
-  """Features after a ReLU: about half of the responses are zero."""
+  """Returns features after a ReLU: about half of the responses are zero."""
   return np.maximum(rng.normal(size=(num, 2, 3, 4, channels)), 0).astype(dtype)
 
 
@@ -44,7 +44,7 @@ def test_channel_sparsity_by_hand():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_channel_sparsity_equals_one_minus_the_share_of_nonzero_responses(dtype):
+def test_channel_sparsity_is_one_minus_the_nonzero_fraction(dtype):
   features = _features(np.random.default_rng(0), 4)
   sparsity = csm.channel_sparsity(jnp.asarray(features, dtype))
   assert sparsity.dtype == jnp.float32
@@ -62,12 +62,12 @@ def test_channel_sparsity_of_an_image():
 
 
 def _summed(features, labels, valid, num_classes, sums=None):
-  """Zero responses and samples of each class after one more batch."""
+  """Adds a batch to the zero responses and samples of each class."""
   zeros, samples = sums or (None, None)
   batch = np.asarray(labels), np.asarray(valid).astype(bool), num_classes
   ones = np.ones(len(features), np.int32)
   return (
-    csm.add_by_class(zeros, csm.zero_counts(jnp.asarray(features)), *batch),
+    csm.add_by_class(zeros, csm.count_zeros(jnp.asarray(features)), *batch),
     csm.add_by_class(samples, ones, *batch),
   )
 
@@ -88,7 +88,7 @@ def test_zero_counts_against_loops():
   assert zeros.dtype == counts.dtype == np.int64
 
 
-def test_padding_and_unknown_labels_are_left_out_whatever_they_hold():
+def test_ignores_padding_and_unknown_labels():
   features = jnp.zeros((4, 1, 1, 1, 2)).at[2].set(jnp.nan)
   for valid in ([True, False, True, True], [1.0, 0, 1, 1], [1, 0, 1, 1]):
     zeros, counts = _summed(features, [1, 1, -1, 2], valid, 2)
@@ -96,8 +96,8 @@ def test_padding_and_unknown_labels_are_left_out_whatever_they_hold():
     np.testing.assert_array_equal(counts, [0, 1])
 
 
-def test_zero_counts_is_exact_where_float32_is_not():
-  # All but one of 2**24 + 2 responses are zero: float32 has no 2**24 + 1.
+def test_zero_counts_are_exact_beyond_float32():
+  # All but one of 2**24 + 2 responses are zero: float32 cannot represent 2**24 + 1.
   frames = (2**24 + 2) // 6
   features = jnp.zeros((6, frames, 1, 1, 1), jnp.bfloat16).at[0, 0].set(1)
   zeros, _ = _summed(features, np.zeros(6, int), np.ones(6, bool), 1)
@@ -107,7 +107,7 @@ def test_zero_counts_is_exact_where_float32_is_not():
 
 @pytest.mark.parametrize("count", [2**31 - 1, 2**30, 18 * 7 * 7])
 def test_sums_do_not_wrap(count):
-  # At 18 x 7 x 7 responses a clip, int32 wraps after 2.4 million clips of a class.
+  # With 18 x 7 x 7 responses per clip, int32 wraps after 2.4 million clips of a class.
   clips, total = 2**32 // count + 3, 0
   sums, values = None, np.full((1000, 1), count, np.int32)
   labels, valid = np.zeros(1000, int), np.ones(1000, bool)
@@ -121,12 +121,12 @@ def test_sums_do_not_wrap(count):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_zero_counts_is_the_same_on_every_number_of_devices_and_in_any_batches(dtype):
+def test_zero_counts_do_not_depend_on_devices_or_batches(dtype):
   rng = np.random.default_rng(2)
   features = jnp.asarray(_features(rng, 16), dtype)
   labels, valid = rng.integers(0, 3, 16), rng.random(16) < 0.8
-  function = jax.jit(csm.zero_counts)
-  expected = csm.zero_counts(features)
+  function = jax.jit(csm.count_zeros)
+  expected = csm.count_zeros(features)
 
   devices = math.gcd(16, len(jax.devices()))
   mesh = jax.make_mesh(
@@ -163,15 +163,15 @@ def test_class_sparsity_by_hand(convert):
 
 
 @pytest.mark.parametrize(
-  ("counts", "named"),
+  ("counts", "message"),
   [
-    ([1, 0, 1], "1 of 3 classes .* class index 1$"),
-    ([0, 3, 0], "2 of 3 classes .* class index 0, 2$"),
-    ([0] * 9, "9 of 9 classes .* class index 0, 1, 2, 3, 4, [.]{3}$"),
+    ([1, 0, 1], "1 of 3 classes .*class index 1[)];"),
+    ([0, 3, 0], "2 of 3 classes .*class index 0, 2[)];"),
+    ([0] * 9, "9 of 9 classes .*class index 0, 1, 2, 3, 4, [.]{3}[)];"),
   ],
 )
-def test_class_sparsity_names_classes_without_samples(counts, named):
-  with pytest.raises(ValueError, match=named):
+def test_class_sparsity_lists_classes_without_samples(counts, message):
+  with pytest.raises(ValueError, match=message):
     csm.class_sparsity(np.zeros((len(counts), 2)), np.array(counts))
 
 
@@ -193,7 +193,7 @@ def test_euclidean_similarity_by_hand():
   assert similarity[0, 1] == pytest.approx(1 - 0.5 / math.sqrt(2))
   assert similarity[0, 2] == pytest.approx(1 - 1 / math.sqrt(2))
   assert similarity[1, 2] == pytest.approx(1 - math.hypot(0.7, 0.4) / math.sqrt(2))
-  # The two ends of the range.
+  # Both ends of the range.
   ends = csm.similarity_matrix(np.array([[0.0, 0, 0], [1, 1, 1], [0, 0, 0]]), "euclidean")
   np.testing.assert_array_equal(ends, [[1, 0, 1], [0, 1, 0], [1, 0, 1]])
 
@@ -228,7 +228,7 @@ def test_cosine_similarity_of_a_zero_vector_is_finite():
 
 
 def test_equal_pairs_have_equal_similarities():
-  # Each class is the last one rotated: all neighbours are alike in real numbers.
+  # Each class is the previous one rotated: exactly, all adjacent pairs are equally similar.
   row = np.random.default_rng(6).random(37)
   rolled = np.stack([np.roll(row, k) for k in range(37)])
   assert len({float(a @ b) for a, b in zip(rolled, np.roll(rolled, 1, axis=0), strict=True)}) > 1
@@ -238,7 +238,7 @@ def test_equal_pairs_have_equal_similarities():
 
 
 def test_unknown_distance():
-  with pytest.raises(ValueError, match="'cosine' or 'euclidean', not 'cosin'"):
+  with pytest.raises(ValueError, match="distance: 'cosin' is not one of cosine, euclidean"):
     csm.similarity_matrix(np.ones((2, 2)), "cosin")
 
 
@@ -253,27 +253,27 @@ def test_confusing_count(target, expected, dtype):
   assert csm.confusing_count(np.array([0.5, 0.8, 0.85, 1.0], dtype), target) == expected
 
 
-def test_confusing_count_reaches_a_target_that_float32_rounds_down():
+def test_confusing_count_reaches_a_target_rounded_down_by_float32():
   assert float(np.float32(0.95)) < 0.95
   for target in (0.95, np.float64(0.95)):
     assert csm.confusing_count(jnp.array([0.5, 0.95, 1.0]), target) == 2
 
 
 @pytest.mark.parametrize("target", [0, -0.1, 1.01, 85, math.nan])
-def test_confusing_count_target_is_a_fraction(target):
-  with pytest.raises(ValueError, match="target must be a fraction"):
+def test_confusing_count_requires_a_target_in_range(target):
+  with pytest.raises(ValueError, match="target: .* must be a fraction"):
     csm.confusing_count(np.array([0.5, 1.0]), target)
 
 
 @pytest.mark.parametrize("curve", [[50.0, 100.0], [0.5, math.nan], [-0.1, 1.0]])
-def test_confusing_count_curve_is_fractions(curve):
-  with pytest.raises(ValueError, match="topn_accuracy must be fractions"):
+def test_confusing_count_requires_accuracies_in_range(curve):
+  with pytest.raises(ValueError, match="topn_accuracy: .* must be fractions"):
     csm.confusing_count(np.array(curve), 0.85)
 
 
 @pytest.mark.parametrize(("curve", "best"), [([0.2, 0.6], "0.6"), ([], "empty")])
-def test_confusing_count_names_a_curve_that_stays_below(curve, best):
-  with pytest.raises(ValueError, match=f"never reaches the target 0.85: .*{best}"):
+def test_confusing_count_reports_the_maximum_if_the_target_is_not_reached(curve, best):
+  with pytest.raises(ValueError, match=f"never reaches the target 0.85 .*{best}"):
     csm.confusing_count(np.array(curve), 0.85)
 
 
@@ -294,24 +294,24 @@ def test_confusing_count_names_a_curve_that_stays_below(curve, best):
   ],
 )
 def test_threshold_by_hand(average, alpha):
-  # At 1, cuts with means 2/3 and 4/3 are equally close: the smaller set wins.
+  # At 1, thresholds with means 2/3 and 4/3 are equally close: the smaller set is chosen.
   similarity = _symmetric(3, [0.9, 0.4, 0.6])
   assert csm.threshold(similarity, average) == pytest.approx(alpha)
 
 
-def test_threshold_is_the_best_cut_by_exhaustion():
+def test_threshold_is_optimal_by_exhaustive_search():
   rng = np.random.default_rng(7)
   for size in (2, 3, 6, 9):
     # Few values, hence many ties.
     similarity = _symmetric(size, rng.integers(0, 6, size * (size - 1) // 2) / 5)
-    cuts = {_off_diagonal_mean(similarity, a) for a in [-0.1, *np.unique(similarity)]}
+    means = {_off_diagonal_mean(similarity, a) for a in [-0.1, *np.unique(similarity)]}
     for average in np.arange(0, size + 1, 0.5):
       mean = _off_diagonal_mean(similarity, csm.threshold(similarity, float(average)))
-      assert mean == min(cuts, key=lambda cut: (round(abs(cut - average), 9), cut))
+      assert mean == min(means, key=lambda m: (round(abs(m - average), 9), m))
 
 
 def test_threshold_keeps_ties_together():
-  # Four classes, all pairs but one alike: the mean can be 0.5 or 3, nothing between.
+  # Four classes, all pairs but one equal: the mean can only be 0.5 or 3.
   similarity = _symmetric(4, [0.9, 0.7, 0.7, 0.7, 0.7, 0.7])
   assert csm.binarize(similarity, csm.threshold(similarity, 1)).sum() - 4 == 2
   assert csm.binarize(similarity, csm.threshold(similarity, 1.75)).sum() - 4 == 2
@@ -328,8 +328,8 @@ def test_threshold_of_equal_similarities_selects_none_or_all(value):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("odd", [False, True])
-def test_threshold_separates_neighbouring_floats(dtype, odd):
-  # The middle of two neighbours rounds to the even one: once the lower, once the higher.
+def test_threshold_separates_adjacent_floats(dtype, odd):
+  # The midpoint of adjacent floats rounds to the even one: either the lower or the higher one.
   low = np.nextafter(dtype(0.5), dtype(1)) if odd else dtype(0.5)
   high = np.nextafter(low, dtype(1))
   similarity = _symmetric(3, [low, high, low]).astype(dtype)
@@ -346,8 +346,8 @@ def test_single_class():
 
 
 @pytest.mark.parametrize("average", [-1, math.nan])
-def test_threshold_needs_a_count(average):
-  with pytest.raises(ValueError, match="average_confusing must be >= 0"):
+def test_threshold_requires_a_count(average):
+  with pytest.raises(ValueError, match="average_confusing: .* must be >= 0"):
     csm.threshold(np.eye(2), average)
 
 
@@ -358,11 +358,11 @@ def test_binarize_by_hand(convert):
   np.testing.assert_array_equal(csm.binarize(similarity, 0.5), [[1, 1, 0], [1, 1, 0], [0, 0, 1]])
   np.testing.assert_array_equal(csm.binarize(similarity, 1), np.eye(3))
   np.testing.assert_array_equal(csm.binarize(similarity, -1), np.ones((3, 3)))
-  assert np.asarray(similarity)[0, 1] == 0.75  # the argument is left as it was
+  assert np.asarray(similarity)[0, 1] == 0.75  # the argument is not modified
 
 
-def test_the_chain_pairs_the_classes_that_share_channels():
-  # Classes 0 and 2, 1 and 3 leave nearly the same channels silent.
+def test_pairs_the_classes_that_share_channels():
+  # Classes 0 and 2, and 1 and 3, have nearly the same zero channels.
   sparsity = np.array([[0.9, 0.1, 0.1], [0.1, 0.1, 0.9], [0.8, 0.1, 0.2], [0.2, 0.1, 0.8]])
   for distance in ("cosine", "euclidean"):
     similarity = csm.similarity_matrix(sparsity, distance)
@@ -375,14 +375,14 @@ def test_the_chain_pairs_the_classes_that_share_channels():
 
 
 def test_mean_similarity_by_hand():
-  # Off-diagonal sums 1.3, 1.5, 1.0; the diagonal must not matter.
+  # Off-diagonal sums 1.3, 1.5, 1.0; the diagonal is ignored.
   similarity = _symmetric(3, [0.9, 0.4, 0.6])
   np.testing.assert_allclose(csm.mean_similarity(similarity), [0.6, 1, 0])
 
 
 @pytest.mark.parametrize("size", [2, 7, 101])
 def test_mean_similarity_of_equal_classes_is_zero(size):
-  # Each class has the same similarities in another order: the sums differ by rounding alone.
+  # All classes have the same similarities in different orders: sums differ by rounding alone.
   half = np.random.default_rng(8).random(size // 2)
   row = np.concatenate([[1], half, half[::-1]])[:size]
   similarity = np.stack([np.roll(row, k) for k in range(size)])
@@ -399,10 +399,10 @@ def test_most_similar_by_hand():
   similarity = np.array(
     [[1.0, 0.5, 0.9, 0.2], [0.5, 1.0, 0.7, 0.9], [0.9, 0.7, 1.0, 0.1], [0.2, 0.9, 0.1, 1.0]]
   )
-  first = [(0, 2, 0.9), (1, 3, 0.9), (1, 2, 0.7)]  # of equal ones the lower classes first
-  assert csm.most_similar(similarity, 3) == first
+  first = [(0, 2, 0.9), (1, 3, 0.9), (1, 2, 0.7)]  # ties: lower classes first
+  assert csm.find_most_similar(similarity, 3) == first
   everything = [*first, (0, 1, 0.5), (0, 3, 0.2), (2, 3, 0.1)]
-  assert csm.most_similar(jnp.asarray(similarity), 9) == [
+  assert csm.find_most_similar(jnp.asarray(similarity), 9) == [
     (i, j, pytest.approx(value)) for i, j, value in everything
   ]
-  assert csm.most_similar(np.ones((1, 1)), 5) == []
+  assert csm.find_most_similar(np.ones((1, 1)), 5) == []

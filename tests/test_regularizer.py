@@ -1,4 +1,4 @@
-"""Category regularization: values by hand and by loops, gradients where they could break."""
+"""Tests of the category regularization: values by hand and by loops, gradients at hard points."""
 
 import math
 
@@ -71,14 +71,14 @@ def test_regularizer_against_loops():
   assert float(got) == pytest.approx(total / pairs, abs=1e-6)
 
 
-def test_soft_csm_selects_all_pairs():
+def test_selects_all_pairs_of_a_soft_csm():
   kernel = jnp.array([[1.0, 0, 3], [0, 1, 4]])
   soft = np.array([[1, 0.6, 0.7], [0.6, 1, 0.8], [0.7, 0.8, 1]])
   assert float(regularizer.category_regularizer(kernel, soft)) == pytest.approx(2.2 / 3)
 
 
 @pytest.mark.parametrize("size", [1, 4])
-def test_no_confusing_class_gives_zero(size):
+def test_is_zero_without_confusing_classes(size):
   value, gradient = jax.value_and_grad(regularizer.category_regularizer)(
     jnp.ones((3, size)), np.eye(size)
   )
@@ -118,7 +118,7 @@ def test_gradient_against_finite_differences():
     assert float(gradient[index]) == pytest.approx(slope, abs=1e-5)
 
 
-def test_descent_pushes_confusing_columns_apart_and_leaves_the_others():
+def test_descent_pushes_only_confusing_columns_apart():
   kernel = jnp.array([[1.0, 1.0, 1.0], [0.1, -0.1, 0.0]])
   csm = np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1]])
   gradient = jax.grad(regularizer.category_regularizer)(kernel, csm)
@@ -128,8 +128,8 @@ def test_descent_pushes_confusing_columns_apart_and_leaves_the_others():
 
 
 @pytest.mark.parametrize("classes, block", [(5, 2**22), (23, 2**22), (23, 4 * 6 * 7), (23, 1)])
-def test_the_pairs_give_what_the_whole_matrix_gives(classes, block, monkeypatch):
-  # One block, blocks with a rest, and a class at a time; a class without a pair among them.
+def test_pairs_regularizer_equals_category_regularizer(classes, block, monkeypatch):
+  # One block, blocks with a remainder, and one class at a time; class 3 has no pair.
   monkeypatch.setattr(regularizer, "BLOCK", block)
   rng = np.random.default_rng(classes)
   kernel = jnp.asarray(rng.normal(size=(7, classes)), jnp.float32).at[:, 2].set(0)
@@ -137,13 +137,13 @@ def test_the_pairs_give_what_the_whole_matrix_gives(classes, block, monkeypatch)
   matrix = np.maximum(np.eye(classes), similarity | similarity.T)
   matrix[3] = matrix[:, 3] = np.eye(classes)[3]
   dense = jax.value_and_grad(regularizer.category_regularizer)(kernel, matrix)
-  pairs = jax.value_and_grad(regularizer.pairs_regularizer)(kernel, csm.neighbours(matrix))
+  pairs = jax.value_and_grad(regularizer.pairs_regularizer)(kernel, csm.confusing_classes(matrix))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), dense, pairs)
 
 
-def test_no_pair_gives_zero():
+def test_is_zero_without_pairs():
   value, gradient = jax.value_and_grad(regularizer.pairs_regularizer)(
-    jnp.ones((3, 4)), csm.neighbours(np.eye(4))
+    jnp.ones((3, 4)), csm.confusing_classes(np.eye(4))
   )
   assert float(value) == 0
   np.testing.assert_array_equal(gradient, np.zeros((3, 4)))

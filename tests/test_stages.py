@@ -1,9 +1,9 @@
-"""The schedule says what the paper says."""
+"""Tests of the training schedule."""
 
 import pytest
 
 from u2s_jax import stages
-from u2s_jax.errors import UserError
+from u2s_jax.runtime.errors import UserError
 
 DURATIONS = {
   name: {"learning_rate": 1e-3, "epochs": 2.0} for name in ("universal", "specific", "joint")
@@ -12,10 +12,10 @@ DURATIONS = {
 
 def schedule(**settings):
   defaults = {"attention": "mask", "specific_init": "universal", "control": False}
-  return stages.schedule(DURATIONS, **defaults | settings)
+  return stages.make_stages(DURATIONS, **defaults | settings)
 
 
-def test_the_paper():
+def test_stages_are_those_of_the_paper():
   universal, specific, joint = schedule()
   assert universal.one_pass and not specific.one_pass and not joint.one_pass
   assert universal.losses == ("universal",) and not universal.regularized
@@ -25,7 +25,7 @@ def test_the_paper():
   assert set(joint.trainable) == set(joint.networks) == {"trunk", "universal", "specific", "mask"}
 
 
-def test_without_a_mask_network():
+def test_stages_without_a_mask_network():
   _, specific, joint = schedule(attention="none")
   assert specific.trainable == ("specific",) and specific.losses == ("specific",)
   assert not joint.regularized and joint.losses == ("universal", "specific")
@@ -33,7 +33,7 @@ def test_without_a_mask_network():
   assert specific.trainable == ("specific", "non_local") and not specific.regularized
 
 
-def test_the_control_trains_the_one_pass_model_as_long():
+def test_control_trains_the_one_pass_model_for_the_same_epochs():
   for control, stage in zip(schedule(control=True), schedule(), strict=True):
     assert control.one_pass and control.losses == ("universal",)
     assert control.trainable == ("trunk", "universal")
@@ -45,32 +45,32 @@ def test_the_control_trains_the_one_pass_model_as_long():
   ("field", "value", "message"),
   [
     ("decay", "linear", "specific.decay: 'linear' is not one of .'epochs', 'plateau', 'cosine'."),
-    ("epochs", 0.0, "specific.epochs: 0 leaves the stage out, which only universal may be"),
-    ("epochs", -1.0, "specific.epochs: -1.0 is no number of epochs"),
-    ("learning_rate", float("nan"), "specific.learning_rate: nan is no positive number"),
-    ("learning_rate", 0.0, "specific.learning_rate: 0.0 is no positive number"),
-    ("patience", 0, "specific.patience: 0 is not at least 1 validation"),
+    ("epochs", 0.0, "specific.epochs: must be > 0; only universal can be skipped"),
+    ("epochs", -1.0, "specific.epochs: -1.0 must be a number >= 0"),
+    ("learning_rate", float("nan"), "specific.learning_rate: nan must be a positive number"),
+    ("learning_rate", 0.0, "specific.learning_rate: 0.0 must be a positive number"),
+    ("patience", 0, "specific.patience: 0 must be >= 1 validation"),
     ("classifier_rates", (5.0,), r"specific.classifier_rates: \(5.0,\) must be two positive num"),
     ("classifier_rates", (5.0, 0.0), r"specific.classifier_rates: \(5.0, 0.0\) must be two"),
     ("classifier_rates", (5.0, float("inf")), "specific.classifier_rates: .* must be two positive"),
     ("classifier_deviation", -0.1, "specific.classifier_deviation: -0.1 must be >= 0"),
-    ("decay_epochs", (15, 6), r"specific.decay_epochs: \(15, 6\) are not positive and rising"),
-    ("decay_epochs", (0.0,), r"specific.decay_epochs: \(0.0,\) are not positive and rising"),
-    ("decay_epochs", (1.0, 2.0), "specific.decay_epochs: 2 is not before the stage's end"),
+    ("decay_epochs", (15, 6), r"specific.decay_epochs: \(15, 6\) must be positive and increasing"),
+    ("decay_epochs", (0.0,), r"specific.decay_epochs: \(0.0,\) must be positive and increasing"),
+    ("decay_epochs", (1.0, 2.0), "specific.decay_epochs: 2 must be before the stage's end"),
   ],
 )
-def test_errors_name_the_field(field, value, message):
+def test_rejects_invalid_values(field, value, message):
   durations = {**DURATIONS, "specific": {**DURATIONS["specific"], field: value}}
   with pytest.raises(UserError, match=message):
-    stages.schedule(durations)[1].check_decays()
+    stages.make_stages(durations)[1].check_decays()
 
 
-def test_an_unknown_start_is_an_error():
+def test_rejects_an_unknown_initialisation():
   with pytest.raises(UserError, match="specific_init: 'x' is not one of"):
     schedule(specific_init="x")
 
 
-def test_what_does_not_learn_keeps_its_start():
+def test_trainable_selects_parts_of_each_stage():
   universal, specific, joint = schedule(trainable=("universal", "specific", "mask"))
   assert universal.trainable == ("universal",) and set(specific.trainable) == {"specific", "mask"}
   assert set(joint.trainable) == {"universal", "specific", "mask"} and "trunk" in joint.networks
@@ -80,5 +80,5 @@ def test_what_does_not_learn_keeps_its_start():
   assert joint.trainable == ("universal/head", "specific/group3", "mask")
   with pytest.raises(UserError, match="trainable: 'head' is not one of trunk, universal"):
     schedule(trainable=("head",))
-  with pytest.raises(UserError, match="none of specific, mask learns, so stage specific"):
+  with pytest.raises(UserError, match="nothing to train in stage specific; add one of specific"):
     schedule(trainable=("trunk", "universal"))

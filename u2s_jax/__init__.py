@@ -7,27 +7,28 @@ model.predict("clip.mp4").label
 import os
 from typing import TYPE_CHECKING
 
-from u2s_jax.version import __version__ as __version__
+from u2s_jax.runtime.version import __version__ as __version__
 
 if TYPE_CHECKING:
-  from u2s_jax.model import Model
+  from u2s_jax.serving.model import Model
 
-# etils reads this at its first path: buckets are reached by fsspec (`files.named`).
+# etils reads this when the first path is created: use fsspec for buckets, not TensorFlow
+# (`files.parse_path`).
 os.environ["EPATH_USE_TF"] = "false"
 
 
 def load(workdir: str | os.PathLike[str], views: str | None = None, best: bool = False) -> "Model":
-  """Loads what a run has learned, to score videos and images.
+  """Loads the trained networks of a run, to score videos and images.
 
   Args:
-    workdir: the run's folder, or its place in a bucket.
-    views: that scores are averaged over: 'center', '3crop', '5crop' or '10crop'; None: as in the
-      run's evaluation.
-    best: whether to take the checkpoint that `eval.keep_best` chose, not the last one.
+    workdir: directory of the run, local or in a bucket (`gs://...`).
+    views: views whose scores are averaged: 'center', '3crop', '5crop' or '10crop'; None: those of
+      the run's own evaluation.
+    best: whether to load the checkpoint selected by `eval.keep_best` instead of the last one.
 
   Raises:
-    UserError: there is no run that has trained, no best checkpoint, or views that it cannot have.
+    UserError: if there is no checkpoint, or the run does not support the views.
   """
-  from u2s_jax import model  # with JAX, which takes seconds to import
+  from u2s_jax.serving import model  # imports JAX, which takes seconds
 
   return model.load(workdir, views, best)

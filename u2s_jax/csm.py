@@ -1,12 +1,11 @@
 """The category similarity matrix (CSM): which classes a trained network confuses (section III.A).
 
-`zero_counts` runs on the device, in the pass that measures sparsity, and `selection` in every
-forward pass; `channel_sparsity` is Eq. 1 by itself. The others run on the host, in NumPy:
-`add_by_class` for every batch of that pass, the rest once, in float64.
+`count_zeros`, `channel_sparsity` and `compute_selection` are JAX functions that run on the device.
+All other functions run on the host, in NumPy and float64.
 
-The whole chain, for batches of features after the last ReLU:
+The computation, for batches of features after the last ReLU:
 
-  zeros, samples = add_by_class of zero_counts(features), and of ones, over the batches
+  zeros, samples = add_by_class of count_zeros(features), and of ones, over the batches
   sparsity = class_sparsity(zeros, samples * T * H * W)
   similarity = similarity_matrix(sparsity)
   alpha = threshold(similarity, confusing_count(top_n_accuracy, target))
@@ -27,17 +26,16 @@ GUIDES = ("prediction", "label")
 
 
 class CategorySimilarity(flax.struct.PyTreeNode):
-  """The category similarity matrix and what it was made from.
+  """The category similarity matrix and the quantities it is computed from.
 
-  The fields are trees, because JAX also fills them with shapes and shardings.
+  Fields have a tree type because they may hold shapes or shardings instead of arrays.
 
   Attributes:
-    matrix: the CSM (m, m), {0, 1} with diagonal 1: the 1s of column i are what class i is confused
-      with.
-    similarity: Eq. 2 (m, m), in [0, 1].
-    topn_accuracy: of the one-pass model (m,), fractions for N = 1..m.
+    matrix: the CSM (m, m), binary, unit diagonal; column i marks the confusion set of class i.
+    similarity: (m, m), Eq. 2, in [0, 1].
+    topn_accuracy: top-1 to top-m accuracy of the one-pass model (m,), fractions.
     alpha: the threshold, a scalar.
-    n: the number of confusing classes aimed at, a scalar; 0 before the CSM is known.
+    n: the target number N of confusing classes, a scalar; 0 before the CSM is computed.
   """
 
   matrix: PyTree
@@ -47,11 +45,11 @@ class CategorySimilarity(flax.struct.PyTreeNode):
   n: PyTree
 
 
-def no_similarity(num_classes: int) -> CategorySimilarity:
-  """Returns what stands in for a CSM before it is known: no class is confused with another.
+def make_identity_similarity(num_classes: int) -> CategorySimilarity:
+  """Returns the placeholder before the CSM is computed: no class is confused with another.
 
   Example:
-    >>> no_similarity(2).matrix.tolist()
+    >>> make_identity_similarity(2).matrix.tolist()
     [[1.0, 0.0], [0.0, 1.0]]
   """
   return CategorySimilarity(
@@ -64,24 +62,24 @@ def no_similarity(num_classes: int) -> CategorySimilarity:
 
 
 def channel_sparsity(features: Float[Array, "n t h w c"]) -> Float[Array, "n c"]:
-  """Share of a channel's responses that are zero, Eq. 1: 1 - share of nonzero responses.
+  """Computes the fraction of zero responses of each channel, Eq. 1: 1 - nonzero fraction.
 
   Args:
     features: Responses after a ReLU, of any float type, `(N, T, H, W, C)`.
 
   Returns:
-    `(N, C)` float32 in [0, 1]: 0 where a channel always responds, 1 where it never does.
+    `(N, C)` float32 in [0, 1]: 0 if a channel always responds, 1 if it never does.
 
   Example:
     >>> features = jnp.array([0.0, 2.0, 0.0, 3.0]).reshape(1, 1, 2, 2, 1)
     >>> channel_sparsity(features).tolist()
     [[0.5]]
   """
-  return zero_counts(features) / np.float32(np.prod(features.shape[1:4]))
+  return count_zeros(features) / np.float32(np.prod(features.shape[1:4]))
 
 
-def zero_counts(features: Float[Array, "n t h w c"]) -> Integer[Array, "n c"]:
-  """Zero responses of each clip and channel: what Eq. 1's class means are made of.
+def count_zeros(features: Float[Array, "n t h w c"]) -> Integer[Array, "n c"]:
+  """Counts the zero responses of each clip and channel, from which Eq. 1 is averaged by class.
 
   Args:
     features: Responses after a ReLU, of any float type, `(N, T, H, W, C)`.
@@ -90,7 +88,7 @@ def zero_counts(features: Float[Array, "n t h w c"]) -> Integer[Array, "n c"]:
     `(N, C)` int32, at most T * H * W, which must be below 2**31.
 
   Example:
-    >>> zero_counts(jnp.array([0.0, 2.0, 0.0, 3.0]).reshape(1, 1, 2, 2, 1)).tolist()
+    >>> count_zeros(jnp.array([0.0, 2.0, 0.0, 3.0]).reshape(1, 1, 2, 2, 1)).tolist()
     [[2]]
   """
   # XLA fuses comparison and reduction, so no integer copy of the features is ever stored.
@@ -104,17 +102,15 @@ def add_by_class(
   valid: Bool[np.ndarray, " n"],
   num_classes: int,
 ) -> Integer[np.ndarray, "m ..."]:
-  """Adds integers of each clip to the sum of its class, on the host.
+  """Adds the integers of each clip to the sums of its class, on the host.
 
-  int64: exact for any order of batches and any number of clips, devices and hosts. On a device,
-  where JAX computes in int32, a sum of zero responses would wrap after 2**31 / (T * H * W) clips of
-  a class, 2.4 million at the paper's size.
+  The sums are exact for any order of batches and any number of clips, devices and hosts.
 
   Args:
-    sums: What the last call returned, which is changed in place; None: begin with 0.
-    values: Of a batch, such as `zero_counts`.
+    sums: Result of the previous call, updated in place; None starts from 0.
+    values: One entry or row per clip, such as `count_zeros`.
     labels: Class indices; a clip whose label is outside [0, num_classes) is not counted.
-    valid: False for the clips that only pad the batch.
+    valid: False for clips that pad the batch.
     num_classes: M.
 
   Returns:
@@ -127,6 +123,8 @@ def add_by_class(
   """
   values = np.asarray(values)
   if sums is None:
+    # On a device JAX computes in int32: a sum of zero responses would wrap after
+    # 2**31 / (T * H * W) clips of a class, 2.4 million at the paper's size.
     sums = np.zeros((num_classes, *values.shape[1:]), np.int64)
   counted = valid & (labels >= 0) & (labels < num_classes)
   np.add.at(sums, labels[counted], values[counted])
@@ -136,17 +134,17 @@ def add_by_class(
 def class_sparsity(
   sums: Num[ArrayLike, "m c"], counts: Num[ArrayLike, " m"]
 ) -> Float[np.ndarray, "m c"]:
-  """Mean channel sparsity of each class, the vectors Xi_m of section III.A.
+  """Computes the mean channel sparsity of each class, the vectors Xi_m of section III.A.
 
   Args:
     sums: `(M, C)` zero responses (or sparsities) summed over each class's samples.
-    counts: `(M,)` what they are of: responses (or samples) of each class.
+    counts: `(M,)` number of all responses (or of samples) of each class.
 
   Returns:
     `(M, C)` float64 in [0, 1].
 
   Raises:
-    ValueError: A class has no sample; the message names the first such classes.
+    ValueError: If a class has no sample; the message lists the first such classes.
 
   Example:
     >>> class_sparsity(np.array([[1.0, 0.0], [1.5, 3.0]]), np.array([2, 3])).tolist()
@@ -157,8 +155,8 @@ def class_sparsity(
   if missing.size:
     names = ", ".join(map(str, missing[:5])) + (", ..." if missing.size > 5 else "")
     raise ValueError(
-      f"{missing.size} of {counts.size} classes have no sample to measure their sparsity on: "
-      f"class index {names}"
+      f"counts: {missing.size} of {counts.size} classes have no sample (class index {names});"
+      " sparsity requires at least one sample per class"
     )
   return sums / counts[:, None]
 
@@ -166,18 +164,18 @@ def class_sparsity(
 def similarity_matrix(
   sparsity: Float[ArrayLike, "m c"], distance: str = "cosine"
 ) -> Float[np.ndarray, "m m"]:
-  """Similarity of every pair of classes, Eq. 2: s = 1 - f_dist(Xi_i, Xi_j).
+  """Computes the similarity of every pair of classes, Eq. 2: s = 1 - f_dist(Xi_i, Xi_j).
 
   Args:
     sparsity: `(M, C)` channel sparsity of each class, in [0, 1].
     distance: `'cosine'`, f_dist = (1 - cos) / 2, or `'euclidean'`, f_dist = l2 / sqrt(C).
 
   Returns:
-    `(M, M)` float64 in [0, 1], symmetric, diagonal exactly 1. By cosine a zero vector has
-    cos = 0, hence similarity 0.5, with every other class.
+    `(M, M)` float64 in [0, 1], symmetric, diagonal exactly 1. With the cosine distance a zero
+    vector has cos = 0, hence similarity 0.5, with every other class.
 
   Raises:
-    ValueError: `distance` is neither of the two.
+    ValueError: If `distance` is unknown.
 
   Example:
     >>> similarity_matrix(np.array([[1.0, 0.0], [0.0, 1.0]])).tolist()
@@ -191,31 +189,35 @@ def similarity_matrix(
     unit = sparsity / np.where(norm > 0, norm, 1)
     similarity = (1 + unit @ unit.T) / 2
   elif distance == "euclidean":
-    # Row by row: (M, M, C) at once is half a GiB for 174 classes, and |a|^2 + |b|^2 - 2ab cancels.
+    # Row by row: an (M, M, C) array takes half a GiB for 174 classes, and the expansion
+    # |a|^2 + |b|^2 - 2ab suffers from cancellation.
     length = np.stack([np.linalg.norm(sparsity - row, axis=1) for row in sparsity])
     similarity = 1 - length / np.sqrt(sparsity.shape[1])
   else:
-    raise ValueError(f"distance must be 'cosine' or 'euclidean', not {distance!r}")
+    raise ValueError(f"distance: {distance!r} is not one of {', '.join(DISTANCES)}")
   similarity = np.clip((similarity + similarity.T) / 2, 0, 1)
-  # The last bits depend on the order of the additions: without them, equal values are equal.
+  # The last bits depend on the summation order: rounded, values that are equal in exact arithmetic
+  # compare equal, which `threshold` relies on.
   similarity = np.round(similarity, 12)
   np.fill_diagonal(similarity, 1)
   return similarity
 
 
 def confusing_count(topn_accuracy: Float[ArrayLike, " m"], target: Real) -> int:
-  """Number N of confusing classes: the smallest N with top-N accuracy >= target (section IV.B).
+  """Returns the number N of confusing classes, the smallest N with top-N accuracy >= target.
+
+  Section IV.B of the paper.
 
   Args:
     topn_accuracy: `(M,)` top-1 to top-M accuracy, fractions in [0, 1].
-    target: Accuracy to reach, in (0, 1]. The paper: 0.85 (Something-Something V2), 0.95 (UCF101,
-      Stanford Cars), 0.9 (HMDB51, Stanford Dogs).
+    target: Accuracy in (0, 1]. The paper uses 0.85 (Something-Something V2), 0.95 (UCF101,
+      Stanford Cars) and 0.9 (HMDB51, Stanford Dogs).
 
   Returns:
     N in [1, M].
 
   Raises:
-    ValueError: `target` or an accuracy is no such fraction, or the curve never reaches `target`.
+    ValueError: If `target` or an accuracy is out of range, or no accuracy reaches `target`.
 
   Example:
     >>> confusing_count(np.array([0.5, 0.8, 0.9, 1.0]), 0.85)
@@ -223,36 +225,40 @@ def confusing_count(topn_accuracy: Float[ArrayLike, " m"], target: Real) -> int:
   """
   curve = np.asarray(topn_accuracy)
   if not 0 < target <= 1:
-    raise ValueError(f"target must be a fraction in (0, 1], not {target}")
+    raise ValueError(f"target: {target} must be a fraction in (0, 1]")
   if not np.all((curve >= 0) & (curve <= 1)):
-    raise ValueError("topn_accuracy must be fractions in [0, 1], not percent")
-  # A Python float takes the curve's own precision: float32's 0.95 is below float64's.
-  reached = np.flatnonzero(curve >= float(target))
-  if not reached.size:
-    best = f"its highest value is {curve.max()}" if curve.size else "it is empty"
-    raise ValueError(f"top-N accuracy never reaches the target {target}: {best}")
-  return int(reached[0]) + 1
+    raise ValueError(
+      f"topn_accuracy: values from {curve.min()} to {curve.max()} must be fractions in [0, 1], not"
+      " percent"
+    )
+  # NumPy converts a Python float to the curve's dtype: in float32, 0.95 is below float64's 0.95.
+  sufficient = np.flatnonzero(curve >= float(target))
+  if not sufficient.size:
+    best = f"its maximum is {curve.max()}" if curve.size else "it is empty"
+    raise ValueError(
+      f"topn_accuracy: never reaches the target {target} ({best}); choose a lower target"
+    )
+  return int(sufficient[0]) + 1
 
 
 def threshold(similarity: Float[ArrayLike, "m m"], average_confusing: Real) -> float:
-  """Threshold alpha by which a class has `average_confusing` confusing classes on average.
+  """Returns the threshold alpha that selects `average_confusing` classes per class on average.
 
-  Chosen among all cuts between two distinct values: the mean number of off-diagonal entries
-  > alpha per class is as close as possible to `average_confusing`. Equal entries, the two of a
-  symmetric pair among them, enter or stay out together. Of two equally close cuts the one with
-  fewer entries is taken. Where values are equal the mean may miss `average_confusing` by much:
-  report `(binarize(similarity, alpha).sum() - M) / M` beside it.
+  The mean number of off-diagonal entries > alpha per class is as close as possible to
+  `average_confusing`; of two equally close thresholds the one that selects fewer entries is
+  returned. Equal entries are selected together, so with many ties the mean can differ from
+  `average_confusing` considerably: report `(binarize(similarity, alpha).sum() - M) / M` as well.
 
   Args:
     similarity: `(M, M)` in [0, 1].
     average_confusing: N >= 0: 0 selects no entry, M - 1 or more selects all.
 
   Returns:
-    alpha, midway between the two neighbouring values. Above the highest value the neighbour is
-    1, below the lowest it is 0; a lowest value of 0 is selected by alpha = -1.
+    alpha, the midpoint between the two adjacent values. The value next to the highest one is 1,
+    the value next to the lowest one is 0; if the lowest one is 0, alpha = -1 selects it.
 
   Raises:
-    ValueError: `average_confusing` is negative or not a number.
+    ValueError: If `average_confusing` is negative or NaN.
 
   Example:
     >>> similarity = np.array([[1.0, 0.9, 0.2], [0.9, 1.0, 0.4], [0.2, 0.4, 1.0]])
@@ -260,61 +266,61 @@ def threshold(similarity: Float[ArrayLike, "m m"], average_confusing: Real) -> f
     0.65
   """
   if not average_confusing >= 0:
-    raise ValueError(f"average_confusing must be >= 0, not {average_confusing}")
+    raise ValueError(f"average_confusing: {average_confusing} must be >= 0")
   similarity = np.asarray(similarity, np.float64)
   size = len(similarity)
   values, repeats = np.unique(similarity[~np.eye(size, dtype=bool)], return_counts=True)
-  selected = np.append(0, np.cumsum(repeats[::-1]))  # by a cut below the 0, 1, 2, ... highest
-  # argmin takes the first of equals, hence the smaller set.
+  # Entry k: how many entries a threshold below the k highest distinct values selects.
+  selected = np.append(0, np.cumsum(repeats[::-1]))
+  # argmin returns the first minimum, hence the smaller set.
   cut = len(values) - int(np.argmin(np.abs(selected - float(average_confusing) * size)))
   low = values[cut - 1] if cut > 0 else 0.0
   high = values[cut] if cut < len(values) else 1.0
   if low == high == 0:
     return -1.0
   alpha = low + (high - low) / 2
-  # Between two neighbouring floats there is no middle: the lower one separates them as well.
+  # Two adjacent floats have no midpoint; the lower one separates them as well.
   return float(alpha if alpha < high else low)
 
 
 def binarize(similarity: Float[ArrayLike, "m m"], alpha: Real) -> Float[np.ndarray, "m m"]:
-  """The CSM: 1 where two classes are confusing (similarity > alpha) and on the diagonal, else 0.
+  """Returns the CSM: 1 if two classes are confusing (similarity > alpha) or the same, else 0.
 
   Args:
     similarity: `(M, M)` in [0, 1], symmetric.
-    alpha: What `threshold` returned.
+    alpha: The result of `threshold`.
 
   Returns:
-    `(M, M)` float32 of {0, 1}, symmetric as `similarity` is.
+    `(M, M)` float32 of {0, 1}, symmetric with diagonal 1.
 
   Example:
     >>> binarize(np.array([[1.0, 0.9, 0.2], [0.9, 1.0, 0.4], [0.2, 0.4, 1.0]]), 0.65).tolist()
     [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
   """
-  # In float64: a float32 alpha may round up to the value that it shall select.
+  # In float64, because alpha in float32 may round up to a value that must exceed it.
   csm = (np.asarray(similarity, np.float64) > float(alpha)).astype(np.float32)
   np.fill_diagonal(csm, 1)
   return csm
 
 
-def selection(
+def compute_selection(
   matrix: Num[Array, "m m"], similarity: Float[Array, "m m"], kind: str
 ) -> Num[Array, "m m"]:
-  """Weights by which masks are combined, a column for each guiding class; on the device.
+  """Returns the weights that combine the masks, one column per guiding class; runs on the device.
 
   Args:
     matrix: The binary CSM.
     similarity: Eq. 2.
     kind: `"confusing"`, the binary CSM (the paper); `"own"`, the guiding class's mask alone (Table
-      III b); `"soft"`, the similarities (Table III c), min-max normalised over the entries off the
-      diagonal: similarities of non-negative sparsities all lie near 1 and would weigh all classes
-      alike. Where they do not differ at all, every class is its own.
+      III b); `"soft"`, the similarities (Table III c), min-max normalised over the off-diagonal
+      entries; if these are all equal, the same as `"own"`.
 
   Returns:
     `(M, M)` in [0, 1] with a diagonal of 1.
 
   Example:
     >>> similarity = jnp.array([[1.0, 0.9, 0.8], [0.9, 1.0, 0.85], [0.8, 0.85, 1.0]])
-    >>> selection(jnp.eye(3), similarity, "soft").round(2).tolist()
+    >>> compute_selection(jnp.eye(3), similarity, "soft").round(2).tolist()
     [[1.0, 1.0, 0.0], [1.0, 1.0, 0.5], [0.0, 0.5, 1.0]]
   """
   own = jnp.eye(len(matrix))
@@ -322,45 +328,52 @@ def selection(
     return own
   if kind == "confusing":
     return matrix
+  # Normalised, because similarities of non-negative sparsities are all close to 1 and would weight
+  # all classes nearly the same. Adding to the diagonal excludes it from minimum and maximum.
   low = jnp.min(similarity + own)
   span = jnp.max(similarity - 2 * own) - low
   return jnp.where(own == 1, 1.0, (similarity - low) / jnp.where(span > 0, span, 1.0))
 
 
-def neighbours(csm: Num[ArrayLike, "m m"]) -> Integer[np.ndarray, "m k"]:
-  """The classes that each class is confused with: the positives off the CSM's diagonal, by row.
+def confusing_classes(csm: Num[ArrayLike, "m m"]) -> Integer[np.ndarray, "m k"]:
+  """Lists the classes that each class is confused with: the CSM's positive off-diagonal entries.
 
   Args:
     csm: `(M, M)`.
 
   Returns:
-    `(M, K)` int32, rising, -1 behind the last; K is the most that a class has.
+    `(M, K)` int32, each row in ascending order and padded with -1; K is the size of the largest
+    confusion set.
 
   Example:
-    >>> neighbours(np.array([[1, 1, 1], [1, 1, 0], [1, 0, 1]])).tolist()
+    >>> confusing_classes(np.array([[1, 1, 1], [1, 1, 0], [1, 0, 1]])).tolist()
     [[1, 2], [0, -1], [0, -1]]
   """
   positive = np.asarray(csm) > 0
   np.fill_diagonal(positive, False)
   counts = positive.sum(axis=1)
+  # nonzero is in row-major order, so an entry's column in the table is its index minus that of the
+  # first entry of its row.
   row, column = np.nonzero(positive)
   table = np.full((len(positive), counts.max(initial=0)), -1, np.int32)
   table[row, np.arange(row.size) - np.repeat(np.cumsum(counts) - counts, counts)] = column
   return table
 
 
-def most_similar(similarity: Float[ArrayLike, "m m"], count: int) -> list[tuple[int, int, float]]:
-  """The pairs of classes with the highest similarity.
+def find_most_similar(
+  similarity: Float[ArrayLike, "m m"], count: int
+) -> list[tuple[int, int, float]]:
+  """Returns the pairs of classes with the highest similarity.
 
   Args:
-    similarity: Symmetric `(M, M)`; the diagonal is left out.
-    count: Pairs to return; all M (M - 1) / 2 where there are fewer.
+    similarity: Symmetric `(M, M)`; the diagonal is ignored.
+    count: Pairs to return, at most all M (M - 1) / 2.
 
   Returns:
-    `(i, j, similarity)` with i < j, the highest first; of equal ones the lower classes first.
+    `(i, j, similarity)` with i < j, in descending order; ties in order of (i, j).
 
   Example:
-    >>> most_similar(np.array([[1.0, 0.9, 0.2], [0.9, 1.0, 0.4], [0.2, 0.4, 1.0]]), 1)
+    >>> find_most_similar(np.array([[1.0, 0.9, 0.2], [0.9, 1.0, 0.4], [0.2, 0.4, 1.0]]), 1)
     [(0, 1, 0.9)]
   """
   values = np.asarray(similarity)
@@ -370,14 +383,14 @@ def most_similar(similarity: Float[ArrayLike, "m m"], count: int) -> list[tuple[
 
 
 def mean_similarity(similarity: Float[ArrayLike, "m m"]) -> Float[np.ndarray, " m"]:
-  """Similarity of each class with all others, Eq. 7: Norm(sum_j S - I), Norm being min-max.
+  """Computes the similarity of each class to all others, Eq. 7: min-max norm of sum_j (S - I).
 
   Args:
     similarity: `(M, M)` in [0, 1].
 
   Returns:
-    `(M,)` float64 in [0, 1]: 0 for the most distinct class, 1 for the most confusing. All 0
-    where the classes do not differ, as with a single class.
+    `(M,)` float64 in [0, 1]: 0 for the most distinct class, 1 for the most confusing. All 0 if
+    the classes do not differ, as with a single class.
 
   Example:
     >>> similarity = np.array([[1.0, 0.9, 0.2], [0.9, 1.0, 0.4], [0.2, 0.4, 1.0]])
@@ -388,5 +401,5 @@ def mean_similarity(similarity: Float[ArrayLike, "m m"]) -> Float[np.ndarray, " 
   np.fill_diagonal(off_diagonal, 0)
   sums = off_diagonal.sum(axis=1)
   sums = sums - sums.min()
-  # Sums that differ by rounding alone are equal; the norm would blow the rounding up to [0, 1].
+  # Sums that differ by rounding alone count as equal: the norm would amplify rounding to [0, 1].
   return sums / sums.max() if sums.max() > 1e-9 * len(sums) else np.zeros_like(sums)

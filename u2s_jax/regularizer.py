@@ -1,6 +1,6 @@
 """Category regularization: pushes the mask weights of confusing classes apart (section III.B).
 
-`category_regularizer` is the definition; training computes `pairs_regularizer`.
+`category_regularizer` is the definition; training uses `pairs_regularizer`, which is faster.
 """
 
 import jax
@@ -8,53 +8,53 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer, Num
 
-BLOCK = 2**22  # numbers that are gathered at once, at least one class's
+BLOCK = 2**22  # most elements gathered at once; a single class may take more
 
 
 def weight_similarity(kernel: Float[ArrayLike, "c m"]) -> Float[Array, "m m"]:
-  """Similarity of the mask weights of every pair of classes, Eq. 4: s = (1 + cos) / 2.
+  """Computes the similarity of the mask weights of all pairs of classes, Eq. 4: s = (1 + cos) / 2.
 
   Args:
-    kernel: `(C, M)` weights of the mask network, a column w_i for each class.
+    kernel: `(C, M)` weights of the mask network, one column w_i per class.
 
   Returns:
     `(M, M)` float32 in [0, 1]; 0 for opposite, 0.5 for orthogonal, 1 for parallel columns. A zero
-    column (norm below 1e-12) has cos = 0 with every column, itself too. The gradient is finite
-    everywhere.
+    column (norm below 1e-12) has cos = 0 with every column, including itself. The gradient is
+    finite everywhere.
 
   Example:
     >>> weight_similarity(jnp.array([[1.0, 0.0, -1.0], [0.0, 1.0, 0.0]])).tolist()
     [[1.0, 0.5, 0.0], [0.5, 1.0, 0.5], [0.0, 0.5, 1.0]]
   """
-  unit = _unit_columns(kernel)
-  return _similarity(jnp.matmul(unit.T, unit, precision=jax.lax.Precision.HIGHEST))
+  unit = _normalize_columns(kernel)
+  return _rescale_cosine(jnp.matmul(unit.T, unit, precision=jax.lax.Precision.HIGHEST))
 
 
-def _unit_columns(kernel):
-  """Columns of length 1, or 0."""
+def _normalize_columns(kernel):
+  """Scales columns to norm 1; returns columns of norm below 1e-12 unchanged."""
   kernel = jnp.asarray(kernel, jnp.float32)
   square = jnp.sum(kernel**2, axis=0, keepdims=True)
-  # Replaced before the root, not after it: the root's gradient at 0 is infinite, and infinity
-  # times the zero of an unselected branch is NaN.
+  # The zero is replaced before the root, not after it: the root's gradient at 0 is infinite, and
+  # infinity times the zero gradient of the branch not selected is NaN.
   return kernel * jax.lax.rsqrt(jnp.where(square > 1e-24, square, 1.0))
 
 
-def _similarity(cosine):
+def _rescale_cosine(cosine):
   return jnp.clip((1 + cosine) / 2, 0, 1)
 
 
 def category_regularizer(
   kernel: Float[ArrayLike, "c m"], csm: Num[ArrayLike, "m m"]
 ) -> Float[Array, ""]:
-  """Mean weight similarity over the pairs of confusing classes, w_regular of Eq. 5 and 6.
+  """Computes the mean weight similarity of the pairs of confusing classes, w_regular of Eq. 5-6.
 
   Args:
     kernel: `(C, M)` weights of the mask network.
-    csm: `(M, M)` category similarity matrix. Every positive entry off the diagonal counts as one
-      pair, so a soft CSM selects all pairs.
+    csm: `(M, M)` category similarity matrix. Every positive off-diagonal entry counts as one pair,
+      so a soft CSM selects all pairs.
 
   Returns:
-    Scalar float32 in [0, 1], 0 where no class has a confusing class. The paper weighs it by
+    Scalar float32 in [0, 1], 0 if no class has a confusing class. The paper weights it by
     lambda = 0.5.
 
   Example:
@@ -69,37 +69,36 @@ def category_regularizer(
 
 
 def pairs_regularizer(
-  kernel: Float[ArrayLike, "c m"], neighbours: Integer[ArrayLike, "m k"]
+  kernel: Float[ArrayLike, "c m"], pairs: Integer[ArrayLike, "m k"]
 ) -> Float[Array, ""]:
-  """`category_regularizer` in time that grows with the pairs, M K, in place of M^2.
-
-  Block by block of classes, in forward and backward pass: the columns of all pairs at once would be
-  K times the kernel.
+  """Computes `category_regularizer` from a list of pairs, in O(M K C) instead of O(M^2 C).
 
   Args:
     kernel: `(C, M)` weights of the mask network.
-    neighbours: `(M, K)` of `csm.neighbours`: the classes confused with each, -1 behind the last.
+    pairs: `(M, K)` from `csm.confusing_classes`: each class's confusing classes, padded with -1.
 
   Returns:
-    Scalar float32 in [0, 1], 0 where there are no pairs.
+    Scalar float32 in [0, 1], 0 if there are no pairs.
 
   Example:
-    >>> neighbours = jnp.array([[2], [-1], [0]])
-    >>> float(pairs_regularizer(jnp.array([[1.0, 0.0, -1.0], [0.0, 1.0, 0.0]]), neighbours))
+    >>> pairs = jnp.array([[2], [-1], [0]])
+    >>> float(pairs_regularizer(jnp.array([[1.0, 0.0, -1.0], [0.0, 1.0, 0.0]]), pairs))
     0.0
   """
-  neighbours = jnp.asarray(neighbours)
-  rows = _unit_columns(kernel).T
-  (classes, width), size = neighbours.shape, rows.shape[1]
+  pairs = jnp.asarray(pairs)
+  rows = _normalize_columns(kernel).T
+  (classes, width), size = pairs.shape, rows.shape[1]
   if not width:
     return jnp.zeros(())
 
+  # Rematerialized and in blocks of classes, because the gathered columns of all pairs take K times
+  # the memory of the kernel, and the backward pass would keep them.
   @jax.checkpoint
-  def one_class(operands):
+  def sum_similarities(operands):
     row, others = operands
     cosine = jnp.matmul(rows[others], row, precision=jax.lax.Precision.HIGHEST)
-    return jnp.sum(jnp.where(others >= 0, _similarity(cosine), 0))
+    return jnp.sum(jnp.where(others >= 0, _rescale_cosine(cosine), 0))
 
   block = max(1, min(classes, BLOCK // (width * size)))
-  sums = jax.lax.map(one_class, (rows, neighbours), batch_size=block)
-  return jnp.sum(sums) / jnp.maximum(jnp.sum(neighbours >= 0), 1)
+  sums = jax.lax.map(sum_similarities, (rows, pairs), batch_size=block)
+  return jnp.sum(sums) / jnp.maximum(jnp.sum(pairs >= 0), 1)

@@ -1,13 +1,13 @@
-"""The staged schedule (Section IV-B of the paper) as data: what a stage trains, on which loss."""
+"""The staged training schedule (Section IV-B of the paper): networks and losses of each stage."""
 
 import dataclasses
 import math
 from numbers import Real
 
-from u2s_jax.errors import UserError
+from u2s_jax.runtime.errors import UserError
 
 STAGES = ("universal", "specific", "joint")  # in the order of training
-BEST = "best"  # beside the stages' checkpoints: the one that `eval.keep_best` chose
+BEST = "best"  # folder, next to those of the stages, of the checkpoint kept by `eval.keep_best`
 PREDICTIONS = ("universal", "bridge", "specific")  # of UN, MN, CSN
 SUBNETWORKS = ("trunk", "universal", "specific", "mask", "non_local")
 SPECIFIC_INITS = ("universal", "pretrained", "random")
@@ -19,30 +19,29 @@ class Stage:
   """One stage of training.
 
   Attributes:
-    name: the stage's name, also of its config section and of its checkpoint folder.
+    name: name of the stage, of its config section and of its checkpoint folder.
     networks: subnetworks that exist in this stage.
-    trainable: parts of them that are trained: a subnetwork, or one of its groups or layers, as
-      `universal/head`. What is outside keeps its parameters; BN uses and moves batch statistics
-      only in subnetworks that are named as a whole.
-    losses: predictions that carry a cross-entropy (Eq. 3): L_U, L_C, L_M.
-    regularized: whether lambda * w_regular is added.
-    init: where subnetworks come from that the stage before did not have: 'random', 'pretrained'
-      (what the run itself started from) or the name of the subnetwork whose weights they copy.
-    learning_rate: at the stage's start, or behind its warm-up; positive.
-    epochs: passes over the training set; 0, for `universal` alone, leaves the stage out.
+    trainable: the parts of them that are trained: a subnetwork, or one of its groups or layers,
+      such as `universal/head`. All other parameters are frozen. BN uses and updates batch
+      statistics only in subnetworks that are trainable as a whole.
+    losses: predictions with a cross-entropy loss (Eq. 3): L_U, L_C, L_M.
+    regularized: whether lambda * w_regular is added to the loss.
+    init: how subnetworks that are new in this stage are initialised: 'random', 'pretrained' (the
+      weights that the run started from) or the name of the subnetwork whose weights are copied.
+    learning_rate: at the start of the stage or after its warm-up; positive.
+    epochs: passes over the training set; 0 skips the stage, allowed for `universal` only.
     decay: 'epochs' divides the learning rate by 10 at each of `decay_epochs`; 'plateau' does so
-      when the validation error has not fallen for `patience` validations; 'cosine' lets it fall
-      to 0 at the stage's end.
-    decay_epochs: epochs after which the learning rate falls, rising, before the stage's end.
-    patience: validations, at least 1.
-    warmup_epochs: in which the learning rate rises from 0; at least 0, before the stage's end.
-    classifier_rates: factors of the learning rate, of kernel and bias of the networks' classifiers;
-      positive.
-    classifier_deviation: of the initial kernel of classifiers that begin in this stage, normally
-      distributed; at least 0.
+      after `patience` validations without a lower error; 'cosine' decays it to 0 at the end of the
+      stage.
+    decay_epochs: epochs at which the learning rate decays, increasing, before the stage's end.
+    patience: validations, >= 1.
+    warmup_epochs: epochs of linear warm-up from 0; >= 0, before the stage's end.
+    classifier_rates: factors of the learning rate for kernel and bias of the classifiers; positive.
+    classifier_deviation: standard deviation of the normally distributed initial kernel of
+      classifiers that are new in this stage; >= 0.
 
   Raises:
-    UserError: a value outside these ranges.
+    UserError: if a value is out of range.
   """
 
   name: str
@@ -62,18 +61,19 @@ class Stage:
 
   def __post_init__(self):
     if not 0 < self.learning_rate < math.inf:
-      raise UserError(f"{self.name}.learning_rate: {self.learning_rate} is no positive number")
+      raise UserError(f"{self.name}.learning_rate: {self.learning_rate} must be a positive number")
     if not 0 <= self.epochs < math.inf:
-      raise UserError(f"{self.name}.epochs: {self.epochs} is no number of epochs")
-    if self.epochs == 0 and self.name != STAGES[0]:  # a run can start from the end of another's
-      raise UserError(f"{self.name}.epochs: 0 leaves the stage out, which only {STAGES[0]} may be")
+      raise UserError(f"{self.name}.epochs: {self.epochs} must be a number >= 0")
+    # Stage 1 can be skipped, because a run can start from the end of another run's stage 1.
+    if self.epochs == 0 and self.name != STAGES[0]:
+      raise UserError(f"{self.name}.epochs: must be > 0; only {STAGES[0]} can be skipped")
     if self.decay not in DECAYS:
       raise UserError(f"{self.name}.decay: {self.decay!r} is not one of {DECAYS}")
     if self.patience < 1:
-      raise UserError(f"{self.name}.patience: {self.patience} is not at least 1 validation")
+      raise UserError(f"{self.name}.patience: {self.patience} must be >= 1 validation")
     if self.warmup_epochs and not 0 < self.warmup_epochs < self.epochs:
       raise UserError(
-        f"{self.name}.warmup_epochs: {self.warmup_epochs} is not between 0 and the stage's end"
+        f"{self.name}.warmup_epochs: {self.warmup_epochs} must be between 0 and the stage's end"
         f" ({self.name}.epochs = {self.epochs:g})"
       )
     rates, deviation = self.classifier_rates, self.classifier_deviation
@@ -86,43 +86,43 @@ class Stage:
       raise UserError(f"{self.name}.classifier_deviation: {deviation} must be >= 0")
 
   def check_decays(self) -> None:
-    """Checks that the learning rate falls in order and before the stage's end.
+    """Checks that `decay_epochs` are increasing and before the stage's end.
 
-    Not where a stage is made: runs that began without this check go on.
+    The constructor does not, so that runs of versions without this check can be resumed.
 
     Raises:
-      UserError: it does not.
+      UserError: if they are not.
     """
     if self.decay != "epochs" or not self.epochs:
       return
     field, decays = f"{self.name}.decay_epochs", tuple(self.decay_epochs)
     if not all(a < b for a, b in zip((0, *decays), decays, strict=False)):
-      raise UserError(f"{field}: {decays} are not positive and rising")
+      raise UserError(f"{field}: {decays} must be positive and increasing")
     if decays and decays[-1] >= self.epochs:
       raise UserError(
-        f"{field}: {decays[-1]:g} is not before the stage's end ({self.name}.epochs ="
+        f"{field}: {decays[-1]:g} must be before the stage's end ({self.name}.epochs ="
         f" {self.epochs:g}); remove it from {field}, which may be ()"
       )
 
   @property
   def one_pass(self) -> bool:
-    """Whether the stage runs the universal network alone."""
+    """Whether only the trunk and the universal network exist in this stage."""
     return "specific" not in self.networks
 
-  def diverged(self, step: int, reason: str) -> UserError:
-    """Makes the error for a run found not finite at `step`, maybe since the last log."""
+  def make_divergence_error(self, step: int, reason: str) -> UserError:
+    """Returns the error for a value that is not finite at `step`, or since the last report."""
     return UserError(
-      f"stage {self.name}, step {step}: {reason}; stopped, the last good checkpoint stays; take a"
-      f" lower {self.name}.learning_rate in another workdir"
+      f"stage {self.name}, step {step}: {reason}; training stopped and the last good checkpoint is"
+      f" kept; use a lower {self.name}.learning_rate in another workdir"
     )
 
 
-def subnetwork(part: str) -> str:
-  """Returns the subnetwork that a part of `Stage.trainable` is of."""
+def get_subnetwork(part: str) -> str:
+  """Returns the subnetwork that contains a part of `Stage.trainable`."""
   return part.split("/")[0]
 
 
-def schedule(
+def make_stages(
   durations: dict[str, dict],
   *,
   attention: str = "mask",
@@ -133,50 +133,55 @@ def schedule(
   """Returns the three stages: universal, specific, joint.
 
   Args:
-    durations: for each stage's name the fields of `Stage` from `learning_rate` on.
+    durations: by stage name, the fields of `Stage` from `learning_rate` on.
     attention: as in `models.u2s.U2S`; without a mask network there is no L_M and no regularizer.
     specific_init: 'universal' (a copy of its weights), 'pretrained' or 'random'.
-    control: the second and third stage go on training the one-pass model for as many epochs at the
-      same learning rates: what every comparison with U2S has to carry.
-    trainable: parts (see `Stage`) that learn in the stages that train their subnetworks; all else
-      keeps the weights that it starts from, and its BN statistics.
+    control: whether stages 2 and 3 continue to train the one-pass model, for the same epochs at the
+      same learning rates: the baseline of every comparison with U2S.
+    trainable: parts (see `Stage`) that are trained in the stages that train their subnetworks; all
+      other parts keep their initial weights and BN statistics.
 
   Raises:
-    UserError: an unknown start or subnetwork, a stage that would train nothing, or as `Stage`.
+    UserError: if `specific_init` or a subnetwork is unknown, or a stage has nothing to train.
   """
   if specific_init not in SPECIFIC_INITS:
     raise UserError(f"model.specific_init: {specific_init!r} is not one of {SPECIFIC_INITS}")
-  if unknown := {subnetwork(part) for part in trainable} - set(SUBNETWORKS):
+  if unknown := {get_subnetwork(part) for part in trainable} - set(SUBNETWORKS):
     raise UserError(f"trainable: {min(unknown)!r} is not one of {', '.join(SUBNETWORKS)}")
   one_pass = ("trunk", "universal")
-  attending = () if attention == "none" else (attention,)
-  everything = (*one_pass, "specific", *attending)
+  attention_network = () if attention == "none" else (attention,)
+  all_networks = (*one_pass, "specific", *attention_network)
   bridge = ("bridge",) if attention == "mask" else ()
   fields = {
     "universal": dict(networks=one_pass, trainable=one_pass, losses=("universal",)),
     "specific": dict(
-      networks=everything, trainable=("specific", *attending), losses=("specific", *bridge)
+      networks=all_networks,
+      trainable=("specific", *attention_network),
+      losses=("specific", *bridge),
     ),
     "joint": dict(
-      networks=everything, trainable=everything, losses=("universal", "specific", *bridge)
+      networks=all_networks, trainable=all_networks, losses=("universal", "specific", *bridge)
     ),
   }
   if control:
     fields["specific"] = fields["joint"] = fields["universal"]
   for name, stage in fields.items():
-    learning = tuple(
-      part for network in stage["trainable"] for part in trainable if subnetwork(part) == network
+    selected = tuple(
+      part
+      for network in stage["trainable"]
+      for part in trainable
+      if get_subnetwork(part) == network
     )
-    if not learning and durations[name]["epochs"]:
+    if not selected and durations[name]["epochs"]:
       raise UserError(
-        f"trainable: none of {', '.join(stage['trainable'])} learns, so stage {name} has nothing"
-        " to do"
+        f"trainable: selects nothing to train in stage {name}; add one of"
+        f" {', '.join(stage['trainable'])}"
       )
-    fields[name] = stage | {"trainable": learning}
+    fields[name] = stage | {"trainable": selected}
   return tuple(
     Stage(
       name,
-      regularized="bridge" in fields[name]["losses"],  # both are the mask network's
+      regularized="bridge" in fields[name]["losses"],  # both terms are of the mask network
       init=specific_init if name == "specific" and not control else "random",
       **fields[name],
       **durations[name],

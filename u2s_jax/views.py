@@ -1,11 +1,11 @@
-"""The views of a clip in tests: their names, how many there are, which of them are mirrored."""
+"""The views of a clip at test time: their names, their number, and which of them are mirrored."""
 
 from collections.abc import Iterable
 
-from u2s_jax.errors import UserError
+from u2s_jax.runtime.errors import UserError
 
-# Name: for each view, whether its pixels are mirrored left to right. The k-th mirrored view is the
-# k-th of the others, mirrored: input has those others alone, and the device makes the rest.
+# By name: for each view, whether it is mirrored left to right. The input holds only the views that
+# are not mirrored; the device mirrors the k-th of them to obtain the k-th mirrored view.
 VIEWS = {
   "center": (False,),
   "3crop": (False,) * 3,
@@ -14,44 +14,46 @@ VIEWS = {
 }
 
 
-def mirrors(
+def make_mirror_maps(
   views: str, num_classes: int, pairs: Iterable[tuple[int, int]]
 ) -> tuple[tuple[int, ...] | None, ...]:
-  """Returns for each view None, or for a mirrored one `mirrored_labels`.
+  """Returns for each view `make_mirrored_labels` if it is mirrored, else None.
 
   Args:
     views: one of `VIEWS`.
-    num_classes: see `mirrored_labels`.
-    pairs: see `mirrored_labels`; looked at only where a view is mirrored.
+    num_classes: M.
+    pairs: see `make_mirrored_labels`; ignored if no view is mirrored.
   """
-  labels = mirrored_labels(num_classes, pairs) if any(VIEWS[views]) else None
+  labels = make_mirrored_labels(num_classes, pairs) if any(VIEWS[views]) else None
   return tuple(labels if mirrored else None for mirrored in VIEWS[views])
 
 
-def mirrored_labels(num_classes: int, pairs: Iterable[tuple[int, int]]) -> tuple[int, ...]:
-  """Returns for each class the class that its mirrored clips show.
+def make_mirrored_labels(num_classes: int, pairs: Iterable[tuple[int, int]]) -> tuple[int, ...]:
+  """Returns for each class the label of its mirrored clips.
 
   Args:
     num_classes: M.
-    pairs: classes that mirror into each other, `data.flip_label_map`; each once or both ways.
+    pairs: classes that turn into each other when mirrored, `data.flip_label_map`; each pair once or
+      in both orders.
 
   Returns:
-    M labels in [0, M); a class in no pair stands for itself.
+    M labels in [0, M); a class in no pair keeps its label.
 
   Raises:
-    UserError: a pair that names no class, or a class in two different pairs.
+    UserError: if a class of a pair does not exist or is in two different pairs.
   """
   mirrored = list(range(num_classes))
   for pair in pairs:
     for old, new in (tuple(pair), tuple(pair)[::-1]):
       if not 0 <= old < num_classes:
         raise UserError(
-          f"data.flip_label_map: {tuple(pair)} names the class {old}, but there are {num_classes}"
+          f"data.flip_label_map: {tuple(pair)} contains the class {old}; classes must be in"
+          f" [0, {num_classes})"
         )
       if mirrored[old] not in (old, new):
         raise UserError(
-          f"data.flip_label_map: it pairs the class {old} with {mirrored[old]} and with {new};"
-          " leave one of the pairs out"
+          f"data.flip_label_map: class {old} is paired with both {mirrored[old]} and {new};"
+          " remove one of the pairs"
         )
       mirrored[old] = new
   return tuple(mirrored)

@@ -1,1 +1,1 @@
-"""What a data set consists of: a function from a folder to a `Listing` for each kind of source."""
+"""Data set sources: one module each, with a function from a folder to a `Listing`."""

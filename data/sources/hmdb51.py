@@ -1,38 +1,38 @@
 """HMDB51, from its archives unpacked into one folder.
 
-<source>/<class>/<video>.avi; the classes may also lie in <source>/videos or <source>/hmdb51_org
-<source>/testTrainMulti_7030_splits/<class>_test_split{1,2,3}.txt; the lists may also lie in
-<source>/splits or in <source> itself
+<source>/<class>/<video>.avi, or the classes in <source>/videos or <source>/hmdb51_org
+<source>/testTrainMulti_7030_splits/<class>_test_split{1,2,3}.txt, or the lists in <source>/splits
+or <source>
 """
 
 import pathlib
 
-from data.sources.listing import Clip, Listing, check
-from u2s_jax.errors import UserError
+from u2s_jax.runtime.errors import UserError
+from u2s_jax.video.listing import Clip, Listing, check_listing
 
 LIST_FOLDERS = ("testTrainMulti_7030_splits", "splits")
 VIDEO_FOLDERS = ("videos", "hmdb51_org")
 
 
-def listing(source: pathlib.Path, split: int) -> Listing:
-  """Reads the lists of one split.
+def list_clips(source: pathlib.Path, split: int) -> Listing:
+  """Lists the clips of one official split; does not check that the videos exist.
 
   Args:
     source: folder of the videos and the lists, see the module's docstring.
     split: 1 to 3.
 
   Returns:
-    The split's training clips as `train` and its test clips as `validation`; the classes are sorted
-    by name. Whether each video is there is not looked at.
+    The split's training clips as `train` and its test clips as `validation`; classes are sorted by
+    name.
 
   Raises:
-    FileNotFoundError: `source`, a list or a class folder is missing; one line, names it.
-    UserError: a line of a list is not valid, or there is no such split; one line.
+    FileNotFoundError: if `source`, a list or a class folder is missing; one line that names it.
+    UserError: if a line of a list or `split` is not valid; one line.
   """
   if split not in (1, 2, 3):
-    raise UserError(f"--split is {split}; HMDB51 has the splits 1, 2 and 3")
+    raise UserError(f"--split: {split} must be 1, 2 or 3, the splits of HMDB51")
   if not source.is_dir():
-    raise FileNotFoundError(f"{source} is not a folder: unpack HMDB51 into it")
+    raise FileNotFoundError(f"{source}: not a folder; unpack HMDB51 into it")
   lists = next((source / name for name in LIST_FOLDERS if (source / name).is_dir()), source)
   root = next((source / name for name in VIDEO_FOLDERS if (source / name).is_dir()), source)
   names = sorted(
@@ -42,30 +42,30 @@ def listing(source: pathlib.Path, split: int) -> Listing:
   )
   if not names:
     raise FileNotFoundError(
-      f"{root} holds no class folders: unpack hmdb51_org.rar and the archives in it there"
+      f"{root}: has no class folders; unpack hmdb51_org.rar and the archives in it there"
     )
-  ending = f"_test_split{split}.txt"
-  for path in sorted(lists.glob(f"*{ending}")):
-    name = path.name.removesuffix(ending)
+  suffix = f"_test_split{split}.txt"
+  for path in sorted(lists.glob(f"*{suffix}")):
+    name = path.name.removesuffix(suffix)
     if name not in names and not name.startswith("."):
       raise FileNotFoundError(
-        f"{root / name}: the class folder is missing, but {path} is there: unpack {name}.rar there"
+        f"{root / name}: missing class folder, listed in {path}; unpack {name}.rar to {root}"
       )
   splits = {"train": [], "validation": []}
   for label, name in enumerate(names):
-    _read_list(lists / f"{name}{ending}", root / name, label, splits)
+    _read_list(lists / f"{name}{suffix}", root / name, label, splits)
   result = Listing(names=names, splits=splits, official={"train": 3570, "validation": 1530})
-  check(result, str(source))
+  check_listing(result, str(source))
   return result
 
 
 def _read_list(
   path: pathlib.Path, folder: pathlib.Path, label: int, splits: dict[str, list[Clip]]
 ) -> None:
-  """Adds the clips of one class, lines '<video>.avi 0|1|2', to `splits`."""
+  """Adds the clips of one class to `splits`; each line is '<video>.avi 0|1|2'."""
   if not path.is_file():
     raise FileNotFoundError(
-      f"{path}: the list of the class folder {folder} is missing: unpack test_train_splits.rar "
+      f"{path}: the list of the class folder {folder} is missing; unpack test_train_splits.rar "
       "there, or move the folder away"
     )
   lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -76,7 +76,7 @@ def _read_list(
     video = video.strip()
     if use not in ("0", "1", "2") or not video:
       raise UserError(
-        f"{path}, line {number}: {line.strip()!r} should be a video and 1 (train), 2 (test) or 0 "
+        f"{path}, line {number}: {line.strip()!r} must be a video and 1 (train), 2 (test) or 0 "
         "(unused)"
       )
     if use != "0":

@@ -1,7 +1,7 @@
 """Stanford Cars and Stanford Dogs, from TFDS or from class folders.
 
 <source>/cars196/2.1.0/..., <source>/stanford_dogs/0.2.0/...   a `data_dir` of TFDS
-<source>/<class>/... and what else `folders.images` reads      where there is no such folder
+<source>/<class>/... or another layout of `folders.list_images`     otherwise
 """
 
 import dataclasses
@@ -13,9 +13,9 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from data.sources import folders
-from data.sources.listing import Clip, Listing, check
-from u2s_jax.errors import UserError
+from u2s_jax.runtime.errors import UserError
+from u2s_jax.video import folders
+from u2s_jax.video.listing import Clip, Listing, check_listing
 
 ID_FEATURES = {"cars196": "id", "stanford_dogs": "image/filename"}
 NUM_CLASSES = {"cars196": 196, "stanford_dogs": 120}
@@ -25,48 +25,48 @@ OFFICIAL = {
 }
 
 
-def listing(source: pathlib.Path, name: str) -> Listing:
-  """Lists one of the two data sets.
+def list_clips(source: pathlib.Path, name: str) -> Listing:
+  """Lists the images of one of the two data sets.
 
   Args:
     source: see the module's docstring.
     name: 'cars196' or 'stanford_dogs'.
 
   Returns:
-    The images; `validation` is the owner's test list. From TFDS, their files stay in its records
-    and are read one by one when they are asked for.
+    The images; `validation` is the official test split. Images of TFDS stay in its records and are
+    loaded one by one.
 
   Raises:
-    FileNotFoundError: `source` is missing, or TFDS has not prepared the data set there; one line.
-    UserError: the data set cannot be read; one line, names it.
+    FileNotFoundError: if `source` is missing or TFDS has not prepared the data set; one line.
+    UserError: if the data set cannot be read; one line that names it.
   """
   if (source / name).exists():
-    result = _from_tfds(source, name)
+    result = _list_tfds(source, name)
   else:
-    result = folders.images(source)
+    result = folders.list_images(source)
   notes = list(result.notes)
   if len(result.names) != NUM_CLASSES[name]:
     notes.append(f"{source} has {len(result.names)} classes; {name} has {NUM_CLASSES[name]}")
   result = dataclasses.replace(result, official=OFFICIAL[name], notes=notes)
-  check(result, str(source))
+  check_listing(result, str(source))
   return result
 
 
-def _from_tfds(source: pathlib.Path, name: str) -> Listing:
+def _list_tfds(source: pathlib.Path, name: str) -> Listing:
   infos = (source / name).glob("*/dataset_info.json")
   versions = [info.parent for info in infos if tfds.core.Version.is_valid(info.parent.name)]
   if not versions:
-    if name == "cars196":  # Advice to build it would lead nowhere.
+    if name == "cars196":  # building it fails
       advice = "its download links are dead, so copy the folder from where it was prepared"
     else:
-      # Not `tfds build`: that needs apache_beam, whatever the data set (seen in TFDS 4.9.10).
+      # Not `tfds build`, which requires apache_beam for any data set (as of TFDS 4.9.10).
       advice = (
         'run `pip install importlib_resources scipy` and `python -c "import tensorflow_datasets as '
         f"tfds; tfds.builder({name!r}, data_dir={str(source)!r})"
         '.download_and_prepare()"`'
       )
     raise FileNotFoundError(
-      f"{source / name}: TFDS has not prepared it: {advice}, or move it away and put class folders "
+      f"{source / name}: TFDS has not prepared it; {advice}, or move it away and put class folders "
       f"with the images into {source}"
     )
   folder = max(versions, key=lambda version: tfds.core.Version(version.name))
@@ -74,24 +74,24 @@ def _from_tfds(source: pathlib.Path, name: str) -> Listing:
   features = builder.info.features
   if not {"image", "label", ID_FEATURES[name]} <= set(features):
     raise UserError(
-      f"{folder} has no feature {ID_FEATURES[name]!r}: it is too old a version, or no {name}"
+      f"{folder}: has no feature {ID_FEATURES[name]!r}; it is an old version, or not {name}"
     )
   if not {"train", "test"} <= set(builder.info.splits):
-    raise UserError(f"{folder} has no train and test split: prepare it again")
+    raise UserError(f"{folder}: has no train and test split; prepare it again")
   splits = {}
   for split, tfds_split in (("train", "train"), ("validation", "test")):
     splits[split] = []
-    for read in _readers(builder, tfds_split):
-      example = _example(builder, read)
-      # The ids of the cars start from 1 in both splits.
+    for read in _make_readers(builder, tfds_split):
+      example = _parse_example(builder, read)
+      # The ids of Stanford Cars start from 1 in both splits, so the split is part of the id.
       clip_id = f"{tfds_split}/{example[ID_FEATURES[name]].decode()}"
-      load = functools.partial(_image, builder, read)
+      load = functools.partial(_load_image, builder, read)
       splits[split].append(Clip(clip_id, int(example["label"]), f"{folder}: {clip_id}", load))
   return Listing(names=features["label"].names, splits=splits, images=True)
 
 
-def _readers(builder: tfds.core.DatasetBuilder, split: str) -> list[Callable[[], bytes]]:
-  """A function for each record of a split that reads it."""
+def _make_readers(builder: tfds.core.DatasetBuilder, split: str) -> list[Callable[[], bytes]]:
+  """Returns a function for each record of a split that reads it."""
   if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
     source = builder.as_data_source(
       split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
@@ -99,34 +99,34 @@ def _readers(builder: tfds.core.DatasetBuilder, split: str) -> list[Callable[[],
     return [functools.partial(source.__getitem__, i) for i in range(len(source))]
   if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
     raise UserError(
-      f"{builder.data_dir} is stored as {builder.info.file_format.value}: prepare it with "
+      f"{builder.data_dir}: is stored as {builder.info.file_format.value}; prepare it with "
       "file_format='array_record' or 'tfrecord'"
     )
-  # TFDS reads TFRecord from the front only. Before the content of each record stand its length, 8
-  # bytes, and the length's checksum, 4; behind it stands its own checksum, 4.
+  # TFDS reads TFRecord sequentially only, so the records' offsets are collected here. A record is 8
+  # bytes of length, 4 of the length's checksum, the content, and 4 of the content's checksum.
   readers = []
   for path in builder.info.splits[split].filepaths:
     with open(path, "rb") as file:
       while header := file.read(12):
         length = int.from_bytes(header[:8], "little")
-        readers.append(functools.partial(_read, path, file.tell(), length))
+        readers.append(functools.partial(_read_bytes, path, file.tell(), length))
         file.seek(length + 4, os.SEEK_CUR)
   return readers
 
 
-def _read(path: str | os.PathLike[str], offset: int, length: int) -> bytes:
+def _read_bytes(path: str | os.PathLike[str], offset: int, length: int) -> bytes:
   with open(path, "rb") as file:
     file.seek(offset)
     return file.read(length)
 
 
-def _example(builder: tfds.core.DatasetBuilder, read: Callable[[], bytes]) -> dict[str, Any]:
-  """The example of a record, with the image's file in place of its pixels."""
+def _parse_example(builder: tfds.core.DatasetBuilder, read: Callable[[], bytes]) -> dict[str, Any]:
+  """Returns the example of a record, with the encoded image file instead of pixels."""
   return builder.info.features.deserialize_example_np(
     read(), decoders={"image": tfds.decode.SkipDecoding()}
   )
 
 
-def _image(builder: tfds.core.DatasetBuilder, read: Callable[[], bytes]) -> bytes:
-  """The file of an image as it was when TFDS took it in."""
-  return _example(builder, read)["image"]
+def _load_image(builder: tfds.core.DatasetBuilder, read: Callable[[], bytes]) -> bytes:
+  """Returns the original file of an image."""
+  return _parse_example(builder, read)["image"]

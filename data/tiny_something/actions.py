@@ -1,7 +1,7 @@
-"""The families of actions, and one clip of one of them.
+"""Families of actions.
 
-Members of a family share every object and run the same code, so they cannot differ in anything but
-what happens: its direction, its order or its outcome.
+Classes of a family share their objects and their code, so they differ only in what happens: its
+direction, its order or its outcome.
 """
 
 import functools
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data.tiny_something.scene import HUES, Scene
-from u2s_jax.errors import UserError
+from u2s_jax.runtime.errors import UserError
 
 
 def _push(scene: Scene, pulls: bool, leftwards: bool) -> None:
@@ -21,14 +21,14 @@ def _push(scene: Scene, pulls: bool, leftwards: bool) -> None:
   travel = scene.about(scene.by(0.5, 0.13))
   x = scene.rng.uniform(-0.12, 0.12) + travel * (scene.ramp(0.15, 0.9) - 0.5)
   scene.put(item, x, scene.ground - item.b)
-  side = 1 if pulls else -1  # of the thing, seen in the direction that it moves in
+  side = 1 if pulls else -1  # side of the object, relative to the direction it moves in
   lean = scene.rng.uniform(-0.15, 0.5)
   away = 0.7 * (1 - scene.ramp(-0.1, 0.15))
   scene.hand(x + side * item.a * 0.9, scene.ground - item.b, side * (np.pi / 2 - lean), away)
 
 
 def _put(scene: Scene, outcome: str) -> None:
-  # Taking out is putting in played backwards; pretending brings the thing back.
+  # Taking out is putting in played backwards; pretending brings the object back.
   if outcome == "out":
     scene.reverse()
   item = scene.item(scale=0.75)
@@ -42,9 +42,9 @@ def _put(scene: Scene, outcome: str) -> None:
   if outcome == "beside":
     x_end, y_end = x_pot + wide + item.a + scene.by(0.06, -0.03), floor - item.b
   if outcome == "pretend":
-    # At worst the thing sinks in nearly as deep as one that stays.
+    # At difficulty 1 the object sinks in nearly as deep as one that stays.
     y_end = floor - 2 * deep + item.b * scene.by(-0.8, 0.5)
-  # The hand's own way is the same backwards: only what it holds tells what was done.
+  # The hand's path is symmetric in time: only what it holds reveals the class.
   over, down = scene.ramp(0.02, 0.27), scene.ramp(0.27, 0.47)
   up, back = scene.ramp(0.53, 0.73), scene.ramp(0.73, 0.98)
   x_hand = -0.28 + (x_end + 0.28) * (over - back)
@@ -85,7 +85,7 @@ def _poke(scene: Scene, outcome: str) -> None:
   item = item._replace(a=item.a * 0.75)
   touched = scene.ramp(0.25, 0.6)
   far = scene.about(0.02 if outcome == "stays" else scene.by(0.3, 0.08))
-  # Centred on its way, so that where it stands says little.
+  # Its path is centred, so that a single position reveals little.
   x_start = scene.rng.uniform(-0.12, 0.12) - far / 2
   x, y, a, angle = x_start, scene.ground - item.b, item.a, 0
   if outcome == "falls":  # about its lower edge on the far side
@@ -154,7 +154,7 @@ def _lift(scene: Scene, one_end: bool, drops: bool) -> None:
   lean = scene.rng.uniform(-0.35, 0.35)
   away = 0.6 * (1 - scene.ramp(-0.1, 0.1))
   if one_end:
-    # As high as the whole thing would be lifted, about the end that stays.
+    # As high as if the whole object were lifted, turning about the end that stays.
     most = np.arcsin(min(high / (2 * item.a), 0.95))
     angle = -most * held
     x_item = x - item.a + item.a * np.cos(angle)
@@ -175,7 +175,7 @@ def _two(scene: Scene, how: str) -> None:
   items = [scene.item(scale=0.75), scene.item(scale=0.75)]
   x_mid = scene.rng.uniform(-0.06, 0.06)
   travel = scene.about(scene.by(0.2, 0.11))
-  # Share of its way that each has still before it.
+  # Remaining fraction of each object's path.
   left = np.stack([1 - scene.ramp(0.1, 0.9)] * 2)
   if how in ("one apart", "one closer"):
     left[1] = 0.5
@@ -281,17 +281,13 @@ ACTIONS: dict[str, Callable[[Scene], None]] = {
 CLASSES: tuple[str, ...] = tuple(sorted(ACTIONS))
 
 
-def check(height: int, difficulty: Real, clutter: Real) -> None:
-  """Checks a clip's height, even and at least 16 pixels, difficulty and clutter, 0 to 1.
-
-  Raises:
-    UserError: a value outside these.
-  """
+def check_settings(height: int, difficulty: Real, clutter: Real) -> None:
+  """Raises UserError unless `height` is even and >= 16, `difficulty` and `clutter` in [0, 1]."""
   if height < 16 or height % 2:
-    raise UserError(f"height must be even and at least 16: {height}")
+    raise UserError(f"height: {height} must be even and >= 16")
   for name, value in (("difficulty", difficulty), ("clutter", clutter)):
     if not 0 <= value <= 1:
-      raise UserError(f"{name} must lie between 0 and 1: {value}")
+      raise UserError(f"{name}: {value} must be in [0, 1]")
 
 
 def render_clip(
@@ -306,20 +302,20 @@ def render_clip(
 
   Args:
     class_index: index into `CLASSES`.
-    rng: all chance in the clip comes from it.
+    rng: the only source of randomness.
     height: pixels; even. The width varies from clip to clip.
-    difficulty: 0: dark and plain with big differences inside a family. 1: busy, the members of a
-      family nearly alike.
-    clutter: 0: the action fills the frame. 1: it takes up half of the height, anywhere, among ten
-      other things that lie or move about.
+    difficulty: 0 is dark and plain with large differences between the classes of a family; 1 is
+      busy with nearly equal classes.
+    clutter: 0 means the action fills the frame; at 1 it takes half of the height, anywhere, among
+      ten other objects at rest or in motion.
 
   Returns:
     20 to 36 RGB frames, and the names of the objects in the order of the template's brackets.
 
   Raises:
-    UserError: as `check`.
+    UserError: see `check_settings`.
   """
-  check(height, difficulty, clutter)
+  check_settings(height, difficulty, clutter)
   template = CLASSES[class_index]
   scene = Scene(rng, height, difficulty, clutter)
   ACTIONS[template](scene)

@@ -1,5 +1,6 @@
-"""The files: VP9 videos and the label files of Something-Something V2, so everything after it takes
-the path that the real data takes.
+"""Writes VP9 videos and label files in the layout of Something-Something V2.
+
+The rendered data set then takes the same path through preparation and training as the real one.
 """
 
 import contextlib
@@ -20,33 +21,34 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 
-from data import workers
+from data.preparation import workers
+from data.preparation.workers import Skipped
 from data.tiny_something import actions
 from data.tiny_something.actions import CLASSES
-from data.workers import Skipped
-from u2s_jax.errors import UserError
+from u2s_jax.runtime import signals
+from u2s_jax.runtime.errors import UserError
+from u2s_jax.video.listing import SPLITS
 
 VIDEO_FOLDER = "20bn-something-something-v2"
 FRAME_RATE = 12
-VERSION = 2  # raised whenever the same seed gives other pixels: old folders must not pass for new
-SPLITS = ("train", "validation", "test")
+VERSION = 2  # incremented when the same seed gives other pixels, so that old folders are refused
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What is rendered.
+  """Settings of the rendered data set.
 
   Attributes:
-    num_train: clips in the training split; classes take turns, so they differ by one at most.
+    num_train: clips in the training split; class sizes differ by one at most.
     num_validation: clips in the validation split.
     num_test: clips in the test split.
-    height: pixels of every clip.
-    difficulty: from 0 to 1, see `actions.render_clip`.
-    clutter: from 0 to 1, likewise.
-    seed: of the whole data set.
+    height: pixels.
+    difficulty: 0 to 1, see `actions.render_clip`.
+    clutter: 0 to 1, see `actions.render_clip`.
+    seed: determines all clips.
 
   Raises:
-    UserError: a value out of range.
+    UserError: if a value is out of range.
   """
 
   num_train: int
@@ -60,12 +62,12 @@ class Settings:
   def __post_init__(self):
     counts = (self.num_train, self.num_validation, self.num_test)
     if min(counts) < 0:
-      raise UserError(f"clip counts must not be negative: {counts}")
-    actions.check(self.height, self.difficulty, self.clutter)
+      raise UserError(f"clip counts: {counts} must be >= 0")
+    actions.check_settings(self.height, self.difficulty, self.clutter)
 
 
-class Clip(NamedTuple):
-  """One clip to render: its split, id, class and seed."""
+class RenderedClip(NamedTuple):
+  """A clip to render."""
 
   split: str
   id: str
@@ -74,27 +76,27 @@ class Clip(NamedTuple):
 
 
 def render(root: os.PathLike | str, settings: Settings, *, num_workers: int = 2) -> None:
-  """Writes a data set in Something-Something V2's layout, or returns at once where it stands.
+  """Renders a data set into `root`; returns at once if `root` holds the same data set.
 
-  Everything is made in a folder beside `root` that takes its name at the end: an interrupted run
-  leaves no half-made data set.
+  Files are written to a temporary folder that is renamed at the end, so an interrupted process
+  leaves no incomplete data set.
 
   Args:
-    root: the data set's folder.
-    settings: what is rendered.
+    root: folder of the data set.
+    settings: settings of the data set.
     num_workers: processes; the pixels do not depend on it.
 
   Raises:
-    UserError: an argument is out of range, `root` holds something else, or a clip could not be
+    UserError: if an argument is out of range, `root` holds something else, or a clip cannot be
       written.
   """
   if num_workers < 1:
-    raise UserError(f"num_workers must be at least 1: {num_workers}")
+    raise UserError(f"num_workers: {num_workers} must be >= 1")
   root = pathlib.Path(os.path.abspath(root))
   fields = {"version": VERSION, **dataclasses.asdict(settings)}
   for name in ("difficulty", "clutter"):
     fields[name] = float(fields[name])
-  if _already_made(root, fields):
+  if _is_rendered(root, fields):
     return
   root.parent.mkdir(parents=True, exist_ok=True)
   partial = root.parent / f".{root.name}.partial-{uuid.uuid4().hex[:8]}"
@@ -106,80 +108,85 @@ def render(root: os.PathLike | str, settings: Settings, *, num_workers: int = 2)
     try:
       os.rename(partial, root)
     except OSError:
-      # Another process may have finished the same data set meanwhile; anything else is an error.
-      if not _already_made(root, fields):
+      # Another process may have finished the same data set in the meantime.
+      if not _is_rendered(root, fields):
         raise
   finally:
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def _already_made(root: pathlib.Path, fields: dict[str, Any]) -> bool:
-  """Tells whether `root` is this very data set; an error where it is anything else but empty."""
+def _is_rendered(root: pathlib.Path, fields: dict[str, Any]) -> bool:
+  """Returns whether `root` holds this data set.
+
+  Raises:
+    UserError: if it holds anything else.
+  """
   if not root.exists():
     return False
   if not root.is_dir():
-    raise UserError(f"{root} is not a folder")
+    raise UserError(f"{root}: not a folder; choose another path")
   if not any(root.iterdir()):
     return False
   try:
-    known = json.loads((root / "settings.json").read_text())
+    saved = json.loads((root / "settings.json").read_text())
   except (OSError, ValueError):
-    known = None
-  if not isinstance(known, dict):
-    raise UserError(f"{root} was not made by this renderer: it has no readable settings.json")
+    saved = None
+  if not isinstance(saved, dict):
+    raise UserError(
+      f"{root}: not a rendered data set, as it has no valid settings.json; choose another folder"
+    )
   for field, value in fields.items():
-    if known.get(field) != value:
+    if saved.get(field) != value:
       raise UserError(
-        f"{root} was rendered with {field}={known.get(field)!r}, not {value!r}: "
-        "remove it or choose another folder"
+        f"{root}: was rendered with {field}={saved.get(field)!r}, not {value!r}; "
+        "delete it or choose another folder"
       )
   return True
 
 
-def _clips(settings: Settings) -> list[Clip]:
-  """Returns all clips; a pure function of the settings."""
+def _list_clips(settings: Settings) -> list[RenderedClip]:
+  """Returns all clips, a pure function of the settings."""
   counts = [getattr(settings, f"num_{split}") for split in SPLITS]
-  # One shuffled id space over all splits, as in the real data: an id tells neither split nor class.
+  # Ids are shuffled over all splits, as in the real data, so they reveal neither split nor class.
   order = np.random.default_rng((settings.seed, len(SPLITS))).permutation(sum(counts))
   ids = iter(order.tolist())
   return [
-    Clip(split, str(next(ids) + 1), number % len(CLASSES), (settings.seed, k, number))
+    RenderedClip(split, str(next(ids) + 1), number % len(CLASSES), (settings.seed, k, number))
     for k, (split, count) in enumerate(zip(SPLITS, counts, strict=True))
     for number in range(count)
   ]
 
 
 def _render_all(folder: pathlib.Path, settings: Settings, num_workers: int) -> dict[str, list[str]]:
-  """Writes the videos; returns the names of their objects by id."""
-  clips = _clips(settings)
+  """Writes the videos and returns the names of their objects by id."""
+  clips = _list_clips(settings)
   scene = {name: getattr(settings, name) for name in ("height", "difficulty", "clutter")}
   fields = {"folder": str(folder), **scene}
   requests = (functools.partial(lambda clip: clip, clip) for clip in clips)
-  answers = workers.run("data.tiny_something.render:worker", fields, requests, num_workers)
+  answers = workers.process_requests(
+    "data.tiny_something.render:make_renderer", fields, requests, num_workers
+  )
   names = {}
   with contextlib.closing(answers):
     for clip, answer in zip(clips, answers, strict=True):
       if isinstance(answer, Skipped):
-        raise UserError(f"{folder}: clip {clip.id} was not rendered: {answer.reason}")
+        raise UserError(f"{folder}: clip {clip.id} could not be rendered ({answer.reason})")
       names[clip.id] = answer
+      signals.raise_if_requested()
   return names
 
 
-def worker(
+def make_renderer(
   folder: str, height: int, difficulty: float, clutter: float
 ) -> Callable[[list[Any]], list[str] | Skipped]:
-  """Returns what a process of `workers` does with a `Clip`: writes its video, names its objects.
+  """Returns the function of a worker process, which writes a clip and returns its object names.
 
-  Args:
-    folder: where the data set is being made.
-    height: see `Settings`.
-    difficulty: see `Settings`.
-    clutter: see `Settings`.
+  The arguments are the folder of the data set and fields of `Settings`.
   """
   videos = pathlib.Path(folder) / VIDEO_FOLDER
 
-  def write(fields):
-    clip = Clip(*fields)
+  def render_video(fields):
+    clip = RenderedClip(*fields)
     rng = np.random.default_rng(clip.seed)
     frames, names = actions.render_clip(
       clip.class_index, rng, height=height, difficulty=difficulty, clutter=clutter
@@ -190,7 +197,7 @@ def worker(
       return Skipped(f"{error.filename or videos}: {error.strerror or error}")
     return names
 
-  return write
+  return render_video
 
 
 def _encode(path: pathlib.Path, frames: UInt8[np.ndarray, "t h w 3"]) -> None:
@@ -198,12 +205,13 @@ def _encode(path: pathlib.Path, frames: UInt8[np.ndarray, "t h w 3"]) -> None:
     stream = container.add_stream("libvpx-vp9", rate=fractions.Fraction(FRAME_RATE))
     stream.height, stream.width = frames.shape[1:3]
     stream.pix_fmt = "yuv420p"
-    # With no bit rate `crf` alone sets the quality; the workers already use every core.
+    # With a bit rate of 0, `crf` alone determines the quality. One thread, as there is a worker for
+    # every core.
     stream.bit_rate = 0
     stream.codec_context.thread_count = 1
     stream.options = {"deadline": "realtime", "cpu-used": "8", "crf": "28", "lag-in-frames": "0"}
-    # One converter for all frames: the stream's own is set up anew for each, which takes as long
-    # as coding it.
+    # One converter for all frames: the stream would create one per frame, which takes as long as
+    # encoding it.
     converter = VideoReformatter()
     for frame in frames:
       frame = av.VideoFrame.from_ndarray(frame, format="rgb24")
@@ -212,26 +220,28 @@ def _encode(path: pathlib.Path, frames: UInt8[np.ndarray, "t h w 3"]) -> None:
 
 
 def _write_labels(folder: pathlib.Path, settings: Settings, names: dict[str, list[str]]) -> None:
-  """Writes the label files, each in the order of its ids."""
+  """Writes the label files, sorted by id."""
   (folder / "labels").mkdir()
   plain = [template.replace("[", "").replace("]", "") for template in CLASSES]
   contents = {"labels": {label: str(index) for index, label in enumerate(plain)}}
   answers = []
   contents.update({split: [] for split in SPLITS})
-  for split, video_id, class_index, _ in sorted(_clips(settings), key=lambda clip: int(clip[1])):
+  for split, video_id, class_index, _ in sorted(
+    _list_clips(settings), key=lambda clip: int(clip[1])
+  ):
     if split == "test":
       contents[split].append({"id": video_id})
       answers.append(f"{video_id};{plain[class_index]}\n")
       continue
-    template, things = CLASSES[class_index], names[video_id]
-    rest = iter(things)
-    label = re.sub(r"\[[^]]*\]", lambda _, rest=rest: next(rest), template)
+    template, placeholders = CLASSES[class_index], names[video_id]
+    remaining = iter(placeholders)
+    label = re.sub(r"\[[^]]*\]", lambda _, remaining=remaining: next(remaining), template)
     contents[split].append(
       {
         "id": video_id,
         "label": label[0].lower() + label[1:],
         "template": template,
-        "placeholders": things,
+        "placeholders": placeholders,
       }
     )
   for name, content in contents.items():

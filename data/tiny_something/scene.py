@@ -1,4 +1,4 @@
-"""The painter: one clip while it is painted, shape by shape into every frame."""
+"""Painting of a clip: every shape is painted into all frames at once."""
 
 import colorsys
 from collections.abc import Sequence
@@ -19,72 +19,72 @@ HUES = {
   "purple": 0.75,
   "pink": 0.88,
 }
-# Width over height and its share of the clips: most are 4:3, some nearly 16:9, as in the real data.
+# Aspect ratio -> share of the clips, as in the real data: most are 4:3, some nearly 16:9.
 ASPECTS = {4 / 3: 0.7, 3 / 2: 0.15, 16 / 9: 0.15}
 
-# What a shape's geometry may be: one number, or one a frame.
+# A coordinate: one number, or one per frame.
 Track = Real | Float[np.ndarray, " t"]
 Colour = Float32[np.ndarray, "3"]
 
 
 class Item(NamedTuple):
-  """An acting object."""
+  """An object that takes part in the action."""
 
   shape: str
-  a: Real  # Half its width, in frame heights.
-  b: Real  # Half its height.
+  a: Real  # half its width, in frame heights
+  b: Real  # half its height
   colour: Colour
 
 
 class Scene:
-  """One clip while it is painted.
+  """A clip that is being painted.
 
-  Lengths are in frame heights; the origin is near the frame's centre, x to the right and y down. A
-  positive angle turns clockwise on the screen. Whatever is painted later lies in front.
+  Lengths are in frame heights; the origin is near the frame's centre, x points right and y down. A
+  positive angle turns clockwise on the screen. Later shapes cover earlier ones.
   """
 
   def __init__(self, rng: np.random.Generator, height: int, difficulty: Real, clutter: Real = 0.0):
     self.rng = rng
     self.difficulty = difficulty
     self._clutter = clutter
-    self._zoom = 1 - 0.5 * clutter  # of all that is painted, about the frame's centre
+    self._zoom = 1 - 0.5 * clutter  # of all shapes, about the frame's centre
     self.mirrored = bool(rng.random() < 0.5)
     self.ground = rng.uniform(0.24, 0.32)
     self.names = []
     aspect = rng.choice(list(ASPECTS), p=list(ASPECTS.values()))
     self._height, self._width = height, 2 * round(height * aspect / 2)
     self._length = int(rng.integers(20, 37))
-    # Both ends idle by the same law: a clip played backwards is as likely as the clip.
+    # Idle times at both ends have one distribution: a reversed clip is as likely as the clip.
     idle = rng.uniform(0.03, 0.16, size=2)
     clock = np.linspace(0, 1, self._length, dtype=np.float32)
     self._progress = (clock - np.float32(idle[0])) / np.float32(1 - idle.sum())
-    self._skin = self._skin_tone()
-    self._camera = self._camera_path()
-    self._frames = self._background()
-    self.paint("box", 0, self.ground + 1.0, 4.0, 1.0, 0, self._ground_colour())
-    self._distract()
+    self._skin = self._draw_skin_tone()
+    self._camera = self._draw_camera_path()
+    self._frames = self._draw_background()
+    self.paint("box", 0, self.ground + 1.0, 4.0, 1.0, 0, self._draw_ground_colour())
+    self._paint_distractors()
 
-  # Time, chance and difficulty.
+  # Time, randomness and difficulty.
 
   def reverse(self) -> None:
-    """Lets everything that follows happen backwards."""
+    """Reverses the time of all that is painted afterwards."""
     self._progress = 1 - self._progress
 
   def ramp(self, start: Real, stop: Real) -> Float32[np.ndarray, " t"]:
-    """0 before `start`, 1 after `stop`, smooth between; times are fractions of the action."""
+    """Returns 0 before `start`, 1 after `stop`, smooth in between; in fractions of the action."""
     part = np.clip((self._progress - start) / (stop - start), 0, 1)
     return part * part * (3 - 2 * part)
 
   def steady(self, start: Real, stop: Real) -> Float32[np.ndarray, " t"]:
-    """As `ramp`, at constant speed."""
+    """Returns `ramp` with constant speed."""
     return np.clip((self._progress - start) / (stop - start), 0, 1)
 
   def by(self, easy: Real, hard: Real) -> Real:
-    """The value between `easy` and `hard` for this clip's difficulty."""
+    """Interpolates between `easy` and `hard` by the clip's difficulty."""
     return easy + (hard - easy) * self.difficulty
 
   def about(self, value: Real, spread: Real = 0.12) -> Real:
-    """A random value near `value`; `spread` is relative."""
+    """Returns a random value near `value`; `spread` is relative."""
     return value * self.rng.uniform(1 - spread, 1 + spread)
 
   # Objects.
@@ -92,18 +92,18 @@ class Scene:
   def item(
     self, *, scale: float = 1.0, shapes: Sequence[str] = tuple(SHAPES), tall: float = 1.0
   ) -> Item:
-    """Draws a random object and notes its name for the label."""
+    """Draws a random object and adds its name to the label's names."""
     shape = str(self.rng.choice(shapes))
     size = self.rng.uniform(0.12, 0.155) * self.by(1, 0.82) * scale
     a, b = {"circle": (1, 1), "box": (0.92, 0.85), "triangle": (1.05, 0.95)}.get(shape, (1.15, 0.8))
-    colour = self._named(SHAPES[shape])
+    colour = self._draw_named_colour(SHAPES[shape])
     return Item(shape, size * a, size * b * tall, colour)
 
   def vessel(self, name: str) -> Colour:
-    """Notes a named container and gives its colour, paler than that of an item."""
-    return self._named(name, saturation=0.45, value=0.75)
+    """Adds a container to the label's names and returns its colour, paler than that of an item."""
+    return self._draw_named_colour(name, saturation=0.45, value=0.75)
 
-  def _named(self, name: str, **colour: Real) -> Colour:
+  def _draw_named_colour(self, name: str, **colour: Real) -> Colour:
     hue = str(self.rng.choice(list(HUES)))
     self.names.append(f"{'an' if hue[0] in 'aeiou' else 'a'} {hue} {name}")
     return self.colour(HUES[hue], **colour)
@@ -126,13 +126,13 @@ class Scene:
     self.paint(item.shape, x, y, item.a, item.b, angle, item.colour, opacity, tone)
 
   def hand(self, x: Track, y: Track, angle: Track = 0, away: Track = 0) -> None:
-    """Paints a hand whose finger tips are at (x, y).
+    """Paints a hand with its fingertips at (x, y).
 
     Args:
-      x: Where the tips are.
-      y: Where the tips are.
-      angle: Where the arm comes from: 0 from above, a quarter turn from the right.
-      away: How far it has been drawn back along its arm; 1 is out of the frame.
+      x: position of the fingertips.
+      y: position of the fingertips.
+      angle: direction of the arm; 0 is from above, pi / 2 from the right.
+      away: distance that the hand is withdrawn along the arm; at 1 it is outside the frame.
     """
     far_x, far_y = np.sin(angle), -np.cos(angle)
     x, y = x + far_x * away, y + far_y * away
@@ -157,27 +157,27 @@ class Scene:
 
     Args:
       shape: 'circle', 'ellipse', 'box' or 'triangle' (pointing up).
-      x: The centre.
-      y: The centre.
-      a: Half its width before it is turned.
-      b: Half its height before it is turned.
-      angle: How far it is turned.
-      colour: Its colour.
-      opacity: 0 leaves it out.
-      tone: The colour of the half that is above before it is turned.
+      x: centre.
+      y: centre.
+      a: half the width before rotation.
+      b: half the height before rotation.
+      angle: rotation in radians.
+      colour: RGB, 0 to 255.
+      opacity: 0 to 1.
+      tone: colour of the half that is on top before rotation.
     """
     flip = -1 if self.mirrored else 1
     height, width = self._height, self._width
     unit = self._zoom * height
-    x = flip * self._track(x) * unit + self._camera[0] * height + width / 2
-    y = self._track(y) * unit + self._camera[1] * height + height / 2
-    a, b = np.maximum(self._track(a) * unit, 0), np.maximum(self._track(b) * unit, 0)
-    angle, opacity = flip * self._track(angle), self._track(opacity)
+    x = flip * self._expand(x) * unit + self._camera[0] * height + width / 2
+    y = self._expand(y) * unit + self._camera[1] * height + height / 2
+    a, b = np.maximum(self._expand(a) * unit, 0), np.maximum(self._expand(b) * unit, 0)
+    angle, opacity = flip * self._expand(angle), self._expand(opacity)
     cos, sin = np.cos(angle), np.sin(angle)
-    # A shape thinner than a pixel fades out instead of keeping half of one.
+    # A shape thinner than a pixel fades out.
     opacity = opacity * np.clip(2 * np.minimum(a, b), 0, 1)
 
-    # Only a window that holds the shape is computed; it follows the shape and stays in the frame.
+    # Only a window around the shape is computed; it follows the shape and stays in the frame.
     reach_x = float(np.max(np.abs(a * cos) + np.abs(b * sin)))
     reach_y = float(np.max(np.abs(a * sin) + np.abs(b * cos)))
     box_w, box_h = min(2 * int(reach_x + 2), width), min(2 * int(reach_y + 2), height)
@@ -205,9 +205,9 @@ class Scene:
       window += above
 
   def finish(self) -> UInt8[np.ndarray, "t h w 3"]:
-    """Adds the sensor's noise and gives the clip."""
+    """Adds sensor noise and returns the clip."""
     height, width = self._height, self._width
-    # One plate of noise read at another place in every frame: drawing each pixel anew would take
+    # One noise image, shifted randomly for every frame: drawing noise for each frame would take
     # longer than painting the clip.
     amplitude = np.float32(self.by(1.0, 8.0))
     plate = self.rng.standard_normal((height + 32, width + 32), dtype=np.float32) * amplitude
@@ -218,27 +218,27 @@ class Scene:
     np.clip(self._frames, 0, 255, out=self._frames)
     return np.ascontiguousarray(self._frames.astype(np.uint8).transpose(0, 2, 3, 1))
 
-  # What stands around the action.
+  # Background.
 
-  def _track(self, value: Track) -> Float32[np.ndarray, " t"]:
+  def _expand(self, value: Track) -> Float32[np.ndarray, " t"]:
     return np.broadcast_to(np.asarray(value, np.float32), (self._length,))
 
-  def _skin_tone(self) -> Colour:
+  def _draw_skin_tone(self) -> Colour:
     light, dark = np.array([242, 204, 176], np.float32), np.array([140, 92, 66], np.float32)
     return light + (dark - light) * np.float32(self.rng.random())
 
-  def _camera_path(self) -> Float32[np.ndarray, "2 t"]:
+  def _draw_camera_path(self) -> Float32[np.ndarray, "2 t"]:
     shake = self.rng.standard_normal((2, self._length + 4))
     shake = sum(shake[:, k : k + self._length] for k in range(5)) / 5
     reach = 0.05 + 0.2 * self._clutter
     place = self.rng.uniform(-reach, reach, (2, 1)) * [[1], [0.6]]
     return (place + shake * self.by(0.003, 0.025)).astype(np.float32)
 
-  def _ground_colour(self) -> Colour:
+  def _draw_ground_colour(self) -> Colour:
     return self._backdrop * np.float32(self.rng.uniform(0.55, 0.75)) + 8
 
-  def _background(self) -> Float32[np.ndarray, "t 3 h w"]:
-    """A plain colour with a sum of slow waves on it, which drifts."""
+  def _draw_background(self) -> Float32[np.ndarray, "t 3 h w"]:
+    """Returns a plain colour plus a drifting sum of low-frequency waves."""
     rng, waves = self.rng, 8
     shade = rng.uniform(14, self.by(30, 150))
     self._backdrop = (shade * rng.uniform(0.75, 1.25, 3)).astype(np.float32)
@@ -261,7 +261,7 @@ class Scene:
     frames += self._backdrop[:, None, None]
     return frames
 
-  def _distract(self) -> None:
+  def _paint_distractors(self) -> None:
     rng = self.rng
     count = int(rng.integers(0, 1 + round(3 * self.difficulty))) + round(10 * self._clutter)
     for _ in range(count):
@@ -282,7 +282,7 @@ def _signed_distance(
   a: Float32[np.ndarray, "t 1 1"],
   b: Float32[np.ndarray, "t 1 1"],
 ) -> Float32[np.ndarray, "t h w"]:
-  """Pixels from a shape's outline, negative inside; near enough for anti-aliasing."""
+  """Returns the distance to a shape's outline in pixels, negative inside; approximate."""
   if shape in ("circle", "ellipse"):
     a, b = np.maximum(a, 0.5), np.maximum(b, 0.5)
     return (np.sqrt(np.square(u / a) + np.square(v / b)) - 1) * np.minimum(a, b)

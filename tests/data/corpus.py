@@ -1,7 +1,7 @@
-"""Makes small files of many kinds: codecs, containers, pixel formats, metadata, images, folders.
+"""Writes small files in many formats: codecs, containers, pixel formats, metadata, images, folders.
 
-`python -m tests.data.corpus <folder>` writes them and prints a line for each, with the hash of what
-is stored of it, to compare two versions of the code.
+`python -m tests.data.corpus <folder>` writes them and prints a line for each with the hash of its
+stored frames, to compare two versions of the code.
 """
 
 import hashlib
@@ -14,9 +14,9 @@ import numpy as np
 from av.stream import Disposition
 from PIL import Image
 
-from data import decode
-from data.decode import Storage
-from u2s_jax.errors import UserError
+from u2s_jax.runtime.errors import UserError
+from u2s_jax.video import decode
+from u2s_jax.video.decode import Storage
 
 COUNT, HEIGHT, WIDTH = 8, 48, 64
 # Display matrices in 16.16: a, b, c, d.
@@ -31,8 +31,8 @@ TURNS = {
 }
 
 
-def pictures(count=COUNT, height=HEIGHT, width=WIDTH):
-  """Smooth pictures that move."""
+def make_images(count=COUNT, height=HEIGHT, width=WIDTH):
+  """Returns smooth images in motion."""
   y, x = np.mgrid[:height, :width] / width
   frames = []
   for k in range(count):
@@ -57,7 +57,7 @@ def write_video(
   seconds_of_sound=0,
   second=None,
 ):
-  """Writes a video; `second` is the size and disposition of another stream in front of it."""
+  """Writes a video; `second` is the size and disposition of another stream before it."""
   with av.open(str(path), "w") as container:
     other = None
     if second:
@@ -76,7 +76,7 @@ def write_video(
       a, b, c, d = (value << 16 for value in matrix)
       stream.set_display_matrix((a, b, 0, c, d, 0, 0, 0, 1 << 30))
     sound = container.add_stream("aac", rate=8000) if seconds_of_sound else None
-    for k, image in enumerate(pictures(COUNT, *size)):
+    for k, image in enumerate(make_images(COUNT, *size)):
       frame = av.VideoFrame.from_ndarray(image, format="rgb24")
       if times:
         frame.pts = times[k]
@@ -91,8 +91,7 @@ def write_video(
       container.mux(sound.encode(silence))
 
 
-# Name of the file, with its ending: arguments of `write_video`, and the stored shape if it is not
-# that of the pictures.
+# File name -> arguments of `write_video`. SHAPES has the stored shapes that differ from the input.
 VIDEOS = {
   "h264.mp4": {"codec": "libx264"},
   "h264_bframes.mp4": {"codec": "libx264", "b_frames": 2},
@@ -179,37 +178,37 @@ FOLDERS = {
 }
 
 
-def write(folder, name):
-  """Writes a file, or folder, of the corpus; returns its path."""
+def write_file(folder, name):
+  """Writes a file or folder of the corpus and returns its path."""
   path = folder / name
   if name in VIDEOS:
     write_video(path, **VIDEOS[name])
   elif name in IMAGES:
-    IMAGES[name](Image.fromarray(pictures()[0])).save(path)
+    IMAGES[name](Image.fromarray(make_images()[0])).save(path)
   else:
     path.mkdir()
-    for k, image in enumerate(pictures()):
+    for k, image in enumerate(make_images()):
       number = 9.8 + 0.1 * k if "seconds" in name else k + 5
       Image.fromarray(image).save(path / FOLDERS[name].format(number))
   return path
 
 
 def main():
-  """Prints what is stored of each file: of RGB, and of the flow of some videos."""
+  """Prints the hash of the stored frames of each file, RGB and flow."""
   folder = pathlib.Path(sys.argv[1])
   for name in (*VIDEOS, *IMAGES, *FOLDERS):
     path = folder / name
     if not path.exists():
-      write(folder, name)
+      write_file(folder, name)
     for storage in (Storage("rgb", HEIGHT, 95), Storage("flow", HEIGHT, 95, "dis")):
       if name in IMAGES and storage.modality == "flow":
         continue
       try:
-        frames = decode.frames_of(str(path), storage, is_image=name in IMAGES)
-        hashed = hashlib.sha256(b"".join(frames)).hexdigest()[:16]
+        frames = decode.decode_file(str(path), storage, is_image=name in IMAGES)
+        digest = hashlib.sha256(b"".join(frames)).hexdigest()[:16]
       except UserError as error:
-        frames, hashed = [], str(error)
-      print(f"{name}\t{storage.modality}\t{len(frames)}\t{hashed}")
+        frames, digest = [], str(error)
+      print(f"{name}\t{storage.modality}\t{len(frames)}\t{digest}")
 
 
 if __name__ == "__main__":

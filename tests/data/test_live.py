@@ -1,4 +1,4 @@
-"""A camera, of GStreamer's RTSP server on the loopback address; a file called like one."""
+"""A live stream from GStreamer's RTSP server on the loopback address; a file with such a name."""
 
 import os
 import shutil
@@ -6,11 +6,12 @@ import subprocess
 
 import pytest
 
-from data import decode, footage
-from data.decode import Storage
-from u2s_jax.errors import UserError
+from data.preparation import decoding
+from u2s_jax.runtime.errors import UserError
+from u2s_jax.video import decode, reader
+from u2s_jax.video.decode import Storage
 
-# Sixty frames of a moving ball, twelve a second; a program of the system's Python, which has `gi`.
+# Streams 60 frames of a moving ball at 12 fps; runs in the system's Python, which has `gi`.
 SERVER = """
 import sys, gi
 gi.require_version("Gst", "1.0")
@@ -50,23 +51,27 @@ def camera(free_port):
     process.wait()
 
 
-def test_windows_of_a_camera(camera):
+def test_decodes_windows_of_live_stream(camera):
   spans = [(k / 2, k / 2 + 1) for k in range(20)]
-  found = list(decode.parts(footage.live(camera), SMALL, spans))
-  assert [part.start for part in found[:6]] == [0, 0.5, 1, 1.5, 2, 2.5]
-  assert all(11 <= len(part.frames) <= 13 for part in found[:6])
-  assert 3.5 < found[-1].end <= 5.1  # it ends when the stream does
-  assert found[0].frames != found[4].frames
+  segments = list(decode.decode_segments(reader.parse_camera(camera), SMALL, spans))
+  assert [segment.start for segment in segments[:6]] == [0, 0.5, 1, 1.5, 2, 2.5]
+  assert all(11 <= len(segment.frames) <= 13 for segment in segments[:6])
+  assert 3.5 < segments[-1].end <= 5.1  # when the stream ends
+  assert segments[0].frames != segments[4].frames
 
 
-def test_a_camera_that_is_not_there_is_a_line(free_port):
-  with pytest.raises(UserError, match="^the camera does not answer"):
-    list(decode.parts(footage.live(f"rtsp://127.0.0.1:{free_port()}/live"), SMALL, [(0.0, 1.0)]))
+def test_unreachable_camera_is_an_error(free_port):
+  with pytest.raises(UserError, match="^the camera does not respond"):
+    list(
+      decode.decode_segments(
+        reader.parse_camera(f"rtsp://127.0.0.1:{free_port()}/live"), SMALL, [(0.0, 1.0)]
+      )
+    )
 
 
-def test_only_who_names_a_camera_gets_one(tmp_path, monkeypatch):
-  assert footage.live("a.mp4") is None and footage.live("http://host/a.mp4") is None
-  assert footage.live("/dev/video0") == footage.Live("/dev/video0")
+def test_parse_camera(tmp_path, monkeypatch):
+  assert reader.parse_camera("a.mp4") is None and reader.parse_camera("http://host/a.mp4") is None
+  assert reader.parse_camera("/dev/video0") == reader.Camera("/dev/video0")
   monkeypatch.chdir(tmp_path)
-  with pytest.raises(FileNotFoundError):  # as a list of files has it
-    decode.parts_of(os.path.abspath("rtsp://127.0.0.1:9/live"), SMALL, [(0.0, 1.0)])
+  with pytest.raises(FileNotFoundError):  # an absolute path, as in a list of files, is no address
+    decoding.decode_spans(os.path.abspath("rtsp://127.0.0.1:9/live"), SMALL, [(0.0, 1.0)])

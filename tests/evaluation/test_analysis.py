@@ -1,37 +1,37 @@
-"""Which pairs, clips and masks the report shows, by hand."""
+"""Selection of the pairs, clips and masks that the report shows, by hand."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from u2s_jax.csm import no_similarity
+from u2s_jax.csm import make_identity_similarity
 from u2s_jax.evaluation import analysis
 from u2s_jax.evaluation.scores import Scores
 
 
-def scores_of(label, universal):
+def make_scores(label, universal):
   universal = np.array(universal, np.float32)
   ids = np.array([f"v{i}" for i in range(len(label))])
   names = np.array([f"class {i}" for i in range(universal.shape[1])])
   return Scores(ids, np.array(label, np.int32), names, {"universal": universal})
 
 
-def test_without_a_csm_the_one_pass_model_says_what_it_confuses():
-  one_pass = scores_of([0, 0, 1], [[0.6, 0.4, 0], [0.8, 0, 0.2], [0.5, 0.5, 0]])
-  similarity = analysis.class_similarity(no_similarity(3), one_pass)
+def test_class_similarity_without_a_csm_is_the_mean_score_of_the_other_class():
+  one_pass = make_scores([0, 0, 1], [[0.6, 0.4, 0], [0.8, 0, 0.2], [0.5, 0.5, 0]])
+  similarity = analysis.class_similarity(make_identity_similarity(3), one_pass)
   # Class 0 gives 0.2 to 1 and 0.1 to 2, class 1 gives 0.5 to 0; 2 has no clip.
   expected = [[0.7, 0.35, 0.05], [0.35, 0.5, 0], [0.05, 0, 0]]
   np.testing.assert_allclose(similarity, expected, atol=1e-6)
 
 
-def test_with_a_csm_its_similarity_counts():
+def test_class_similarity_is_that_of_the_csm():
   values = jnp.asarray(np.random.default_rng(0).random((3, 3)), jnp.float32)
-  csm = no_similarity(3).replace(similarity=values, n=jnp.int32(1))
-  similarity = analysis.class_similarity(csm, scores_of([0], [[1.0, 0, 0]]))
+  csm = make_identity_similarity(3).replace(similarity=values, n=jnp.int32(1))
+  similarity = analysis.class_similarity(csm, make_scores([0], [[1.0, 0, 0]]))
   np.testing.assert_array_equal(similarity, values)
 
 
-def test_pairs_are_of_classes_with_clips():
+def test_confusing_pairs_skip_classes_without_clips():
   similarity = np.array(
     [[1, 0.9, 0.3, 0.1], [0.9, 1, 0.99, 0.5], [0.3, 0.99, 1, 0.2], [0.1, 0.5, 0.2, 1]], np.float32
   )
@@ -41,11 +41,11 @@ def test_pairs_are_of_classes_with_clips():
   assert analysis.confusing_pairs(similarity, labels[:1], 2).shape == (0, 2)
 
 
-def test_a_clip_that_u2s_corrects_is_shown_first():
+def test_chooses_a_clip_that_u2s_corrects():
   label = [0, 0, 0, 1, 1, 2]
   right, wrong = [[0.9, 0.1, 0], [0.1, 0.9, 0]], [[0.1, 0.9, 0], [0.9, 0.1, 0]]
-  one_pass = scores_of(label, [right[0], wrong[0], wrong[0], right[1], wrong[1], right[0]])
-  final = scores_of(label, [right[0], wrong[0], right[0], right[1], wrong[1], right[0]])
+  one_pass = make_scores(label, [right[0], wrong[0], wrong[0], right[1], wrong[1], right[0]])
+  final = make_scores(label, [right[0], wrong[0], right[0], right[1], wrong[1], right[0]])
   pairs = np.array([[0, 1], [1, 2]], np.int32)
   # Corrected; right before and after; never right.
   assert analysis.choose_examples(pairs, one_pass, final) == {"v2": 0, "v3": 1, "v5": 2}
@@ -54,15 +54,17 @@ def test_a_clip_that_u2s_corrects_is_shown_first():
 @pytest.mark.parametrize(
   "label,expected", [(0, [0, 2, 3, 5, 1]), (2, [2, 0, 1, 5, 3]), (5, [5, 3, 1, 2, 4])]
 )
-def test_masks_of_the_class_its_partner_and_three_others(label, expected):
+def test_selects_the_class_its_partner_and_three_others(label, expected):
   similarity = np.eye(6, dtype=np.float32)
   similarity[0] = [1, 0.1, 0.9, 0.8, 0.5, 0.5]
   similarity[2] = [0.9, 0.7, 1, 0.1, 0.5, 0.5]
   similarity[5] = [0.3, 0.9, 0.3, 0.2, 0.1, 1]
   pairs = np.array([[0, 2], [3, 5]], np.int32)
-  assert analysis.shown_classes(label, pairs, similarity).tolist() == expected
+  assert analysis.select_mask_classes(label, pairs, similarity).tolist() == expected
 
 
-def test_two_classes_have_no_others():
-  shown = analysis.shown_classes(1, np.array([[0, 1]], np.int32), np.eye(2, dtype=np.float32))
-  assert shown.tolist() == [1, 0]
+def test_selects_no_others_of_two_classes():
+  selected = analysis.select_mask_classes(
+    1, np.array([[0, 1]], np.int32), np.eye(2, dtype=np.float32)
+  )
+  assert selected.tolist() == [1, 0]

@@ -1,4 +1,4 @@
-"""A control has to be the run's in all that makes a comparison fair; each field by hand."""
+"""Checks that a control is comparable with its run, field by field."""
 
 import json
 import shutil
@@ -6,27 +6,27 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.memory_run import config_of
-from u2s_jax import saved_config
-from u2s_jax.errors import UserError
+from tests.memory_run import make_config
 from u2s_jax.evaluation import control as control_lib
-from u2s_jax.workdir import Workdir
+from u2s_jax.run import saved_config
+from u2s_jax.run.workdir import Workdir
+from u2s_jax.runtime.errors import UserError
 
 
 @pytest.fixture
 def pair(finished, tmp_path):
-  """A run and its control, a copy that says it is one; `change` edits the control's files."""
+  """Returns the workdirs of a control and its run, copies of one run."""
   run, control = tmp_path / "run", tmp_path / "control"
   for folder in (run, control):
     shutil.copytree(finished[0], folder, ignore=shutil.ignore_patterns("checkpoints", "profile"))
-  begin(control)
+  write_config(control)
   return Workdir(control), Workdir(run)
 
 
-def begin(folder, **fields):
-  """Has a folder say that its run began as a control with these fields."""
+def write_config(folder, **fields):
+  """Writes the config of a control with these fields into a workdir."""
   with_own = {"eval.pairs": 2, "profile": True, "control": True, **fields}
-  saved_config.write(Workdir(folder), config_of(**with_own))
+  saved_config.write(Workdir(folder), make_config(**with_own))
 
 
 @pytest.mark.parametrize(
@@ -58,10 +58,10 @@ def begin(folder, **fields):
     ("eval.views", "3crop"),
   ],
 )
-def test_an_unfair_control_is_refused(pair, field, value):
-  begin(pair[0].root, **{field: value})
+def test_control_with_a_different_setting_raises(pair, field, value):
+  write_config(pair[0].root, **{field: value})
   with pytest.raises(
-    UserError, match=f"^control {pair[0].root}: {field} = .*, not the run's .*; t"
+    UserError, match=f"^control {pair[0].root}: {field} is .*, but .* in the run; train the control"
   ):
     control_lib.read(*pair)
 
@@ -71,54 +71,54 @@ def test_an_unfair_control_is_refused(pair, field, value):
   [
     {"seed": 7, "log_every_steps": 1, "eval.pairs": 0},
     {"data.dir": "/elsewhere", "data.num_threads": 1, "data.render.dir": "/videos"},
-    # What the control has no networks for.
+    # Settings of networks that a control lacks.
     {"csm.n": 1, "csm.target_accuracy": 0.9, "regularizer_weight": 0.0, "model.mask_limit": 0.0},
     {"model.attention": "none", "model.specific_init": "random", "model.detached": True},
     {"trainable": ("trunk", "universal")},
-    # Stage 1 is the same one by its scores, whichever run it was trained in.
+    # Equal scores: stage 1 is shared, whichever run it was trained in.
     {"init_from": "/gone/checkpoints/universal", "universal.epochs": 0.0},
     {"init_from": "/another/place", "universal.epochs": 0.0},
   ],
 )
-def test_a_fair_control(pair, fields):
-  begin(pair[0].root, **fields)
+def test_comparable_control(pair, fields):
+  write_config(pair[0].root, **fields)
   read = control_lib.read(*pair)
   summary = json.loads(pair[0].summary.read_text())
   assert read.accuracies == list(summary["predictions"].values())[-1] and read.rates == ""
 
 
-def test_other_rates_are_said(pair):
-  begin(pair[0].root, **{"specific.learning_rate": 1e-6, "joint.decay": "cosine"})
+def test_reports_rates_that_differ(pair):
+  write_config(pair[0].root, **{"specific.learning_rate": 1e-6, "joint.decay": "cosine"})
   read = control_lib.read(*pair)
   assert read.rates == (
     "joint.decay cosine (the run's: epochs), specific.learning_rate 1e-06 (the run's: 0.05)"
   )
 
 
-WHOLE = ("class_names", "data_digest")  # arrays that are not of the clips
+PER_DATA_SET = ("class_names", "data_digest")  # arrays without a row per clip
 
 
 def edit(path, **changed):
-  """Replaces arrays of a file of scores."""
+  """Applies functions to arrays of a file of scores, by name."""
   with np.load(path) as file:
     arrays = dict(file)
   np.savez(path, **arrays | {name: change(arrays[name]) for name, change in changed.items()})
 
 
-def test_the_clips_are_the_same(pair):
+def test_clips_must_be_the_same(pair):
   control, _ = pair
   file, where = control.scores("validation"), f"^control {control.root}: "
   with np.load(file) as arrays:
     original = dict(arrays)
-  order = np.argsort(original["labels"], kind="stable")  # another order is no other data set
-  np.savez(file, **{k: v if k in WHOLE else v[order] for k, v in original.items()})
+  order = np.argsort(original["labels"], kind="stable")  # the order does not matter
+  np.savez(file, **{k: v if k in PER_DATA_SET else v[order] for k, v in original.items()})
   control_lib.read(*pair)
   np.savez(file, **original | {"ids": np.array([f"x{i}" for i in original["ids"]])})
   with pytest.raises(
     UserError, match=where + r"validation clips differ from the run's .12, the run has 12; '0'"
   ):
     control_lib.read(*pair)
-  np.savez(file, **{k: v if k in WHOLE else v[:7] for k, v in original.items()})
+  np.savez(file, **{k: v if k in PER_DATA_SET else v[:7] for k, v in original.items()})
   with pytest.raises(UserError, match=where + "validation clips differ from the run's .7, the run"):
     control_lib.read(*pair)
   np.savez(file, **original | {"labels": original["labels"][::-1]})
@@ -130,23 +130,25 @@ def test_the_clips_are_the_same(pair):
   np.savez(file, **original)
   summary = json.loads(control.summary.read_text())
   control.summary.write_text(json.dumps(summary | {"training_clips": [9, 8, 6]}))
-  with pytest.raises(UserError, match=where + "class 'class 1' has 8 training clips, the run's 9"):
-    control_lib.read(*pair)
-
-
-def test_stage_1_is_the_same_or_configured_alike(pair, finished):
-  control, run = pair
-  edit(control.one_pass_scores("validation"), universal=lambda scores: scores[:, ::-1])
-  control_lib.read(*pair)  # of another seed, say
-  begin(control.root, **{"universal.epochs": 2.0})
-  where = f"^control {control.root}: its stage 1 is another one, with universal.epochs = "
   with pytest.raises(
-    UserError, match=where + "2.0, not the run's 1.0; start both from one stage 1"
+    UserError, match=where + "class 'class 1' has 8 training clips, but 9 in the run"
   ):
     control_lib.read(*pair)
-  # Taken from another run as it is: that run's config says.
-  begin(control.root, init_from=str(run.root), **{"universal.epochs": 0.0})
+
+
+def test_stage_1_must_be_shared_or_configured_alike(pair, finished):
+  control, run = pair
+  edit(control.one_pass_scores("validation"), universal=lambda scores: scores[:, ::-1])
+  control_lib.read(*pair)  # such as of another seed
+  write_config(control.root, **{"universal.epochs": 2.0})
+  where = f"^control {control.root}: stage 1 differs: universal.epochs is "
+  with pytest.raises(
+    UserError, match=where + "2.0, but 1.0 in the run; start both from one stage 1"
+  ):
+    control_lib.read(*pair)
+  # Stage 1 was taken from another run: that run's config counts.
+  write_config(control.root, init_from=str(run.root), **{"universal.epochs": 0.0})
   control_lib.read(*pair)
-  begin(control.root, init_from="/gone", **{"universal.epochs": 0.0})
-  with pytest.raises(UserError, match="its stage 1 is another one, with init_from = /gone, not"):
+  write_config(control.root, init_from="/gone", **{"universal.epochs": 0.0})
+  with pytest.raises(UserError, match="stage 1 differs: init_from is /gone, but"):
     control_lib.read(*pair)

@@ -1,4 +1,4 @@
-"""What is said of a run from its scores: the summary, rows, tables; by hand."""
+"""Summaries and tables from scores, by hand."""
 
 import csv
 import json
@@ -6,15 +6,15 @@ import json
 import numpy as np
 import pytest
 
-from u2s_jax import workdir
-from u2s_jax.csm import no_similarity
+from u2s_jax.csm import make_identity_similarity
 from u2s_jax.evaluation import results
 from u2s_jax.evaluation.scores import Scores, fusions
+from u2s_jax.run import workdir
 
 CLASSES = 3
 
 
-def scores_of(labels, names=("a", "b", "c"), **predictions):
+def make_scores(labels, names=("a", "b", "c"), **predictions):
   ids = np.array([f"v{i}" for i in range(len(labels))])
   return Scores(ids, np.asarray(labels, np.int32), np.array(names), predictions)
 
@@ -22,12 +22,12 @@ def scores_of(labels, names=("a", "b", "c"), **predictions):
 def test_summary():
   labels = np.array([0, 1, 2, 0])
   good, bad = np.eye(CLASSES)[labels] * 0.8 + 0.1, np.eye(CLASSES)[(labels + 1) % 3] * 0.8 + 0.1
-  csm = no_similarity(CLASSES).replace(
+  csm = make_identity_similarity(CLASSES).replace(
     matrix=np.array([[1.0, 1, 0], [1, 1, 0], [0, 0, 1]]), alpha=np.float32(0.75), n=np.int32(1)
   )
   summary = results.summarize(
-    scores_of(labels, universal=bad),
-    scores_of(labels, universal=bad, bridge=good, specific=good),
+    make_scores(labels, universal=bad),
+    make_scores(labels, universal=bad, bridge=good, specific=good),
     csm,
     {"trunk": 2, "universal": 3, "specific": 3, "mask": 4},
   )
@@ -40,27 +40,27 @@ def test_summary():
   json.dumps(summary)
 
 
-def test_the_most_confident_mistakes_come_first():
+def test_confident_mistakes_are_sorted_by_margin():
   labels = np.array([0, 1, 2, 0, 1])
   values = np.array([[0.5, 0.4, 0.1], [0.1, 0.8, 0.1], [0.9, 0.1, 0.0], [0.3, 0.6, 0.1], [0, 0, 1]])
-  found = scores_of(labels, universal=values)
-  assert results.confident_mistakes(found, 9).tolist() == [4, 2, 3]  # leads of 1, 0.9 and 0.3
-  assert results.confident_mistakes(found, 2).tolist() == [4, 2]
-  assert results.confident_mistakes(scores_of(labels[:2], universal=values[:2]), 9).size == 0
+  wrong = make_scores(labels, universal=values)
+  assert results.confident_mistakes(wrong, 9).tolist() == [4, 2, 3]  # margins of 1, 0.9 and 0.3
+  assert results.confident_mistakes(wrong, 2).tolist() == [4, 2]
+  assert results.confident_mistakes(make_scores(labels[:2], universal=values[:2]), 9).size == 0
 
 
-# Eight clips; class 2 has none. One-pass: both of class 0 and 3 of 6 of class 1 are right; at the
+# Eight clips; class 2 has none. One-pass: both of class 0 and 3 of 6 of class 1 are correct; at the
 # end 1 of class 0 (the other goes to class 3) and 4 of class 1 (one to class 0, one to class 3).
 LABELS = np.array([0, 0, 1, 1, 1, 1, 1, 1])
 FOUR = ("a", "b", "c", "d")
 
 
 def before(names=FOUR):
-  return scores_of(LABELS, names, universal=np.eye(4)[[0, 0, 1, 1, 1, 0, 0, 2]])
+  return make_scores(LABELS, names, universal=np.eye(4)[[0, 0, 1, 1, 1, 0, 0, 2]])
 
 
 def after(names=FOUR):
-  return scores_of(
+  return make_scores(
     LABELS,
     names,
     universal=0.4 * np.eye(4)[[0, 0, 1, 1, 1, 0, 0, 2]],
@@ -93,10 +93,10 @@ def test_per_class_by_hand():
     assert row["confused_with"] == "" and row["csm"] == csm
 
 
-def test_per_class_survives_the_file(tmp_path):
+def test_per_class_csv_round_trip(tmp_path):
   names = ('a, "b"', "é", "c", "d")
   rows = results.per_class(before(names), after(names), PAIRS)
-  workdir.write_csv(tmp_path / "per_class.csv", [results.printable(row) for row in rows])
+  workdir.write_csv(tmp_path / "per_class.csv", [results.format_row(row) for row in rows])
   with open(tmp_path / "per_class.csv", newline="", encoding="utf-8") as file:
     first, second, third, _ = csv.DictReader(file)
   assert first["class"] == 'a, "b"' and first["csm"] == "é"
@@ -105,11 +105,11 @@ def test_per_class_survives_the_file(tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ["per_class.csv"]
 
 
-def test_a_table_of_few_classes_shows_them_all():
+def test_table_of_few_classes_shows_all():
   long = "Pretending to put something onto something else"
   names = (long, "b", "c", "d")
   rows = results.per_class(before(names), after(names), PAIRS)
-  header, _, first, second, third, _ = results.per_class_table(rows).splitlines()
+  header, _, first, second, third, _ = results.format_per_class(rows).splitlines()
   assert header.split("  ")[0] == "Class" and header.rstrip().endswith("Most confused with")
   cut = "Pretending to put something onto some..."
   assert len(cut) == 40
@@ -118,7 +118,7 @@ def test_a_table_of_few_classes_shows_them_all():
   assert third.split() == ["c", "0", "-", "-", "-"]
 
 
-def test_a_table_of_many_classes_shows_the_largest_gains_and_losses():
+def test_table_of_many_classes_shows_largest_gains_and_losses():
   # Class k gains k - 15 points, but class 15 none, and class 40 has no clip.
   rows = [
     {
@@ -131,27 +131,27 @@ def test_a_table_of_many_classes_shows_the_largest_gains_and_losses():
     }
     for k in range(41)
   ]
-  shown = [line.split()[0] for line in results.per_class_table(rows).splitlines()[2:]]
+  shown = [line.split()[0] for line in results.format_per_class(rows).splitlines()[2:]]
   assert shown == [f"c{k}" for k in (*range(39, 29, -1), *range(9, -1, -1))]
   for row in rows:
     row["gain"] = row["gain"] and max(row["gain"], 0.0)
   rows[3]["gain"] = -1.0
-  shown = [line.split()[0] for line in results.per_class_table(rows).splitlines()[2:]]
+  shown = [line.split()[0] for line in results.format_per_class(rows).splitlines()[2:]]
   assert shown == [*(f"c{k}" for k in range(39, 29, -1)), "c3"]
-  assert len(results.per_class_table(rows[:30]).splitlines()) == 32
+  assert len(results.format_per_class(rows[:30]).splitlines()) == 32
 
 
-def _summary(top1, top5, mean_class):
+def _accuracies(top1, top5, mean_class):
   return {"top1": top1, "top5": top5, "mean_class": mean_class}
 
 
-def test_table():
-  text = results.fusions_table(
-    _summary(56.52, 82.95, 50.0),
+def test_fusions_table():
+  text = results.format_fusions(
+    _accuracies(56.52, 82.95, 50.0),
     {
-      "universal+bridge+specific": _summary(58.474, 84.03, 100.0),
-      "universal": _summary(57.67, 83.96, 9.5),
-      "bridge": _summary(57.58, 83.26, 51.25),
+      "universal+bridge+specific": _accuracies(58.474, 84.03, 100.0),
+      "universal": _accuracies(57.67, 83.96, 9.5),
+      "bridge": _accuracies(57.58, 83.26, 51.25),
     },
   )
   assert text.splitlines() == [
@@ -164,18 +164,18 @@ def test_table():
   ]
 
 
-def test_table_without_one_pass():
-  text = results.fusions_table(
-    None, fusions(scores_of([0, 1], ("x", "y"), specific=np.array([[0.9, 0.1], [0.9, 0.1]])))
+def test_fusions_table_without_one_pass():
+  text = results.format_fusions(
+    None, fusions(make_scores([0, 1], ("x", "y"), specific=np.array([[0.9, 0.1], [0.9, 0.1]])))
   )
   assert len(text.splitlines()) == 3
   assert len({len(line) for line in text.splitlines()}) == 1
   assert text.isascii()
 
 
-def test_a_table_stays_aligned_whatever_classes_are_called():
+def test_table_is_aligned_with_wide_characters_and_accents():
   cells = [["開ける", "1"], ["e\u0301te\u0301", "1"], ["plain", "1"]]
-  lines = results.aligned(["Class", "Clips"], cells, [str.ljust, str.rjust]).splitlines()
+  lines = results.format_table(["Class", "Clips"], cells, [str.ljust, str.rjust]).splitlines()
   # 12 columns before the number: six for three Chinese letters, three for "ete" with its accents.
   assert [line.index("1") for line in lines[2:]] == [9, 14, 12]
-  assert "a\\nb" in results._cut("a\nb")
+  assert "a\\nb" in results._shorten("a\nb")

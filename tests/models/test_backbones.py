@@ -1,4 +1,4 @@
-"""Backbones: known parameter counts, shapes, and what building one refuses."""
+"""Tests of backbones: published parameter counts, shapes and invalid fields."""
 
 import jax
 import jax.numpy as jnp
@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 
 from u2s_jax.models import resnet
-from u2s_jax.models.backbones import BACKBONES, build
+from u2s_jax.models.backbones import BACKBONES, build_backbone
+from u2s_jax.models.layers import Layers
 from u2s_jax.models.temporal_shift import temporal_shift
 from u2s_jax.models.u2s import U2S
+from u2s_jax.runtime.errors import UserError
 
 FLAT, FLAT_BASIC = ((1, 1, 1, 1),) * 2, ((1, 1, 1),) * 2
-# SlowOnly's inflation, which mmaction2 has: the first convolution of groups 2 and 3 sees 3 frames.
+# SlowOnly's inflation, as in mmaction2: the first convolution of groups 2 and 3 sees 3 frames.
 SLOW = ((3, 1, 1, 1),) * 2
 SLOW_MORE = 2 * (512 * 256 + 5 * 1024 * 256 + 1024 * 512 + 2 * 2048 * 512)
-# ECO-Lite with 1000 classes, layer by layer: convolutions, two numbers for each channel of a norm.
+# ECO-Lite with 1000 classes, layer by layer: convolutions, two parameters per channel of a norm.
 INCEPTION_3A = 192 * (64 + 64 + 64 + 32) + 9 * (64 * 64 + 64 * 96 + 96 * 96)
 INCEPTION_3B = 256 * (64 + 64 + 64 + 64) + 9 * (64 * 96 + 64 * 96 + 96 * 96)
 ECO_CONVS = (
@@ -40,9 +42,9 @@ KNOWN = [
 ]
 
 
-def one_pass(name, fields, classes, shape):
-  """Shapes of parameters and outputs."""
-  model, video = U2S(classes, build(name, **fields)), jnp.zeros(shape)
+def init_one_pass(name, fields, classes, shape):
+  """Returns the shapes of outputs and parameters."""
+  model, video = U2S(classes, build_backbone(name, **fields)), jnp.zeros(shape)
   outputs, variables = jax.eval_shape(
     lambda: model.init_with_output(jax.random.key(0), video, method=U2S.one_pass)
   )
@@ -50,12 +52,12 @@ def one_pass(name, fields, classes, shape):
 
 
 @pytest.mark.parametrize(("name", "fields", "classes", "expected"), KNOWN)
-def test_parameters(name, fields, classes, expected):
-  _, params = one_pass(name, fields, classes, (1, 2, 64, 64, 3))
+def test_parameter_counts(name, fields, classes, expected):
+  _, params = init_one_pass(name, fields, classes, (1, 2, 64, 64, 3))
   assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected
 
 
-def test_no_backbone_is_missing():
+def test_covers_all_backbones():
   assert {name for name, *_ in KNOWN} == set(BACKBONES)
 
 
@@ -71,21 +73,21 @@ def test_no_backbone_is_missing():
   ],
 )
 def test_last_feature_map(name, fields, frames, features):
-  outputs, _ = one_pass(name, fields, 5, (1, frames, 224, 224, 3))
+  outputs, _ = init_one_pass(name, fields, 5, (1, frames, 224, 224, 3))
   assert outputs["universal_features"].shape == (1, *features)
 
 
-# ResNets are compared with PyTorch; of the others at least: numbers, not negative, and no frame of
-# a clip without its effect.
+# ResNets are compared with PyTorch; the others are checked for finite, non-negative features that
+# depend on every frame of a clip.
 @pytest.mark.parametrize("name", ["eco_lite", "inception_i3d"])
-def test_every_frame_counts(name):
-  model, rng = U2S(2, build(name)), np.random.default_rng(0)
+def test_features_depend_on_every_frame(name):
+  model, rng = U2S(2, build_backbone(name)), np.random.default_rng(0)
   shape = (1, 8, 32, 32, 3)
   shapes = jax.eval_shape(
     lambda: model.init(jax.random.key(0), jnp.zeros(shape), method=U2S.one_pass)
   )
   variables = jax.tree.map(
-    # Kernels keep the size of what they see; everything else is a norm's, and positive.
+    # Kernels preserve the scale of their input; all other arrays are positive, as in norms.
     lambda x: (
       rng.normal(0, np.prod(x.shape[:-1]) ** -0.5, x.shape).astype(np.float32)
       if len(x.shape) == 5
@@ -94,7 +96,7 @@ def test_every_frame_counts(name):
     shapes,
   )
   videos = np.repeat(rng.normal(size=shape).astype(np.float32), 9, axis=0)
-  videos[np.arange(8), np.arange(8)] += 1  # the last one stays
+  videos[np.arange(8), np.arange(8)] += 1  # the last one is not changed
   run = jax.jit(lambda w, v: model.apply(w, v, method=U2S.one_pass)["universal_features"])
   features = np.asarray(run(variables, videos))
   assert np.isfinite(features).all() and (features >= 0).all() and (features > 0).any()
@@ -112,11 +114,11 @@ def test_temporal_shift_by_hand():
 
 @pytest.mark.parametrize(
   ("depth", "shifts"), [(50, 3 + 4 + 6 + 3), (101, 2 + 2 + 12 + 2)]
-)  # of 3, 4, 23 and 3 blocks every other one
-def test_tsm_shifts_every_other_block_of_its_deep_networks(depth, shifts, monkeypatch):
+)  # every other one of 3, 4, 23 and 3 blocks
+def test_tsm_shifts_every_other_block_of_deep_networks(depth, shifts, monkeypatch):
   calls = []
   monkeypatch.setattr(resnet, "temporal_shift", lambda video, divisor: calls.append(1) or video)
-  model = U2S(2, build("tsm_resnet", temporal=FLAT, depth=depth, width=2))
+  model = U2S(2, build_backbone("tsm_resnet", temporal=FLAT, depth=depth, width=2))
   video = jnp.zeros((1, 2, 32, 32, 3))
   jax.eval_shape(lambda: model.init(jax.random.key(0), video, method=U2S.one_pass))
   assert len(calls) == shifts
@@ -126,21 +128,25 @@ def test_tsm_shifts_every_other_block_of_its_deep_networks(depth, shifts, monkey
   ("name", "fields", "message"),
   [
     ("vgg", {}, "model.backbone.name: 'vgg' is not one of preact_resnet, resnet, tsm_resnet, "),
-    ("resnet", {}, "model.backbone.temporal: not set, and resnet needs it"),
-    ("eco_lite", {"depth": 18}, "model.backbone.depth: eco_lite has no such field; it has none"),
-    ("resnet", {"preactivation": True, "temporal": FLAT}, "model.backbone.preactivation: resnet"),
+    ("resnet", {}, "model.backbone.temporal: not set; resnet requires it"),
+    ("eco_lite", {"depth": 18}, "model.backbone.depth: unknown field; eco_lite has no fields"),
+    ("resnet", {"preactivation": True, "temporal": FLAT}, "model.backbone.preactivation: unknown"),
     ("resnet", {"temporal": FLAT, "depth": 5}, "model.backbone.depth: 5 is not one of 14, 18, "),
-    ("resnet", {"temporal": FLAT_BASIC}, "model.backbone.temporal: .* is not 4 odd numbers for"),
-    ("resnet", {"temporal": ((2, 1, 1, 1),) * 2}, "model.backbone.temporal: .* is not 4 odd"),
+    ("resnet", {"temporal": FLAT_BASIC}, "model.backbone.temporal: .* must be 4 odd numbers for"),
+    ("resnet", {"temporal": ((2, 1, 1, 1),) * 2}, "model.backbone.temporal: .* must be 4 odd"),
     ("resnet", {"temporal": FLAT, "strided": "2x2"}, "model.backbone.strided: '2x2' is not one"),
-    ("preact_resnet", {"temporal": FLAT, "strided": "1x1"}, "model.backbone.strided: '1x1' is for"),
+    ("preact_resnet", {"temporal": FLAT, "strided": "1x1"}, "model.backbone.strided: '1x1' req"),
     ("resnet", {"temporal": FLAT_BASIC, "depth": 18, "strided": "1x1"}, "model.backbone.strided: "),
-    ("resnet", {"temporal": FLAT, "shift": 8}, "model.backbone.shift: resnet has no such field"),
-    ("resnet", {"temporal": FLAT, "strides": (1, 2, 2, 0)}, "model.backbone.strides: .* is not"),
-    ("resnet", {"temporal": FLAT, "width": 0}, "model.backbone.width: 0 is not at least 1"),
-    ("resnet", {"temporal": FLAT, "convolution": "fft"}, "model.convolution: 'fft' is not one of"),
+    ("resnet", {"temporal": FLAT, "shift": 8}, "model.backbone.shift: unknown field; resnet has"),
+    ("resnet", {"temporal": FLAT, "strides": (1, 2, 2, 0)}, "model.backbone.strides: .* must"),
+    ("resnet", {"temporal": FLAT, "width": 0}, "model.backbone.width: 0 must be >= 1"),
   ],
 )
-def test_what_cannot_be_built(name, fields, message):
+def test_rejects_invalid_fields(name, fields, message):
   with pytest.raises(ValueError, match=f"^{message}"):
-    build(name, **fields)
+    build_backbone(name, **fields)
+
+
+def test_rejects_an_unknown_convolution_method():
+  with pytest.raises(UserError, match="^model.convolution: 'fft' is not one of"):
+    Layers(convolution="fft")

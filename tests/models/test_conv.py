@@ -1,4 +1,4 @@
-"""The convolution over the frames' channels is the 3D convolution it stands for."""
+"""Tests that all methods compute the 3D convolution, and tests of max pooling."""
 
 import flax.linen as nn
 import jax
@@ -13,7 +13,7 @@ from u2s_jax.models.conv import METHODS, Conv, conv3d, max_pool
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("extent", [(1, 1, 1), (3, 1, 1), (1, 3, 3), (3, 3, 3), (1, 7, 7)])
-def test_is_the_3d_convolution_and_so_are_its_gradients(extent, stride, method):
+def test_equals_the_3d_convolution_with_gradients(extent, stride, method):
   shape = (2, 3, 8, 7, 3)
   keys = jax.random.split(jax.random.key(0), 3)
   video = jax.random.normal(keys[0], shape)
@@ -30,7 +30,7 @@ def test_is_the_3d_convolution_and_so_are_its_gradients(extent, stride, method):
 @pytest.mark.parametrize("extent", [(3, 1, 1), (7, 7, 7)])
 @pytest.mark.parametrize("strides", [(1, 2), (2, 1), (2, 2)])  # spatial, temporal
 @pytest.mark.parametrize("padding", ["symmetric", "same"])
-def test_strides_in_time_and_both_paddings(extent, strides, padding, method):
+def test_temporal_strides_and_paddings(extent, strides, padding, method):
   keys = jax.random.split(jax.random.key(0), 2)
   video = jax.random.normal(keys[0], (1, 6, 9, 8, 3))
   kernel = jax.random.normal(keys[1], (*extent, 3, 4))
@@ -48,7 +48,7 @@ def test_strides_in_time_and_both_paddings(extent, strides, padding, method):
 @pytest.mark.parametrize("extent", [3, 5, 7])
 @pytest.mark.parametrize("channels", [(3, 4), (2, 12)])  # RGB and flow; outputs
 @pytest.mark.parametrize("stride,padding", [(2, "symmetric"), (2, "same"), (3, "symmetric")])
-def test_a_stem_of_few_channels_over_widths_that_fold(extent, channels, stride, padding):
+def test_folded_stem_of_few_channels(extent, channels, stride, padding):
   keys = jax.random.split(jax.random.key(0), 3)
   images = jax.random.normal(keys[0], (2, 7, 24, channels[0]))
   kernel = jax.random.normal(keys[1], (extent, extent, *channels))
@@ -80,7 +80,7 @@ def test_clips_of_one_frame():
     np.testing.assert_allclose(out, native(video, kernel, 1), atol=1e-4)
 
 
-def test_parameters_are_float32_whatever_computes():
+def test_parameters_are_float32_in_bfloat16():
   conv = Conv(4, (3, 3, 3), dtype=jnp.bfloat16)
   out, variables = conv.init_with_output(jax.random.key(0), jnp.ones((1, 2, 4, 4, 3)))
   assert variables["params"]["kernel"].shape == (3, 3, 3, 3, 4)
@@ -89,7 +89,7 @@ def test_parameters_are_float32_whatever_computes():
 
 
 @pytest.mark.parametrize("size", [(6, 7), (5, 4), (1, 1)])
-def test_max_pool_is_the_windowed_maximum(size):
+def test_max_pool_equals_the_windowed_maximum(size):
   video = jax.random.normal(jax.random.key(0), (2, 3, *size, 2))
   pool = lambda v: nn.max_pool(v, (1, 3, 3), (1, 2, 2), ((0, 0), (1, 1), (1, 1)))  # noqa: E731
   np.testing.assert_array_equal(max_pool(video), pool(video))

@@ -1,4 +1,4 @@
-"""The mask network, and the selection and combination of its masks."""
+"""Tests of the mask network and of the selection and combination of its masks."""
 
 import jax
 import jax.numpy as jnp
@@ -25,19 +25,19 @@ def test_select_without_confusing_classes_is_self_attention():
 
 
 def test_select_takes_columns():
-  # The masks j with CSM[j, i] = 1; only an asymmetric matrix shows the difference.
+  # The masks j with CSM[j, i] = 1; only an asymmetric matrix distinguishes columns from rows.
   csm = np.array([[1, 1], [0, 1]])
   np.testing.assert_array_equal(mask.select(csm, jnp.array([0, 1])), [[1, 0], [0.5, 0.5]])
 
 
-def test_select_by_a_soft_csm():
+def test_select_with_a_soft_csm():
   soft = np.array([[1, 0.6, 0.4], [0.6, 1, 0.9], [0.4, 0.9, 1]])
   weights = mask.select(soft, jnp.array([0, 2]))
   np.testing.assert_allclose(weights[0], [0.5, 0.3, 0.2], rtol=1e-6)
   np.testing.assert_allclose(np.sum(weights, axis=1), 1, rtol=1e-6)
 
 
-def test_combine_is_the_average_of_the_selected_masks():
+def test_combine_averages_the_selected_masks():
   masks = np.random.default_rng(0).normal(size=(2, 3, 2, 2, 4)).astype(np.float32)
   weights = mask.select(CSM, jnp.array([0, 2]))
   combined = mask.combine(jnp.asarray(masks), weights)
@@ -48,7 +48,7 @@ def test_combine_is_the_average_of_the_selected_masks():
   np.testing.assert_array_equal(combined[1, ..., 0], masks[1, ..., 2])
 
 
-def test_combine_keeps_the_type_of_the_masks():
+def test_combine_keeps_the_dtype_of_the_masks():
   masks = jnp.ones((1, 1, 2, 2, 2), jnp.bfloat16)
   combined = mask.combine(masks, jnp.array([[0.5, 0.5]]))
   assert combined.dtype == jnp.bfloat16
@@ -62,7 +62,7 @@ def test_combine_passes_gradients_to_the_selected_masks_only():
   np.testing.assert_array_equal(gradient[0, 0, 0], [[0.5, 0.5, 0, 0]] * 2)
 
 
-def test_mask_network_is_one_convolution_without_bias():
+def test_mask_network_is_a_convolution_without_bias():
   rng = np.random.default_rng(1)
   features = rng.normal(size=(2, 2, 3, 1, 5)).astype(np.float32)
   weights = jnp.asarray(rng.uniform(size=(2, 3)), jnp.float32)
@@ -90,7 +90,7 @@ def test_mask_network_initial_scale():
 
 
 @pytest.mark.parametrize(
-  ("dtype", "given", "expected"),
+  ("dtype", "input_dtype", "expected"),
   [
     (None, jnp.float32, jnp.float32),
     (None, jnp.bfloat16, jnp.bfloat16),
@@ -98,15 +98,15 @@ def test_mask_network_initial_scale():
     ("float32", jnp.bfloat16, jnp.float32),
   ],
 )
-def test_mask_network_types(dtype, given, expected):
+def test_mask_network_dtypes(dtype, input_dtype, expected):
   module = mask.MaskNetwork(num_classes=2, dtype=dtype)
-  inputs = jnp.ones((1, 1, 1, 1, 3), given), jnp.ones((1, 2))
+  inputs = jnp.ones((1, 1, 1, 1, 3), input_dtype), jnp.ones((1, 2))
   (bridge, combined), variables = module.init_with_output(jax.random.key(0), *inputs)
   assert combined.dtype == expected and bridge.dtype == jnp.float32
   assert variables["params"]["kernel"].dtype == jnp.float32
 
 
-def test_a_limited_mask_keeps_its_sign_and_shape():
+def test_limit_rms_keeps_sign_and_shape():
   rng = np.random.default_rng(0)
   raw = np.stack([rng.normal(2, 7, (3, 2, 2, 1)), rng.normal(0, 0.1, (3, 2, 2, 1))])
   limited = np.asarray(mask.limit_rms(jnp.asarray(raw, jnp.float32), 1.5))
@@ -115,7 +115,7 @@ def test_a_limited_mask_keeps_its_sign_and_shape():
   np.testing.assert_allclose(limited[1], raw[1], rtol=1e-5)  # below the limit
 
 
-def test_the_gradient_of_a_limited_mask_is_finite_and_never_larger():
+def test_limit_rms_has_finite_gradients_of_at_most_one():
   for raw in (jnp.zeros((1, 1, 2, 2, 1)), 9 * jnp.ones((1, 1, 2, 2, 1))):
     gradient = jax.vjp(lambda x: mask.limit_rms(x, 1.0), raw)[1](jnp.ones_like(raw))[0]
     assert np.all(np.isfinite(gradient)) and np.all(np.abs(gradient) <= 1)

@@ -1,4 +1,6 @@
-"""Batch normalisation beside Flax's own, whose gradients are derived."""
+"""Tests of batch normalisation against Flax's, whose gradients are automatic."""
+
+import functools
 
 import flax.linen as nn
 import jax
@@ -13,7 +15,7 @@ SHAPE = (2, 3, 4, 5, 6)
 
 @pytest.fixture(scope="module")
 def video():
-  """Far from zero, where the fast formula of the variance loses what there is."""
+  """Returns values far from zero, for which the fast variance formula suffers from cancellation."""
   return 100 + 3 * jax.random.normal(jax.random.key(0), SHAPE)
 
 
@@ -33,47 +35,46 @@ def variables(scale):
 
 
 @pytest.mark.parametrize("scale", [True, False])
-def test_result_gradients_and_running_statistics_are_flax_s(video, scale):
+def test_equals_flax_in_results_gradients_and_statistics(video, scale):
   weight = jax.random.normal(jax.random.key(2), SHAPE)
 
-  def loss(module, **how):
-    def of(params, x):
+  def loss(module, **mode):
+    def compute_loss(params, x):
       y, updated = module.apply(
-        {**variables(scale), "params": params}, x, mutable="batch_stats", **how
+        {**variables(scale), "params": params}, x, mutable="batch_stats", **mode
       )
       return jnp.sum(jnp.sin(y) * weight), (y, updated)
 
-    return jax.value_and_grad(of, argnums=(0, 1), has_aux=True)(variables(scale)["params"], video)
+    gradient = jax.value_and_grad(compute_loss, argnums=(0, 1), has_aux=True)
+    return gradient(variables(scale)["params"], video)
 
-  (_, ours), our_gradients = loss(BatchNorm(scale), train=True)
-  (_, theirs), their_gradients = loss(flax_norm(scale), use_running_average=False)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-5), ours, theirs)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=5e-5, rtol=5e-5),
-    our_gradients,
-    their_gradients,
-  )
+  (_, actual), gradients = loss(BatchNorm(scale), train=True)
+  (_, expected), flax_gradients = loss(flax_norm(scale), use_running_average=False)
+  close = functools.partial(np.testing.assert_allclose, atol=2e-5, rtol=2e-5)
+  jax.tree.map(close, actual, expected)
+  close = functools.partial(np.testing.assert_allclose, atol=5e-5, rtol=5e-5)
+  jax.tree.map(close, gradients, flax_gradients)
 
 
-def test_running_statistics_are_used_and_kept_where_it_does_not_train(video):
-  ours = BatchNorm().apply(variables(True), video, train=False)
-  theirs = flax_norm(True).apply(variables(True), video, use_running_average=True)
-  np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+def test_uses_and_keeps_running_statistics_in_inference(video):
+  actual = BatchNorm().apply(variables(True), video, train=False)
+  expected = flax_norm(True).apply(variables(True), video, use_running_average=True)
+  np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 def test_bfloat16_keeps_statistics_and_sums_in_float32(video):
-  ours, updated = BatchNorm(dtype=jnp.bfloat16).apply(
+  actual, updated = BatchNorm(dtype=jnp.bfloat16).apply(
     variables(True), video.astype(jnp.bfloat16), train=True, mutable="batch_stats"
   )
-  theirs, flax_updated = flax_norm(True, jnp.bfloat16).apply(
+  expected, flax_updated = flax_norm(True, jnp.bfloat16).apply(
     variables(True), video.astype(jnp.bfloat16), use_running_average=False, mutable="batch_stats"
   )
-  assert ours.dtype == jnp.bfloat16
-  np.testing.assert_array_equal(ours, theirs)
+  assert actual.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(actual, expected)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), updated, flax_updated)
 
 
-def test_the_gradient_takes_two_sums_over_the_batch(video):
+def test_gradient_has_two_sums_over_the_batch(video):
   def loss(x):
     y, _ = BatchNorm().apply(variables(True), x, train=True, mutable="batch_stats")
     return jnp.sum(jnp.sin(y))

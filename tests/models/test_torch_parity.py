@@ -1,7 +1,7 @@
-"""Networks, weights read from files, and a training step against networks written in PyTorch.
+"""Tests of networks, pretrained weights and a training step against PyTorch.
 
-The PyTorch side is written from the definitions, with torchvision's, TSM's and timm's parameter
-names: frames lie in the batch, (n t, c, h, w), and a convolution over time takes them out of it.
+The PyTorch networks are written from their definitions, with parameter names of torchvision, TSM
+and timm. Frames are in the batch dimension, (n t, c, h, w), except in convolutions over time.
 """
 
 import functools
@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from u2s_jax import stages, state
-from u2s_jax.csm import neighbours
-from u2s_jax.models.backbones import build
+from u2s_jax import stages
+from u2s_jax.csm import confusing_classes
+from u2s_jax.models.backbones import build_backbone
 from u2s_jax.models.network import Network
 from u2s_jax.models.non_local import NonLocal
 from u2s_jax.models.u2s import U2S
 from u2s_jax.pretrained import adapt
-from u2s_jax.training import steps
+from u2s_jax.run import state
+from u2s_jax.training import optimizer, steps
 
-torch = pytest.importorskip("torch", reason="the reference networks are PyTorch's")
+torch = pytest.importorskip("torch", reason="the reference networks require PyTorch")
 nn = torch.nn
 torch.set_default_dtype(torch.float32)
 torch.set_num_threads(2)
@@ -35,7 +36,7 @@ TOLERANCE = 1e-4
 
 
 class ClipConv(nn.Conv3d):
-  """A convolution over clips of which the batch holds the frames."""
+  """A convolution over clips whose frames are in the batch dimension."""
 
   def __init__(self, inputs, outputs, extent, size, stride, frames):
     padding = (extent // 2, size // 2, size // 2)
@@ -50,7 +51,7 @@ class ClipConv(nn.Conv3d):
 
 
 class TemporalShift(nn.Module):
-  """TSM: in front of `net` an eighth of the channels moves a frame back, an eighth a frame on."""
+  """TSM: before `net`, 1/8 of the channels moves one frame back and 1/8 one frame forward."""
 
   def __init__(self, net, frames):
     super().__init__()
@@ -72,8 +73,8 @@ def convolution(inputs, outputs, size, stride=1, extent=1, frames=FRAMES):
   return nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False)
 
 
-def pooled(features, frames):
-  """Mean over the frames and pixels of a clip."""
+def average(features, frames):
+  """Averages over the frames and pixels of a clip."""
   return features.unflatten(0, (-1, frames)).mean((1, 3, 4))
 
 
@@ -126,7 +127,7 @@ class Basic(nn.Module):
 class ResNet(nn.Module):
   """torchvision's ResNet (v1); (n t, c, h, w) -> last feature map, and logits of the clips.
 
-  `extent` is the number of frames that the first convolutions of layers 3 and 4 see.
+  `extent` is the temporal extent of the first convolutions of the blocks of layers 3 and 4.
   """
 
   def __init__(self, block, blocks, *, extent=1, shift=False, frames=FRAMES):
@@ -148,7 +149,7 @@ class ResNet(nn.Module):
   def forward(self, x):
     x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
     x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-    return x, self.fc(pooled(x, self.frames))
+    return x, self.fc(average(x, self.frames))
 
 
 class PreactBottleneck(nn.Module):
@@ -177,7 +178,7 @@ class PreactBottleneck(nn.Module):
 
 
 class PreactResNet(nn.Module):
-  """timm's resnetv2, or some stages of it, the first with the stem and the last with the head."""
+  """timm's resnetv2, or some stages of it: the first has the stem and the last the head."""
 
   def __init__(self, blocks, *, only=range(4), width=64, temporal=FLAT, classes, frames=FRAMES):
     super().__init__()
@@ -206,15 +207,15 @@ class PreactResNet(nn.Module):
     return torch.relu(self.norm(x)) if hasattr(self, "norm") else x
 
   def classify(self, features):
-    return self.head(pooled(features, self.frames)[:, :, None, None]).flatten(1)
+    return self.head(average(features, self.frames)[:, :, None, None]).flatten(1)
 
   def forward(self, x):
     features = self.features(x)
     return features, self.classify(features)
 
 
-def randomized(network, seed):
-  """The network in inference mode, with nothing in it that stays as PyTorch makes it."""
+def randomize(network, seed):
+  """Returns the network in inference mode with all parameters and statistics random."""
   rng = torch.Generator().manual_seed(seed)
 
   def uniform(tensor, low, high):
@@ -237,7 +238,7 @@ def randomized(network, seed):
   return network.eval()
 
 
-def clips(seed, count, frames):
+def make_clips(seed, count, frames):
   shape = (count, frames, SIZE, SIZE, 3)
   return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
@@ -247,7 +248,7 @@ def to_torch(video):
 
 
 def torch_outputs(network, video):
-  """Features (n, t, h, w, c) and logits (n, m)."""
+  """Returns features (n, t, h, w, c) and logits (n, m)."""
   with torch.no_grad():
     features, logits = network(to_torch(video))
   features = features.unflatten(0, video.shape[:2]).permute(0, 1, 3, 4, 2)
@@ -255,10 +256,10 @@ def torch_outputs(network, video):
 
 
 @functools.cache
-def ours(name, **fields):
-  """Our one-pass model of a backbone, compiled once, and its parameters as zeros."""
+def make_one_pass(name, **fields):
+  """Returns the zero variables and the jitted outputs of the one-pass model of a backbone."""
   temporal = fields.pop("temporal")
-  model = U2S(CLASSES, build(name, temporal=temporal, **fields))
+  model = U2S(CLASSES, build_backbone(name, temporal=temporal, **fields))
   video = jax.ShapeDtypeStruct((1, FRAMES, SIZE, SIZE, 3), jnp.float32)
   init = functools.partial(model.init, method=U2S.one_pass)
   shapes = jax.eval_shape(lambda v: init(jax.random.key(0), v), video)
@@ -273,29 +274,29 @@ def ours(name, **fields):
 
 
 def load(zeros, weights, folder, name="weights.pth"):
-  """Our variables from a file that PyTorch writes."""
+  """Returns the variables loaded from a file written by PyTorch."""
   path, lines = folder / name, []
   torch.save(weights, path)
-  # A TSM takes weights with and without a shift.
+  # A TSM target accepts weights with and without a shift.
   target = adapt.Target({"name": "tsm_resnet"}, [str(k) for k in range(CLASSES)], True)
   params, batch_stats = adapt.load(
     path, zeros["params"], zeros["batch_stats"], target, lines.append
   )
-  path.unlink()  # a hundred megabytes, that pytest would keep
+  path.unlink()  # 100 MB, which pytest would keep
   arrays = len(jax.tree.leaves(zeros))
   assert lines[-1].strip() == f"{arrays} of {arrays} arrays loaded"
   return {"params": params, "batch_stats": batch_stats}
 
 
 def assert_same(actual, expected):
-  """Features and logits, that are neither constant nor so small that anything would pass."""
-  for here, there in zip(actual, expected, strict=True):
-    assert 0.1 < there.std() < 10
-    np.testing.assert_allclose(here, there, rtol=0, atol=TOLERANCE)
+  """Checks that arrays are equal, and not so small or constant that any array would pass."""
+  for a, b in zip(actual, expected, strict=True):
+    assert 0.1 < b.std() < 10
+    np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCE)
 
 
-def tsm_names(weights):
-  """Of a checkpoint of TSM's training script."""
+def to_tsm_checkpoint(weights):
+  """Renames weights as in a checkpoint of TSM's training script."""
   renamed = {}
   for name, value in weights.items():
     name = re.sub(r"(layer\d\.\d+\.conv1)\.weight", r"\1.net.weight", name)
@@ -306,53 +307,53 @@ def tsm_names(weights):
 
 @pytest.fixture(scope="module")
 def resnet50():
-  return randomized(ResNet(Bottleneck, RESNET50), 0)
+  return randomize(ResNet(Bottleneck, RESNET50), 0)
 
 
 @pytest.mark.parametrize("names", ["torchvision", "TSM"])
 def test_resnet50(resnet50, names, tmp_path):
-  zeros, outputs = ours("resnet", temporal=FLAT)
+  zeros, outputs = make_one_pass("resnet", temporal=FLAT)
   weights = resnet50.state_dict()
   if names == "TSM":
-    variables = load(zeros, tsm_names(weights), tmp_path, "tsm.pth.tar")
+    variables = load(zeros, to_tsm_checkpoint(weights), tmp_path, "tsm.pth.tar")
   else:
     variables = load(zeros, weights, tmp_path)
-  video = clips(1, 2, FRAMES)
+  video = make_clips(1, 2, FRAMES)
   assert_same(outputs(variables, video), torch_outputs(resnet50, video))
 
 
 def test_resnet18(tmp_path):
-  network = randomized(ResNet(Basic, RESNET18), 2)
-  zeros, outputs = ours("resnet", depth=18, temporal=((1, 1, 1), (1, 1, 1)))
+  network = randomize(ResNet(Basic, RESNET18), 2)
+  zeros, outputs = make_one_pass("resnet", depth=18, temporal=((1, 1, 1), (1, 1, 1)))
   variables = load(zeros, network.state_dict(), tmp_path)
-  video = clips(3, 2, FRAMES)
+  video = make_clips(3, 2, FRAMES)
   assert_same(outputs(variables, video), torch_outputs(network, video))
 
 
 def test_temporal_shift(resnet50, tmp_path):
   network = ResNet(Bottleneck, RESNET50, shift=True).eval()
-  weights = tsm_names(resnet50.state_dict())
+  weights = to_tsm_checkpoint(resnet50.state_dict())
   network.load_state_dict(
     {re.sub(r"module\.(base_model\.|new_)", "", k): v for k, v in weights["state_dict"].items()}
   )
-  zeros, outputs = ours("tsm_resnet", temporal=FLAT)
+  zeros, outputs = make_one_pass("tsm_resnet", temporal=FLAT)
   variables = load(zeros, weights, tmp_path)
-  video = clips(4, 2, FRAMES)
+  video = make_clips(4, 2, FRAMES)
   expected = torch_outputs(network, video)
   assert_same(outputs(variables, video), expected)
   assert np.abs(expected[0] - torch_outputs(resnet50, video)[0]).max() > 0.1
 
 
-# Nine convolutions over three frames: the middle one of 19 equal frames sees no end of the clip.
+# After nine convolutions over three frames, the middle one of 19 frames is not affected by padding.
 INFLATED = dict(extent=3, frames=19)
-INFLATED_OURS = dict(temporal=((3, 1, 1, 1), (3, 1, 1, 1)))
+INFLATED_FIELDS = dict(temporal=((3, 1, 1, 1), (3, 1, 1, 1)))
 
 
-def test_kernels_over_time(tmp_path):
-  network = randomized(ResNet(Bottleneck, RESNET50, **INFLATED), 5)
-  zeros, outputs = ours("resnet", **INFLATED_OURS)
+def test_temporal_kernels(tmp_path):
+  network = randomize(ResNet(Bottleneck, RESNET50, **INFLATED), 5)
+  zeros, outputs = make_one_pass("resnet", **INFLATED_FIELDS)
   variables = load(zeros, network.state_dict(), tmp_path)
-  video = clips(6, 1, 19)
+  video = make_clips(6, 1, 19)
   assert_same(outputs(variables, video), torch_outputs(network, video))
 
 
@@ -364,9 +365,9 @@ def test_inflation(resnet50, tmp_path):
     if value.ndim == 5:
       weights[name] = flat[name].unsqueeze(2).repeat(1, 1, 3, 1, 1) / 3
   network.load_state_dict(weights)
-  zeros, outputs = ours("resnet", **INFLATED_OURS)
+  zeros, outputs = make_one_pass("resnet", **INFLATED_FIELDS)
   variables = load(zeros, flat, tmp_path)
-  video = clips(7, 1, 19)
+  video = make_clips(7, 1, 19)
   assert_same(outputs(variables, video), torch_outputs(network, video))
 
   equal = np.repeat(video[:, :1], 19, axis=1)
@@ -378,10 +379,10 @@ def test_inflation(resnet50, tmp_path):
 
 
 def test_preactivation_resnet50(tmp_path):
-  network = randomized(PreactResNet(RESNET50, classes=CLASSES), 8)
-  zeros, outputs = ours("preact_resnet", temporal=FLAT)
+  network = randomize(PreactResNet(RESNET50, classes=CLASSES), 8)
+  zeros, outputs = make_one_pass("preact_resnet", temporal=FLAT)
   variables = load(zeros, network.state_dict(), tmp_path)
-  video = clips(9, 2, FRAMES)
+  video = make_clips(9, 2, FRAMES)
   assert_same(outputs(variables, video), torch_outputs(network, video))
 
 
@@ -409,7 +410,7 @@ def test_non_local():
 
 
 class TorchU2S(nn.Module):
-  """The paper's Fig. 2 and 3 with its pre-activation blocks, and the terms of Eq. 3."""
+  """Fig. 2 and 3 of the paper with pre-activation blocks, and the terms of Eq. 3."""
 
   def __init__(self, classes, **fields):
     super().__init__()
@@ -420,15 +421,15 @@ class TorchU2S(nn.Module):
     self.frames = fields["frames"]
 
   def forward(self, video, labels, csm):
-    """Universal logits and the loss's terms."""
+    """Returns the universal logits and the terms of the loss."""
     trunk = self.trunk.features(video)
     features = self.universal.features(trunk)
     universal = self.universal.classify(features)
     masks = self.mask(features)
-    bridge = pooled(masks, self.frames)
+    bridge = average(masks, self.frames)
     final = []
-    for clip, guess in zip(masks.split(self.frames), universal.argmax(1), strict=True):
-      confusing = [j for j in range(len(csm)) if csm[j, guess] == 1]
+    for clip, predicted in zip(masks.split(self.frames), universal.argmax(1), strict=True):
+      confusing = [j for j in range(len(csm)) if csm[j, predicted] == 1]
       final.append(sum(clip[:, j] for j in confusing) / len(confusing))
     mask = torch.cat(final).unsqueeze(1)
     specific = self.specific.classify(self.specific.features(trunk) * mask)
@@ -446,12 +447,12 @@ class TorchU2S(nn.Module):
     return universal, terms
 
 
-def in_torch(tree):
-  """Our parameters or running averages under the names and in the layout of `TorchU2S`."""
-  found = {}
+def to_torch_weights(tree):
+  """Converts parameters or running averages to the names and layout of `TorchU2S`."""
+  weights = {}
   for name, value in traverse_util.flatten_dict(tree, sep="/").items():
     value = np.asarray(value)
-    for pattern, there in (
+    for pattern, replacement in (
       (r"/group(\d)/block(\d)/", r"/stages/\1/blocks/\2/"),
       ("/projection/", "/downsample/conv/"),
       ("/stem/", "/stem/conv/"),
@@ -459,26 +460,28 @@ def in_torch(tree):
       ("/(kernel|scale)$", "/weight"),
       ("/(mean|var)$", r"/running_\1"),
     ):
-      name = re.sub(pattern, there, name)
+      name = re.sub(pattern, replacement, name)
     if value.ndim == 5:
       value = value.transpose(4, 3, 0, 1, 2)
       value = value[:, :, 0] if value.shape[2] == 1 else value
     elif value.ndim == 2:
       value = value.T[:, :, None, None]
-    found[name.replace("/", ".")] = value
-  return found
+    weights[name.replace("/", ".")] = value
+  return weights
 
 
 @pytest.fixture(scope="module")
 def joint_step():
-  """Our state before and after a joint step, metrics; PyTorch's network, logits and loss terms."""
+  """Returns states before and after a joint step, metrics; PyTorch network, logits, loss terms."""
   classes, frames, width, blocks = 5, 3, 4, (1, 1, 1, 1)
   temporal = ((3, 3, 3, 3), (3, 3, 3, 1))
-  model = U2S(classes, build("preact_resnet", temporal=temporal, depth=14, width=width))
+  model = U2S(classes, build_backbone("preact_resnet", temporal=temporal, depth=14, width=width))
   durations = {k: dict(learning_rate=1.0, epochs=1.0) for k in ("universal", "specific", "joint")}
-  stage = stages.schedule(durations, attention="mask", specific_init="universal", control=False)[2]
+  stage = stages.make_stages(durations, attention="mask", specific_init="universal", control=False)[
+    2
+  ]
   assert stage.name == "joint"
-  tx = state.sgd(momentum=0.9, weight_decay=0.0)
+  tx = optimizer.sgd(momentum=0.9, weight_decay=0.0)
   rng = np.random.default_rng(15)
 
   def noise(path, leaf):
@@ -491,28 +494,28 @@ def joint_step():
     return (rng.normal(size=leaf.shape) * deviation).astype(np.float32)
 
   shape = (4, frames, SIZE, SIZE, 3)
-  before = jax.eval_shape(lambda: state.begin(model, stage, tx, jax.random.key(0), shape))
+  before = jax.eval_shape(lambda: state.init_stage(model, stage, tx, jax.random.key(0), shape))
   before = jax.tree_util.tree_map_with_path(noise, before)
   csm = np.eye(classes, dtype=np.float32)
   for i, j in ((0, 1), (1, 2), (3, 4)):
     csm[i, j] = csm[j, i] = 1
   before = before.replace(csm=before.csm.replace(matrix=csm))
-  # Coarse squares, or the predictions would all be the same; and noise on them, or a response that
-  # rounding takes across a ReLU's zero would be that of many places at once.
+  # Coarse squares, without which all predictions would be the same, and noise, without which one
+  # response that rounding moves across a ReLU's zero would be repeated at many positions.
   squares = rng.integers(0, 192, (4, frames, 4, 4, 3), np.uint8).repeat(16, 2).repeat(16, 3)
   video = squares + rng.integers(0, 64, shape, np.uint8)
   label = np.array([3, 0, 2, 1], np.int32)
   pixels = dict(pixel_mean=(0.5, 0.4, 0.3), pixel_std=(0.2, 0.3, 0.4))
-  step = jax.jit(steps.make_train_step(Network(model, **pixels), stage, tx, regularizer_weight=0.5))
+  step = jax.jit(steps.make_train_step(Network(model, **pixels), stage, tx, steps.StepOptions(0.5)))
   batch = {"video": video, "label": label, "valid": np.ones(4, bool)}
-  after, metrics = jax.device_get(step(before, batch, 1.0, neighbours(csm)))
+  after, metrics = jax.device_get(step(before, batch, 1.0, confusing_classes(csm)))
 
   network = TorchU2S(classes, blocks=blocks, width=width, temporal=temporal, frames=frames)
-  weights = {k: torch.from_numpy(v.copy()) for k, v in in_torch(before.params).items()}
+  weights = {k: torch.from_numpy(v.copy()) for k, v in to_torch_weights(before.params).items()}
   names = set(dict(network.named_parameters()))
   assert names == set(weights)
   network.load_state_dict(network.state_dict() | weights)
-  # In double precision, so that only our rounding counts.
+  # In double precision, so that only the rounding of the JAX step matters.
   network.double().train()
   inputs = to_torch((video / 255 - pixels["pixel_mean"]) / pixels["pixel_std"])
   universal, terms = network(inputs, torch.from_numpy(label).long(), csm)
@@ -522,7 +525,7 @@ def joint_step():
 
 def test_loss_of_a_joint_step(joint_step):
   _, _, metrics, _, universal, terms = joint_step
-  # Otherwise rounding could choose other masks.
+  # Otherwise rounding could select other masks.
   best = universal.sort(descending=True).values
   assert (best[:, 0] - best[:, 1]).min() > 0.01
   assert len(set(universal.argmax(1).tolist())) > 1
@@ -532,8 +535,8 @@ def test_loss_of_a_joint_step(joint_step):
 
 def test_gradients_of_a_joint_step(joint_step):
   before, after, _, network, _, _ = joint_step
-  # No weight decay, no momentum yet, a learning rate of one.
-  gradients = in_torch(jax.tree.map(np.subtract, before.params, after.params))
+  # Without weight decay and previous momentum, at a learning rate of 1, the update is the gradient.
+  gradients = to_torch_weights(jax.tree.map(np.subtract, before.params, after.params))
   for name, parameter in network.named_parameters():
     expected = parameter.grad.numpy()
     largest = np.abs(expected).max()
@@ -544,6 +547,6 @@ def test_gradients_of_a_joint_step(joint_step):
 def test_running_means_after_a_joint_step(joint_step):
   _, after, _, network, _, _ = joint_step
   expected = network.state_dict()
-  for name, value in in_torch(after.batch_stats).items():
+  for name, value in to_torch_weights(after.batch_stats).items():
     if name.endswith("running_mean"):
       np.testing.assert_allclose(value, expected[name], rtol=0, atol=TOLERANCE, err_msg=name)

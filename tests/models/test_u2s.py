@@ -1,23 +1,24 @@
-"""The composed networks: sizes, outputs, which statistics move."""
+"""Tests of the U2S model: sizes, outputs and which statistics are updated."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from u2s_jax.models.backbones import build
+from u2s_jax.models.backbones import build_backbone
 from u2s_jax.models.u2s import U2S
 
 CLASSES = 5
 TEMPORAL = ((3, 3, 3, 3), (3, 3, 3, 1))
-PAPER = build("preact_resnet", temporal=TEMPORAL)
-SMALL = build("preact_resnet", temporal=TEMPORAL, depth=14, width=2)
+PAPER = build_backbone("preact_resnet", temporal=TEMPORAL)
+SMALL = build_backbone("preact_resnet", temporal=TEMPORAL, depth=14, width=2)
 CSM = jnp.array(
   [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 1], [0, 0, 0, 1, 0], [0, 0, 1, 0, 1.0]]
 )
 
 
-def parameters(tree):
+def count_parameters(tree):
+  """Counts parameters in units of 2**20."""
   return sum(leaf.size for leaf in jax.tree.leaves(tree)) / 2**20
 
 
@@ -30,26 +31,26 @@ def test_parameter_table(attention, total):
   params = jax.eval_shape(
     lambda: model.init(jax.random.key(0), jnp.zeros((1, 2, 64, 64, 3)), jnp.eye(174))
   )["params"]
-  one_pass = parameters(params["trunk"]) + parameters(params["universal"])
+  one_pass = count_parameters(params["trunk"]) + count_parameters(params["universal"])
   assert one_pass == pytest.approx(60.75, abs=0.005)
-  assert parameters(params) == pytest.approx(total, abs=0.005)
+  assert count_parameters(params) == pytest.approx(total, abs=0.005)
 
 
-def test_temporal_extents_are_free():
-  model = U2S(174, build("preact_resnet", temporal=((1, 1, 1, 1), (1, 1, 1, 1))))
+def test_parameters_with_other_temporal_extents():
+  model = U2S(174, build_backbone("preact_resnet", temporal=((1, 1, 1, 1), (1, 1, 1, 1))))
   params = jax.eval_shape(
     lambda: model.init(jax.random.key(0), jnp.zeros((1, 2, 64, 64, 3)), method=U2S.one_pass)
   )["params"]
-  # Pre-activation ResNet-50 with 174 classes: the usual 25,557,032 less its 1000-way head, with
-  # batch norms before the convolutions instead of behind them (the stem and the four projections
-  # have none; each group's first block normalises its input, the end has one more).
+  # Pre-activation ResNet-50 with 174 classes: the 25,557,032 of ResNet-50 less its 1000-way head,
+  # with batch norms before the convolutions instead of after (the stem and the projections have
+  # none; each group's first block normalises its input, and one follows the last block).
   usual = 25_557_032 - 2049 * 1000 + 2049 * 174
-  behind = 64 + 256 + 512 + 1024 + 2048  # of the stem and the projections
-  last = 3 * 256 + 4 * 512 + 6 * 1024 + 3 * 2048  # behind every third convolution
+  after = 64 + 256 + 512 + 1024 + 2048  # after the stem and the projections
+  last = 3 * 256 + 4 * 512 + 6 * 1024 + 3 * 2048  # after every third convolution
   first = (
     (64 + 2 * 256) + (256 + 3 * 512) + (512 + 5 * 1024) + (1024 + 2 * 2048)
   )  # before the first
-  assert parameters(params) * 2**20 == usual + 2 * (first + 2048 - behind - last)
+  assert count_parameters(params) * 2**20 == usual + 2 * (first + 2048 - after - last)
 
 
 @pytest.fixture(scope="module")
@@ -101,14 +102,14 @@ def test_specific_prediction_by_hand(small, activation, limit):
     )
 
 
-def test_without_a_guide_the_universal_prediction_guides(small):
+def test_universal_prediction_guides_by_default(small):
   model, video, variables = small
   out = model.apply(variables, video, CSM)
   guided = model.apply(variables, video, CSM, jnp.argmax(out["universal"], -1))
   np.testing.assert_array_equal(out["specific"], guided["specific"])
 
 
-def test_only_trained_subnetworks_move_their_statistics(small):
+def test_updates_statistics_of_trained_subnetworks_only(small):
   model, video, variables = small
   _, updates = model.apply(
     variables, video, CSM, train=("specific", "mask"), mutable=["batch_stats"]
@@ -125,13 +126,13 @@ def test_only_trained_subnetworks_move_their_statistics(small):
   assert all(jax.tree.leaves(moved))
 
 
-def test_an_image_is_a_video_of_one_frame(small):
+def test_accepts_videos_of_one_frame(small):
   model, video, variables = small
   assert model.apply(variables, video[:, :1], CSM)["mask"].shape == (4, 1, 2, 2, 1)
 
 
 @pytest.mark.parametrize("attention", ["none", "non_local"])
-def test_without_a_mask_network_there_is_no_bridge(attention):
+def test_has_no_bridge_without_a_mask_network(attention):
   model = U2S(CLASSES, SMALL, attention=attention, non_local_width=3)
   video = jnp.ones((1, 2, 32, 32, 3))
   out, variables = model.init_with_output(jax.random.key(0), video, CSM)
@@ -145,7 +146,7 @@ def test_without_a_mask_network_there_is_no_bridge(attention):
   )
 
 
-def test_detached_networks_train_as_the_one_pass_model(small):
+def test_detached_networks_have_the_gradients_of_the_one_pass_model(small):
   _, video, variables = small
 
   def gradients(detached, names):
@@ -157,9 +158,9 @@ def test_detached_networks_train_as_the_one_pass_model(small):
 
     return jax.grad(loss)(variables["params"])
 
-  everything = ("universal", "specific", "bridge")
-  one_pass, attached = gradients(False, ["universal"]), gradients(False, everything)
-  detached = gradients(True, everything)
+  predictions = ("universal", "specific", "bridge")
+  one_pass, attached = gradients(False, ["universal"]), gradients(False, predictions)
+  detached = gradients(True, predictions)
   for name in ("trunk", "universal"):
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
@@ -180,34 +181,34 @@ def test_detached_networks_train_as_the_one_pass_model(small):
   )
 
 
-def test_a_limit_that_cannot_be_is_an_error():
-  with pytest.raises(ValueError, match="model.mask_limit: -1.0 is no number of at least 0"):
+def test_rejects_a_negative_limit():
+  with pytest.raises(ValueError, match="model.mask_limit: -1.0 must be >= 0 and finite"):
     U2S(CLASSES, SMALL, mask_limit=-1.0)
 
 
 @pytest.mark.parametrize("field", ["attention", "mask_activation"])
-def test_unknown_names_are_errors(field):
+def test_rejects_unknown_names(field):
   with pytest.raises(ValueError, match=f"model.{field}: 'x' is not one of"):
     U2S(CLASSES, SMALL, **{field: "x"})
 
 
 @pytest.mark.parametrize("detached", [False, True])
-def test_masks_are_guided_by_the_guess_without_dropout(detached):
+def test_prediction_without_dropout_guides_the_masks(detached):
   video = jax.random.uniform(jax.random.key(1), (16, 2, 32, 32, 3))
   model = U2S(CLASSES, SMALL, mask_limit=0.0, detached=detached)
   variables = model.init(jax.random.key(0), video, CSM)
-  parts, own = ("trunk", "universal", "specific", "mask"), jnp.eye(CLASSES)
+  parts, identity = ("trunk", "universal", "specific", "mask"), jnp.eye(CLASSES)
 
   def outputs(dropout):
     rngs = {"dropout": jax.random.key(2)}
-    model_with = model.clone(dropout=dropout)
-    mutable = ["batch_stats"]
-    return model_with.apply(variables, video, own, train=parts, mutable=mutable, rngs=rngs)[0]
+    dropped_model = model.clone(dropout=dropout)
+    options = dict(train=parts, mutable=["batch_stats"], rngs=rngs)
+    return dropped_model.apply(variables, video, identity, **options)[0]
 
   plain, dropped = jax.device_get((outputs(0.0), outputs(0.7)))
-  guesses, misled = plain["universal"].argmax(-1), dropped["universal"].argmax(-1)
-  assert (guesses != misled).any()
-  kernel = np.asarray(variables["params"]["mask"]["kernel"])[:, guesses]
+  predicted, predicted_with_dropout = (x["universal"].argmax(-1) for x in (plain, dropped))
+  assert (predicted != predicted_with_dropout).any()
+  kernel = np.asarray(variables["params"]["mask"]["kernel"])[:, predicted]
   expected = np.einsum("nthwc,cn->nthw", dropped["universal_features"], kernel)
   np.testing.assert_allclose(dropped["mask"][..., 0], expected, atol=1e-5)
   np.testing.assert_array_equal(dropped["mask"], plain["mask"])

@@ -1,4 +1,4 @@
-"""What the figures plot, beside numbers worked out by hand."""
+"""The numbers that the figures plot, by hand."""
 
 import html
 
@@ -13,16 +13,16 @@ NAMES = ["a", "b", "c"]
 
 
 def points(axis):
-  """Of every line that has markers or more than two points, by its label."""
+  """Returns the data of every line by its label."""
   return {line.get_label(): np.array(line.get_data()) for line in axis.lines}
 
 
 def bars(axis):
-  """Heights of the bars of every histogram, in the order of drawing."""
+  """Returns the heights of the bars of every histogram, in the order of drawing."""
   return [[patch.get_height() for patch in container] for container in axis.containers]
 
 
-def test_training_curves_join_the_stages_and_mark_where_they_begin():
+def test_training_curves_join_stages_and_mark_their_starts():
   scalars = {
     "universal/loss": (np.array([10, 20]), np.array([3.0, 2.0])),
     "specific/loss": (np.array([30, 40]), np.array([5.0, 4.0])),
@@ -30,7 +30,7 @@ def test_training_curves_join_the_stages_and_mark_where_they_begin():
     "specific/validation_merged": (np.array([40]), np.array([61.0])),
     "joint/validation_merged": (np.array([50]), np.array([62.0])),
   }
-  loss, _, training, validation = figures.training_curves({"run": scalars}).axes
+  loss, _, training, validation = figures.plot_training_curves({"run": scalars}).axes
   np.testing.assert_array_equal(points(loss)["loss"], [[10, 20, 30, 40], [3, 2, 5, 4]])
   np.testing.assert_array_equal(points(training)["universal"], [[10, 20], [25, 50]])
   np.testing.assert_array_equal(points(validation)["merged"], [[40, 50], [61, 62]])
@@ -38,22 +38,22 @@ def test_training_curves_join_the_stages_and_mark_where_they_begin():
   assert starts == [20, 40]
 
 
-def test_training_curves_of_two_runs_are_told_apart():
+def test_training_curves_of_two_runs_have_their_own_labels_and_styles():
   runs = {n: {"universal/loss": (np.arange(2), np.full(2, float(n)))} for n in "12"}
-  loss = figures.training_curves(runs).axes[0]
+  loss = figures.plot_training_curves(runs).axes[0]
   assert {"1: loss", "2: loss"} <= points(loss).keys()
   styles = {line.get_label(): line.get_linestyle() for line in loss.lines}
   assert styles["1: loss"] != styles["2: loss"]
 
 
-def test_confusion_is_the_share_of_a_row():
+def test_confusion_is_normalised_by_row():
   counts = np.array([[3, 1, 0], [0, 0, 0], [2, 2, 4]])
-  image = figures.confusion(counts, NAMES).axes[0].images[0]
+  image = figures.plot_confusion(counts, NAMES).axes[0].images[0]
   expected = [[0.75, 0.25, 0], [0, 0, 0], [0.25, 0.25, 0.5]]
   np.testing.assert_allclose(image.get_array(), expected)
 
 
-def test_classes_stand_in_the_order_of_their_gain():
+def test_class_accuracy_is_sorted_by_gain():
   rows = [
     {"class": name, "clips": clips, "one_pass": one_pass, "merged": merged, "gain": gain}
     for name, clips, one_pass, merged, gain in (
@@ -63,7 +63,7 @@ def test_classes_stand_in_the_order_of_their_gain():
       ("stays", 4, 50.0, 50.0, 0.0),
     )
   ]
-  axis = figures.class_accuracy(rows).axes[0]
+  axis = figures.plot_class_accuracy(rows).axes[0]
   names = {
     place: label.get_text()
     for place, label in zip(axis.get_yticks(), axis.get_yticklabels(), strict=True)
@@ -73,18 +73,18 @@ def test_classes_stand_in_the_order_of_their_gain():
   x, y = points(axis)["U2S"]
   assert [names[place] for place in y] == top_down and x.tolist() == [75, 50, 25]
   assert points(axis)["one-pass"][0].tolist() == [25, 50, 50]
-  few = figures.class_accuracy(rows[:2] + rows[3:], limit=2).axes[0]
+  few = figures.plot_class_accuracy(rows[:2] + rows[3:], limit=2).axes[0]
   assert [label.get_text() for label in few.get_yticklabels()] == ["gains", "loses"]
 
 
-def test_accuracy_against_the_size_of_a_class():
+def test_accuracy_against_size_skips_empty_classes():
   rows = [{"clips": n, "merged": accuracy} for n, accuracy in ((4, 25.0), (0, None), (2, 50.0))]
-  (line,) = figures.accuracy_against_size([3, 9, 300], rows).axes[0].lines
+  (line,) = figures.plot_accuracy_against_size([3, 9, 300], rows).axes[0].lines
   np.testing.assert_array_equal(line.get_data(), [[3, 300], [25, 50]])
 
 
-def test_panels_one_below_the_other_keep_their_size(tmp_path):
-  figure = figures.similarity_and_accuracy(SIMILARITY, np.array([40.0, 90.0, 50.0]), NAMES)
+def test_stacked_panels_keep_their_size(tmp_path):
+  figure = figures.plot_similarity_and_accuracy(SIMILARITY, np.array([40.0, 90.0, 50.0]), NAMES)
   width, height = figure.get_size_inches()
   figures.stack(figure)
   figure.draw_without_rendering()
@@ -94,10 +94,10 @@ def test_panels_one_below_the_other_keep_their_size(tmp_path):
 
 
 def test_figure_1_by_hand():
-  figure = figures.similarity_and_accuracy(SIMILARITY, np.array([40.0, 90.0, 50.0]), NAMES)
+  figure = figures.plot_similarity_and_accuracy(SIMILARITY, np.array([40.0, 90.0, 50.0]), NAMES)
   left, right = figure.axes[:2]
   np.testing.assert_array_equal(left.images[0].get_array(), SIMILARITY)
-  # The diagonal has no say in the scale.
+  # The scale ignores the diagonal.
   assert left.images[0].get_clim() == (0.2, 0.9)
   # Sums of a row without its diagonal: 1.1, 0.5, 1.2; from 0 to 1: 6/7, 0, 1.
   scatter, line = right.lines
@@ -106,38 +106,40 @@ def test_figure_1_by_hand():
   assert line.get_label() == f"r = {r:+.2f}" and r < -0.9
 
 
-def test_figure_4_has_one_scale_for_all_kinds():
+def test_figure_4_normalises_all_kinds_together():
   other = np.array([[1.0, 0.1, 0.1], [0.1, 1.0, 0.3], [0.1, 0.3, 1.0]])
   kinds = {"one-pass": SIMILARITY, "specific": other}
   # Sums 1.1, 0.5, 1.2 and 0.2, 0.4, 0.4: lowest 0.2, highest 1.2.
   expected = {"one-pass": [0.9, 0.3, 1.0], "specific": [0.0, 0.2, 0.2]}
-  means = figures.common_mean_similarity(kinds)
+  means = figures.mean_similarity_by_features(kinds)
   for kind, values in expected.items():
     np.testing.assert_allclose(means[kind], values, atol=1e-12)
   accuracies = {"one-pass": np.array([1.0, 2, 3]), "specific": np.array([4.0, 5, 6])}
-  left, right = figures.similarity_by_features(kinds, accuracies).axes
+  left, right = figures.plot_similarity_by_features(kinds, accuracies).axes
   for kind, values in expected.items():
     np.testing.assert_allclose(points(left)[kind], [values, accuracies[kind]], atol=1e-12)
   counts = bars(right)
   assert np.sum(counts, axis=1).tolist() == [3, 3]
   assert counts[1][0] == 1 and counts[1][1] + counts[1][2] == 2
-  same = figures.common_mean_similarity({"U2S": np.ones((2, 2))})
+  same = figures.mean_similarity_by_features({"U2S": np.ones((2, 2))})
   np.testing.assert_array_equal(same["U2S"], 0)
 
 
-def test_top_n_ends_where_nothing_new_comes():
+def test_top_n_is_cut_after_ten_values():
   curve = np.linspace(0.5, 1, 51)
-  axis = figures.top_n(curve, 3).axes[0]
+  axis = figures.plot_top_n(curve, 3).axes[0]
   line, mark = axis.lines
   np.testing.assert_allclose(line.get_ydata(), 100 * curve[:10])
   assert line.get_xdata()[0] == 1 and set(mark.get_xdata()) == {3}
 
 
-def test_embeddings_keep_clusters_apart():
+def test_embeddings_separate_clusters():
   rng = np.random.default_rng(0)
   labels = np.repeat([7, 2], 8)
   apart = rng.normal(size=(16, 5)) + 100 * (labels == 7)[:, None]
-  figure = figures.embeddings({"before": apart, "after": apart[:, :3]}, labels, {2: "x", 7: "y"})
+  figure = figures.plot_embeddings(
+    {"before": apart, "after": apart[:, :3]}, labels, {2: "x", 7: "y"}
+  )
   assert [axis.get_title() for axis in figure.axes] == ["before", "after"]
   for axis in figure.axes:
     found = points(axis)
@@ -151,7 +153,9 @@ def test_embeddings_keep_clusters_apart():
 
 
 def test_figure_7_is_sorted_by_name():
-  figure = figures.weight_similarities({"with": SIMILARITY, "without": SIMILARITY}, ["z", "m", "a"])
+  figure = figures.plot_weight_similarities(
+    {"with": SIMILARITY, "without": SIMILARITY}, ["z", "m", "a"]
+  )
   panel = next(axis for axis in figure.axes if axis.get_title() == "with")
   np.testing.assert_array_equal(panel.images[0].get_array(), SIMILARITY[::-1, ::-1])
   histogram = next(axis for axis in figure.axes if axis.get_xlabel().startswith("weight"))
@@ -161,8 +165,8 @@ def test_figure_7_is_sorted_by_name():
     assert sum(heights) == 3
 
 
-def test_figure_8_is_in_the_order_of_n():
-  figure = figures.accuracy_against_n(
+def test_figure_8_is_sorted_by_n():
+  figure = figures.plot_accuracy_against_n(
     [5, 1, 2],
     {"top-1": [60.0, 50.0, 55.0], "top-5": [90.0, 80.0, 85.0]},
     {"top-1": 45.0, "top-5": 79.0},
@@ -172,19 +176,19 @@ def test_figure_8_is_in_the_order_of_n():
     assert set(points(axis)["one-pass"][1]) == {base}
 
 
-def test_files_are_the_same_each_time_and_their_text_is_text(tmp_path):
+def test_saved_files_are_deterministic_and_keep_text(tmp_path):
   contents = []
   for name in ("one", "two"):
     (tmp_path / name).mkdir()
-    figures.save(figures.top_n(np.linspace(0.5, 1, 4), 2), tmp_path / name / "figure")
+    figures.save(figures.plot_top_n(np.linspace(0.5, 1, 4), 2), tmp_path / name / "figure")
     contents.append((tmp_path / name / "figure.svg").read_bytes())
     assert (tmp_path / name / "figure.png").read_bytes().startswith(b"\x89PNG")
   assert contents[0] == contents[1] and b"top-N accuracy" in contents[0]
 
 
 @pytest.mark.parametrize("name", ["short", "x" * 46, "the same start, then " * 3 + "another end"])
-def test_long_names_keep_both_ends(name):
-  short = figures._short(name)
+def test_shortened_names_keep_both_ends(name):
+  short = figures._shorten(name)
   assert len(short) <= 46 and (short == name or short.endswith("another end"))
 
 
@@ -192,14 +196,14 @@ NAMES = ("$5 to $10", "a_b^{2}$", "_idle", "x\\frac", "%d & <b>", "開ける", "
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_class_name_is_text(tmp_path, name):
+def test_class_names_are_not_parsed(tmp_path, name):
   names = [name, "other", "third"]
   rows = [{"class": n, "clips": 1, "one_pass": 50.0, "merged": 60.0, "gain": 10.0} for n in names]
   labels = np.arange(12) % 2
   drawn = {
-    "confusion": figures.confusion(np.eye(3, dtype=int), names),
-    "classes": figures.class_accuracy(rows),
-    "pair": figures.embeddings(
+    "confusion": figures.plot_confusion(np.eye(3, dtype=int), names),
+    "classes": figures.plot_class_accuracy(rows),
+    "pair": figures.plot_embeddings(
       {"one-pass": np.random.default_rng(0).normal(size=(12, 4))}, labels, {0: name, 1: "other"}
     ),
   }
@@ -209,7 +213,7 @@ def test_a_class_name_is_text(tmp_path, name):
     assert f">{html.escape(name, quote=False)}<" in svg, title
 
 
-def test_characters_that_no_font_has_are_named():
+def test_missing_characters():
   assert figures.missing_characters(["plain", "Ünïcødé"]) == ""
-  private = "\U000f1234"  # of the private use areas, where fonts have nothing
+  private = "\U000f1234"  # in a private use area, which most fonts lack
   assert figures.missing_characters(["a", f"b{private}", private]) in ("", private)

@@ -1,46 +1,46 @@
-"""Windows become intervals, whose boundaries are worked out by hand."""
+"""Intervals of windows, with boundaries worked out by hand, and their output formats."""
 
 import numpy as np
 import pytest
 
-from data.sources import folders
-from u2s_jax.errors import UserError
-from u2s_jax.serving import answers
-from u2s_jax.serving.intervals import Gap, Interval, ScoredWindow, merged
+from u2s_jax.runtime.errors import UserError
+from u2s_jax.serving import formatting
+from u2s_jax.serving.intervals import Gap, Interval, ScoredWindow, merge_windows
 from u2s_jax.serving.predict import Prediction
+from u2s_jax.video import folders
 
 NAMES = ("a", "b")
 
 
-def windows(*scores):
-  """Windows of 2 s, each half a second, by the score of 'a'."""
+def make_windows(*scores):
+  """Returns windows of 2 s every half second, by the score of 'a'."""
   return [
     ScoredWindow(k / 2, k / 2 + 2, Prediction({"universal": np.array([s, 1 - s])}, NAMES))
     for k, s in enumerate(scores)
   ]
 
 
-def of(*scores, threshold=0.0, shortest=0.0):
-  found = merged(windows(*scores), stride=0.5, threshold=threshold, shortest=shortest)
+def merge(*scores, threshold=0.0, shortest=0.0):
+  found = merge_windows(make_windows(*scores), stride=0.5, threshold=threshold, shortest=shortest)
   return [(i.start, i.end, i.label, round(i.score, 6)) for i in found]
 
 
-def test_a_boundary_lies_between_the_middles_of_two_windows():
+def test_boundaries_are_half_way_between_the_middles_of_windows():
   # The middles are 1, 1.5, 2, 2.5: 'b' begins half-way between the second and the third.
-  assert of(0.75, 1.0, 0.25, 0.0) == [(0, 1.75, "a", 0.875), (1.75, 3.5, "b", 0.875)]
+  assert merge(0.75, 1.0, 0.25, 0.0) == [(0, 1.75, "a", 0.875), (1.75, 3.5, "b", 0.875)]
 
 
-def test_one_window_is_the_whole_video():
-  assert of(0.75) == [(0, 2, "a", 0.75)]
-  assert of() == []
+def test_a_single_window_is_an_interval():
+  assert merge(0.75) == [(0, 2, "a", 0.75)]
+  assert merge() == []
 
 
-def test_what_was_seen_of_a_video_that_breaks_off_counts():
-  def broken():
-    yield from windows(0.75, 0.75, 0.25)
+def test_yields_the_last_interval_before_an_error():
+  def fail():
+    yield from make_windows(0.75, 0.75, 0.25)
     raise UserError("cut short")
 
-  found = merged(broken(), stride=0.5, threshold=0.0, shortest=0.0)
+  found = merge_windows(fail(), stride=0.5, threshold=0.0, shortest=0.0)
   assert [(next(found).end, next(found).end) for _ in range(1)] == [(1.75, 3)]
   with pytest.raises(UserError, match="cut short"):
     next(found)
@@ -48,42 +48,42 @@ def test_what_was_seen_of_a_video_that_breaks_off_counts():
 
 def test_no_interval_spans_a_gap():
   """Windows from 0 and 0.5 to 2.5, a gap to 3.25, windows from 3.25 (cut short), 4 and 4.5."""
-  one, two = windows(0.75, 0.75)
+  one, two = make_windows(0.75, 0.75)
   later = [
     ScoredWindow(start, end, one.prediction) for start, end in ((3.25, 5.5), (4.0, 6.0), (4.5, 6.5))
   ]
   gap = Gap(2.5, 3.25, "damaged")
-  found = list(merged([one, two, gap, *later], stride=0.5, threshold=0.0, shortest=0.0))
+  found = list(merge_windows([one, two, gap, *later], stride=0.5, threshold=0.0, shortest=0.0))
   assert found == [Interval(0.0, 2.5, "a", 0.75), gap, Interval(3.25, 6.5, "a", 0.75)]
 
 
-def test_gaps_without_a_window_between_them_are_one():
-  (one,) = windows(0.75)
+def test_merges_gaps_without_a_window_between_them():
+  (one,) = make_windows(0.75)
   gaps = [Gap(2.0, 2.2, "damaged"), Gap(2.9, 3.0, "no frames"), Gap(3.5, 4.0, "damaged")]
-  assert list(merged([one, *gaps], stride=0.5, threshold=0.0, shortest=0.0)) == [
+  assert list(merge_windows([one, *gaps], stride=0.5, threshold=0.0, shortest=0.0)) == [
     Interval(0.0, 2.0, "a", 0.75),
     Gap(2.0, 4.0, "damaged"),
   ]
 
 
 def test_a_jump_of_the_clock_ends_no_interval():
-  one, two, three = windows(0.75, 0.75, 0.75)
-  jump = Gap(2.0, 2.0, "its clock jumps 9.0 s back")
-  found = list(merged([one, two, jump, three], stride=0.5, threshold=0.0, shortest=0.0))
+  one, two, three = make_windows(0.75, 0.75, 0.75)
+  jump = Gap(2.0, 2.0, "the clock jumps back by 9.0 s")
+  found = list(merge_windows([one, two, jump, three], stride=0.5, threshold=0.0, shortest=0.0))
   assert found == [jump, Interval(0.0, 3.0, "a", 0.75)]
 
 
 def test_windows_below_the_threshold_have_no_class():
-  assert of(0.9, 0.55, 0.9, threshold=0.6) == [(0, 1.25, "a", 0.9), (1.75, 3, "a", 0.9)]
-  assert of(0.5, threshold=0.6) == []
+  assert merge(0.9, 0.55, 0.9, threshold=0.6) == [(0, 1.25, "a", 0.9), (1.75, 3, "a", 0.9)]
+  assert merge(0.5, threshold=0.6) == []
 
 
-def test_short_intervals_are_left_out():
-  assert of(0.9, 0.9, 0.1, 0.9, shortest=0.6) == [(0, 1.75, "a", 0.9), (2.25, 3.5, "a", 0.9)]
+def test_omits_short_intervals():
+  assert merge(0.9, 0.9, 0.1, 0.9, shortest=0.6) == [(0, 1.75, "a", 0.9), (2.25, 3.5, "a", 0.9)]
 
 
 @pytest.mark.parametrize(
-  ("form", "line"),
+  ("output_format", "line"),
   [
     ("csv", '/v.mp4,1.500,3723.250,"a, <b>",0.8750,"/v.mp4, block 0"'),
     ("json", '{"path": "/v.mp4", "start": 1.5, "end": 3723.25, "label": "a, <b>", "score": 0.875}'),
@@ -91,8 +91,11 @@ def test_short_intervals_are_left_out():
     ("text", "  00:00:01.500 --> 01:02:03.250   87.5 %  a, <b>"),
   ],
 )
-def test_an_interval_in_every_form(form, line):
-  assert answers.of_interval("/v.mp4", Interval(1.5, 3723.25, "a, <b>", 0.875), form) == line
+def test_formats_intervals(output_format, line):
+  assert (
+    formatting.format_interval("/v.mp4", Interval(1.5, 3723.25, "a, <b>", 0.875), output_format)
+    == line
+  )
 
 
 @pytest.mark.parametrize(
@@ -106,23 +109,23 @@ def test_an_interval_in_every_form(form, line):
     (0.0, 61.0, 1),
   ],
 )
-def test_blocks_of_a_video(seconds, start, block):
-  """A minute each, or a tenth of a short video."""
-  line = answers.of_interval("/v.mp4", Interval(start, 9999.0, "a", 0.5), "csv", seconds)
+def test_groups_by_blocks_of_a_video(seconds, start, block):
+  """Blocks are a minute, or a tenth of a short video."""
+  line = formatting.format_interval("/v.mp4", Interval(start, 9999.0, "a", 0.5), "csv", seconds)
   assert line.endswith(f'"/v.mp4, block {block}"')
 
 
 @pytest.mark.parametrize("seconds", [8.0, 40.0, 600.0, 7200.0, None])
-def test_what_is_predicted_can_be_prepared(tmp_path, seconds):
-  """One video's intervals of 2 s, as they are printed; no block is on both sides of the split."""
+def test_prepares_predicted_intervals(tmp_path, seconds):
+  """The CSV of a video's intervals of 2 s is a source; no block is in both splits."""
   found = [
     Interval(2.0 * k, 2.0 * k + 2, "ab-"[k // 2 % 3], 0.5) for k in range(int((seconds or 900) / 2))
   ]
-  lines = [answers.of_interval(str(tmp_path / "v.mp4"), i, "csv", seconds) for i in found]
+  lines = [formatting.format_interval(str(tmp_path / "v.mp4"), i, "csv", seconds) for i in found]
   source = tmp_path / "found.csv"
-  source.write_text("\n".join([answers.INTERVAL_HEADS["csv"], *lines]))
-  listing = folders.videos(source)
-  if seconds != 8.0:  # its four intervals are of two classes
+  source.write_text("\n".join([formatting.INTERVAL_HEADERS["csv"], *lines]))
+  listing = folders.list_videos(source)
+  if seconds != 8.0:  # which has four intervals of two classes
     assert list(listing.names) == ["-", "a", "b"]
   train, validation = (
     [clip.span[0] for clip in listing.splits[s]] for s in ("train", "validation")
@@ -133,7 +136,7 @@ def test_what_is_predicted_can_be_prepared(tmp_path, seconds):
 
 
 @pytest.mark.parametrize(
-  ("form", "line"),
+  ("output_format", "line"),
   [
     ("csv", '/v.mp4,1.500,3723.250,,,"/v.mp4, block 0"'),
     ("json", '{"path": "/v.mp4", "start": 1.5, "end": 3723.25, "gap": "damaged"}'),
@@ -141,5 +144,5 @@ def test_what_is_predicted_can_be_prepared(tmp_path, seconds):
     ("text", "  00:00:01.500 --> 01:02:03.250           (damaged)"),
   ],
 )
-def test_a_gap_in_every_form(form, line):
-  assert answers.of_interval("/v.mp4", Gap(1.5, 3723.25, "damaged"), form) == line
+def test_formats_gaps(output_format, line):
+  assert formatting.format_interval("/v.mp4", Gap(1.5, 3723.25, "damaged"), output_format) == line

@@ -1,4 +1,4 @@
-"""Training steps: what they train, what they leave alone, and that devices change nothing."""
+"""Tests of training steps: trained and frozen parts, losses, and independence of devices."""
 
 import dataclasses
 
@@ -9,17 +9,30 @@ import optax
 import pytest
 
 from benchmarks import step_cost
-from tests.small import CSM, NEIGHBOURS, NETWORK, PIXELS, STAGES, TEMPORAL, TX, batch, begin
-from u2s_jax import regularizer, state
-from u2s_jax.errors import UserError
-from u2s_jax.models.backbones import build
+from tests.small import (
+  CSM,
+  NEIGHBOURS,
+  NETWORK,
+  OPTIONS,
+  PIXELS,
+  STAGES,
+  TEMPORAL,
+  TX,
+  batch,
+  begin,
+)
+from u2s_jax import regularizer
+from u2s_jax.models.backbones import build_backbone
+from u2s_jax.models.layers import Layers
 from u2s_jax.models.network import Network
 from u2s_jax.models.u2s import U2S
+from u2s_jax.run import state
+from u2s_jax.runtime.errors import UserError
 from u2s_jax.training import steps
 
 
 def train_step(stage, network=NETWORK, tx=TX, **fields):
-  return jax.jit(steps.make_train_step(network, stage, tx, regularizer_weight=0.5, **fields))
+  return jax.jit(steps.make_train_step(network, stage, tx, dataclasses.replace(OPTIONS, **fields)))
 
 
 @pytest.mark.parametrize("stage", ["universal", "specific", "joint"])
@@ -27,7 +40,7 @@ def test_one_and_eight_devices_give_the_same_losses(trained, stage):
   np.testing.assert_allclose(trained[8][stage][1], trained[1][stage][1], atol=1e-4)
 
 
-def test_frozen_networks_stay_bit_for_bit(trained):
+def test_frozen_networks_are_bitwise_unchanged(trained):
   first, _, last = trained[8]["specific"]
   for name in ("trunk", "universal"):
     for collection in ("params", "batch_stats"):
@@ -40,33 +53,35 @@ def test_frozen_networks_stay_bit_for_bit(trained):
   assert all(jax.tree.leaves(moved["specific"])) and all(jax.tree.leaves(moved["mask"]))
 
 
-def test_only_the_named_groups_and_heads_learn(trained):
+def test_trains_only_the_trainable_groups_and_heads(trained):
   parts = ("universal/head", "specific/group3", "mask")
   stage = dataclasses.replace(STAGES[2], trainable=parts)
   before = trained[1]["joint"][0]
-  learning = state.learning(before.params, parts)
-  assert {name: sorted(tree) for name, tree in learning.items()} == {
+  trainable = state.select_trainable(before.params, parts)
+  assert {name: sorted(tree) for name, tree in trainable.items()} == {
     "universal": ["head"],
     "specific": ["group3"],
     "mask": ["kernel"],
   }
-  first = before.replace(momentum=TX.init(learning))
+  first = before.replace(momentum=TX.init(trainable))
   network = dataclasses.replace(NETWORK, model=NETWORK.model.clone(dropout=0.5))
   example = {name: jnp.asarray(value) for name, value in batch(3).items()}
   last, metrics = train_step(stage, network)(first, example, 0.1, NEIGHBOURS)
   moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), first.params, last.params)
-  assert all(jax.tree.leaves(state.learning(moved, parts)))
-  kept = state.with_learned(moved, jax.tree.map(lambda _: False, state.learning(moved, parts)))
-  assert not any(jax.tree.leaves(kept))
-  # Statistics of BN stay where only a part learns; channels are dropped all the same.
+  assert all(jax.tree.leaves(state.select_trainable(moved, parts)))
+  frozen = state.merge_params(
+    moved, jax.tree.map(lambda _: False, state.select_trainable(moved, parts))
+  )
+  assert not any(jax.tree.leaves(frozen))
+  # BN statistics of partly trainable subnetworks are frozen, but channels are dropped.
   jax.tree.map(np.testing.assert_array_equal, first.batch_stats, last.batch_stats)
-  without = train_step(stage)(first, example, 0.1, NEIGHBOURS)[1]
+  without_dropout = train_step(stage)(first, example, 0.1, NEIGHBOURS)[1]
   for name in ("loss_universal", "loss_specific"):
-    assert metrics[name] != without[name]
+    assert metrics[name] != without_dropout[name]
 
 
-def test_dropped_channels_do_not_choose_the_mask(trained):
-  """Masks read undropped features, so the masks are those of a network that drops nothing."""
+def test_dropout_does_not_change_the_masks(trained):
+  """Masks are computed and selected from features without dropout."""
   first = trained[1]["joint"][0]
   heads = {name: dict(tree) for name, tree in first.params.items()}
   kernel = np.random.default_rng(0).normal(size=heads["universal"]["head"]["kernel"].shape)
@@ -81,16 +96,16 @@ def test_dropped_channels_do_not_choose_the_mask(trained):
     )
     return jax.jit(call)(jax.random.key(key))[0]
 
-  whole, guesses = outputs(0.0, 0), []
+  plain, unchanged = outputs(0.0, 0), []
   for key in range(3):
     dropped = outputs(0.5, key)
-    np.testing.assert_allclose(dropped["mask"], whole["mask"], rtol=1e-5, atol=1e-6)
-    guesses.append(jnp.argmax(dropped["universal"], -1) == jnp.argmax(whole["universal"], -1))
-  assert not np.all(guesses)  # what is dropped changes the predictions
+    np.testing.assert_allclose(dropped["mask"], plain["mask"], rtol=1e-5, atol=1e-6)
+    unchanged.append(jnp.argmax(dropped["universal"], -1) == jnp.argmax(plain["universal"], -1))
+  assert not np.all(unchanged)  # dropout does change predictions
 
 
-def test_classifiers_have_rates_of_their_own(trained):
-  """SGD's rule written out: rate times factor on the classifier, the plain rate on all else."""
+def test_scales_the_learning_rate_of_classifiers(trained):
+  """The update of kernel and bias is multiplied by their factors, all others are unchanged."""
   stage, first = STAGES[0], trained[1]["universal"][0]
   example = {name: jnp.asarray(value) for name, value in batch(3).items()}
   plain, _ = train_step(stage)(first, example, 0.1)
@@ -104,7 +119,7 @@ def test_classifiers_have_rates_of_their_own(trained):
     )
     np.testing.assert_allclose(fast, factor * slow, rtol=1e-4, atol=1e-7)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), *moved)
-  # The momentum knows nothing of rates, as in PyTorch.
+  # The momentum does not depend on the rates, as in PyTorch.
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
     plain.momentum,
@@ -112,7 +127,7 @@ def test_classifiers_have_rates_of_their_own(trained):
   )
 
 
-def test_classifiers_begin_with_a_deviation_of_their_own():
+def test_scales_the_initial_deviation_of_classifiers():
   def kernels(stage, previous=None):
     params = begin(stage, previous).params
     return {name: tree["head"]["kernel"] for name, tree in params.items() if "head" in tree}
@@ -120,7 +135,7 @@ def test_classifiers_begin_with_a_deviation_of_their_own():
   narrow = dataclasses.replace(STAGES[0], classifier_deviation=0.001)
   plain, small = kernels(STAGES[0])["universal"], kernels(narrow)["universal"]
   assert plain.std() == pytest.approx(0.01, rel=0.3) and small.std() == pytest.approx(1e-3, rel=0.3)
-  # Of classifiers that begin in the stage: the universal one stays as it is.
+  # Only of classifiers that are new in the stage: the universal one is unchanged.
   one_pass = begin(STAGES[0])
   later = dataclasses.replace(STAGES[1], init="random", classifier_deviation=0.0)
   both = kernels(later, one_pass)
@@ -128,12 +143,12 @@ def test_classifiers_begin_with_a_deviation_of_their_own():
   assert not both["specific"].any()
 
 
-def test_a_part_that_is_not_there_is_named_with_those_that_are(trained):
-  with pytest.raises(UserError, match="'universal/fc' is not there; universal has universal/g"):
-    state.learning(trained[1]["joint"][0].params, ("trunk", "universal/fc"))
+def test_unknown_part_is_reported_with_the_existing_ones(trained):
+  with pytest.raises(UserError, match="'universal/fc' does not exist; universal has universal/g"):
+    state.select_trainable(trained[1]["joint"][0].params, ("trunk", "universal/fc"))
 
 
-def test_optimizer_state_only_for_what_is_trained(trained):
+def test_optimizer_state_contains_trained_parts_only(trained):
   def names(current):
     trees = [t for t in jax.tree.leaves(current.momentum, is_leaf=lambda x: isinstance(x, dict))]
     return set().union(*(tree.keys() for tree in trees if isinstance(tree, dict)))
@@ -144,7 +159,7 @@ def test_optimizer_state_only_for_what_is_trained(trained):
   assert "specific" not in trained[1]["universal"][2].params
 
 
-def test_the_specific_network_starts_as_the_universal_one(trained):
+def test_specific_network_starts_with_the_weights_of_the_universal_one(trained):
   first = trained[1]["specific"][0]
   before = trained[1]["universal"][2]
   jax.tree.map(np.testing.assert_array_equal, first.params["specific"], before.params["universal"])
@@ -161,8 +176,8 @@ def test_losses_of_the_joint_stage_add_up(trained):
 
 
 def test_later_stages_cost_little_more():
-  # The trunk runs once, and frozen networks only forward: at 18 x 224 x 224 with ResNet-50.
-  # Within 3 % of the count by hand, which has nothing backward in trunk and UN in stage 2.
+  # At 18 x 224 x 224 with ResNet-50. The trunk runs once, and frozen networks only forward: within
+  # 3 % of the count by hand, which has no backward pass of trunk and UN in stage 2.
   flops, by_hand = (count(**step_cost.PAPER) for count in (step_cost.analysed, step_cost.counted))
   assert flops["specific"] <= 1.2 * flops["universal"]
   assert flops["joint"] <= 1.9 * flops["universal"]
@@ -171,7 +186,7 @@ def test_later_stages_cost_little_more():
 
 
 def test_accumulated_gradients_are_the_mean_of_the_parts(trained):
-  # Parts are clips 0, 2, 4, ... and 1, 3, 5, ...: every device keeps its own.
+  # The parts are clips 0, 2, 4, ... and 1, 3, 5, ..., so that every device keeps its clips.
   stage, (first, _, _) = STAGES[2], trained[1]["joint"]
   example = batch(7, size=8) | {"valid": np.array([True] * 5 + [False, True, False])}
   example = {name: jnp.asarray(value) for name, value in example.items()}
@@ -181,7 +196,7 @@ def test_accumulated_gradients_are_the_mean_of_the_parts(trained):
   current, shares, moved = first, (4 / 6, 2 / 6), []
   for offset in (0, 1):
     part = {name: value[offset::2] for name, value in example.items()}
-    # At the same parameters, with the BN averages of the part before.
+    # With the same parameters, but the BN averages of the previous part.
     new, part_metrics = single(current, part, 1.0, NEIGHBOURS)
     moved.append((jax.tree.map(jnp.subtract, current.params, new.params), part_metrics))
     current = current.replace(batch_stats=new.batch_stats)
@@ -205,49 +220,53 @@ def test_dropped_channels_are_a_function_of_seed_stage_and_step(trained):
   plain = train_step(stage)(first, example, 0.0, NEIGHBOURS)[1]
   for name in ("loss_universal", "loss_specific"):
     assert once[name] == twice[name] and len({float(x[name]) for x in (once, other, plain)}) == 3
-  assert once["loss_bridge"] == plain["loss_bridge"]  # the mask network's has no such classifier
+  assert once["loss_bridge"] == plain["loss_bridge"]  # there is no dropout before the mask network
   video = (first.params, first.batch_stats, first.csm, example["video"])
-  # Nothing is dropped in tests.
-  ours, theirs = (
+  # Nothing is dropped in inference.
+  actual, expected = (
     jax.jit(lambda *args, run=run: run(*args)[0])(*video) for run in (network, NETWORK)
   )
-  jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+  jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
-def test_half_of_the_channels_are_dropped_and_the_others_doubled():
+def test_drops_half_of_the_channels_and_doubles_the_others():
   drop = (
     U2S(3, NETWORK.model.backbone, dropout=0.5).bind({}, rngs={"dropout": jax.random.key(0)}).drop
   )
   out = np.asarray(drop(jnp.ones((64, 2, 3, 3, 16)), deterministic=False))
   assert {*np.unique(out)} == {0.0, 2.0}
-  np.testing.assert_array_equal(out, np.broadcast_to(out[:, :1, :1, :1], out.shape))  # all of one
+  np.testing.assert_array_equal(
+    out, np.broadcast_to(out[:, :1, :1, :1], out.shape)
+  )  # all of a channel
   assert 0.4 < (out[:, 0, 0, 0] == 0).mean() < 0.6
 
 
-def test_rematerialisation_changes_nothing_but_memory(trained):
+def test_rematerialization_does_not_change_results(trained):
   stage, (first, _, _) = STAGES[2], trained[1]["joint"]
   example = {name: jnp.asarray(value) for name, value in batch(7, size=16).items()}
-  backbone = build("preact_resnet", temporal=TEMPORAL, depth=14, width=2, remat=True)
-  twice = Network(U2S(NETWORK.model.num_classes, backbone), **PIXELS)
+  backbone = build_backbone(
+    "preact_resnet", temporal=TEMPORAL, depth=14, width=2, layers=Layers(remat=True)
+  )
+  rematerialized = Network(U2S(NETWORK.model.num_classes, backbone), **PIXELS)
   results, flops = [], []
-  for network in (NETWORK, twice):
+  for network in (NETWORK, rematerialized):
     compiled = train_step(stage, network).lower(first, example, 0.01, NEIGHBOURS).compile()
     results.append(compiled(first, example, 0.01, NEIGHBOURS))
     flops.append(compiled.cost_analysis()["flops"])
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *results)
-  assert flops[1] > 1.1 * flops[0]  # the forward pass is there twice
+  assert flops[1] > 1.1 * flops[0]  # the forward pass runs twice
 
 
-def test_the_convolutions_that_gpus_compile_change_no_loss(trained, monkeypatch):
+def test_convolutions_of_gpus_give_the_same_losses(trained, monkeypatch):
   first = trained[1]["joint"][0]
   example = {name: jnp.asarray(value) for name, value in batch(3).items()}
   _, metrics = train_step(STAGES[2])(first, example, 0.1, NEIGHBOURS)
 
-  def as_for_gpus(*operands, cuda=None, default=None, **_):
+  def select_gpu(*operands, cuda=None, default=None, **_):
     return (cuda or default)(*operands)
 
-  monkeypatch.setattr(jax.lax, "platform_dependent", as_for_gpus)
-  _, others = train_step(STAGES[2])(first, example, 0.1, NEIGHBOURS)
-  assert metrics.keys() == others.keys()
+  monkeypatch.setattr(jax.lax, "platform_dependent", select_gpu)
+  _, gpu_metrics = train_step(STAGES[2])(first, example, 0.1, NEIGHBOURS)
+  assert metrics.keys() == gpu_metrics.keys()
   for name, value in metrics.items():
-    np.testing.assert_allclose(others[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+    np.testing.assert_allclose(gpu_metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)

@@ -1,6 +1,6 @@
-"""What the report's figures of features and masks are made of, collected from a trained run.
+"""Collects features and masks of a trained run for the report's figures.
 
-Written beside the scores as `<workdir>/analysis/<split>.npz`; the report reads it, never the model.
+They are written to `<workdir>/analysis/<split>.npz`; the report reads this file, never the model.
 """
 
 import collections
@@ -12,15 +12,15 @@ import numpy as np
 from jaxtyping import Array, Float, Integer
 
 from u2s_jax import csm as csm_lib
-from u2s_jax import devices
 from u2s_jax.csm import CategorySimilarity
 from u2s_jax.evaluation import inference
 from u2s_jax.evaluation.scores import Scores
-from u2s_jax.state import TrainState
+from u2s_jax.run.state import TrainState
+from u2s_jax.runtime import devices
 
-CLIPS = 200  # of a class of a pair: pooled features that are kept for t-SNE
-MISTAKES = 40  # most confident ones whose stills are kept
-OTHERS = 3  # classes outside the pair whose masks of an example are kept, as in Fig. 6
+MAX_CLIPS = 200  # clips of a class whose pooled features are kept for t-SNE
+MAX_MISTAKES = 40  # most confident mistakes whose stills are kept
+NUM_OTHERS = 3  # classes outside the pair whose masks of an example are kept, as in Fig. 6
 
 
 def collect(
@@ -32,80 +32,83 @@ def collect(
   examples: Mapping[str, Integer[np.ndarray, " k"]] = types.MappingProxyType({}),
   stills: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
-  """Passes once over a split.
+  """Collects class sparsity, pooled features, example clips and stills in one pass over a split.
 
   Args:
-    step: of `inference.analysis_step`.
+    step: the step of `inference.jit_analysis_step`.
     state: the networks.
-    batches: of this host, the centre view alone: see `run.Source`.
-    classes: whose clips' pooled features are kept, of the first 200 clips each.
-    examples: by ids of clips whose frames and masks are kept, the classes of these masks, equally
-      many for each clip: see `shown_classes`.
+    batches: this host's batches of the centre view, see `run.Source`.
+    classes: classes whose pooled features are kept, of the first 200 clips each.
+    examples: for the id of each clip whose frames and masks are kept, the classes of these masks;
+      equally many for each clip, see `select_mask_classes`.
     stills: ids of clips whose middle frame is kept.
 
   Returns:
-    For each network, 'universal' and behind stage 1 'specific', the class sparsity of Eq. 1
+    For each network, 'universal' and after stage 1 'specific', the class sparsity of Eq. 1
     `sparsity_*` (m, c), NaN for a class without a clip, and `pooled_*` (k, c) of the kept clips,
-    whose `label` is (k,). Of the examples, where there are any: `example_id`, `example_label`,
-    `predicted` (e,), `video` (e, t, h, w, c) uint8, and with a mask network `mask` (e, t', h', w'),
-    `mask_classes` (e, k) and `class_masks` (e, t', h', w', k). Of the stills, where there are any:
-    `mistake_id`, `mistake_still` (s, h, w, c) uint8.
+    whose `label` is (k,). If examples were found: `example_id`, `example_label`, `predicted` (e,),
+    `video` (e, t, h, w, c) uint8, and with a mask network `mask` (e, t', h', w'), `mask_classes`
+    (e, k) and `class_masks` (e, t', h', w', k). If stills were found: `mistake_id`,
+    `mistake_still` (s, h, w, c) uint8.
   """
   num_classes = len(state.csm.matrix)
-  sums, parts, room = {}, collections.defaultdict(list), dict.fromkeys(classes, CLIPS)
-  for results, clips in inference.pass_over(step, state, batches):
+  sums, parts, remaining = {}, collections.defaultdict(list), dict.fromkeys(classes, MAX_CLIPS)
+  for results, clips in inference.iterate_outputs(step, state, batches):
     results = jax.device_get(results)
-    ids = inference.read_id_codes(results["id"])
+    ids = inference.decode_ids(results["id"])
     labels, valid = results["label"], results["valid"].astype(bool)
     for name in [name for name in results if name.startswith(("zeros_", "responses_"))]:
       sums[name] = csm_lib.add_by_class(sums.get(name), results[name], labels, valid, num_classes)
     rows = []
     for i in np.flatnonzero(valid):
-      if room.get(int(labels[i]), 0):
-        room[int(labels[i])] -= 1
+      if remaining.get(int(labels[i]), 0):
+        remaining[int(labels[i])] -= 1
         rows.append(i)
     for name in [name for name in results if name == "label" or name.startswith("pooled_")]:
       parts[name].append(results[name][rows])
+    # All hosts see the same rows, and read them together: the clips are sharded over the devices.
     for i in np.flatnonzero(valid & np.isin(ids, [*examples])).tolist():
       parts["example_id"].append(ids[i : i + 1])
       parts["example_label"].append(labels[i : i + 1])
       parts["predicted"].append(results["predicted"][i : i + 1])
-      for name, value in _example(clips, i, state, examples[ids[i]]).items():
+      for name, value in _read_example(clips, i, state, examples[ids[i]]).items():
         parts[name].append(value[None])
     for i in np.flatnonzero(valid & np.isin(ids, stills)).tolist():
       frames = clips["video"]
       parts["mistake_id"].append(ids[i : i + 1])
       parts["mistake_still"].append(devices.read_row(frames[:, frames.shape[1] // 2], i)[None])
+  return _class_sparsity(sums) | {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def _class_sparsity(sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Returns Eq. 1 by class from the sums of its counts; NaN for a class without a clip."""
   arrays = {}
   for name in ("universal", "specific"):
     if f"zeros_{name}" in sums:
       responses = sums[f"responses_{name}"][:, None]
       counts = np.where(responses, responses, np.nan)
       arrays[f"sparsity_{name}"] = (sums[f"zeros_{name}"] / counts).astype(np.float32)
-  return arrays | {name: np.concatenate(values) for name, values in parts.items()}
+  return arrays
 
 
-def _example(
+def _read_example(
   clips: Mapping[str, Array], row: int, state: TrainState, classes: Integer[np.ndarray, " k"]
 ) -> dict[str, np.ndarray]:
-  """Returns the frames of one clip of a batch and, with a mask network, its masks."""
+  """Returns the frames of one clip of a batch and, if there is a mask network, its masks."""
   arrays = {"video": devices.read_row(clips["video"], row)}
   if "mask" in clips:
     kernel = state.params["mask"]["kernel"]
     arrays["mask"] = devices.read_row(clips["mask"], row)
     arrays["mask_classes"] = classes
-    arrays["class_masks"] = inference.row_masks(clips["features"], row, kernel, classes)
+    arrays["class_masks"] = inference.read_row_masks(clips["features"], row, kernel, classes)
   return arrays
 
 
 def class_similarity(csm: CategorySimilarity, one_pass: Scores) -> Float[np.ndarray, "m m"]:
-  """Returns Eq. 2 as the run found it; of a run without a CSM how the one-pass model confuses.
+  """Returns the similarity of all pairs of classes.
 
-  That is the mean score that the clips of either class give to the other.
-
-  Args:
-    csm: of the state at the end.
-    one_pass: scores of the one-pass model.
+  Eq. 2 if the run computed a CSM; otherwise, from the scores of the one-pass model, the mean score
+  that the clips of either class give to the other.
   """
   if int(csm.n):
     return np.asarray(csm.similarity)
@@ -119,16 +122,10 @@ def class_similarity(csm: CategorySimilarity, one_pass: Scores) -> Float[np.ndar
 def confusing_pairs(
   similarity: Float[np.ndarray, "m m"], labels: Integer[np.ndarray, " n"], count: int
 ) -> Integer[np.ndarray, "p 2"]:
-  """Returns the most similar pairs of classes, of those with clips: what the figures are about.
-
-  Args:
-    similarity: from `class_similarity`.
-    labels: of the split.
-    count: how many.
-  """
+  """Returns the `count` most similar pairs among the classes that occur in `labels`."""
   present = np.unique(labels)
-  within = similarity[np.ix_(present, present)]
-  pairs = [present[[i, j]] for i, j, _ in csm_lib.most_similar(within, count)]
+  similarity = similarity[np.ix_(present, present)]
+  pairs = [present[[i, j]] for i, j, _ in csm_lib.find_most_similar(similarity, count)]
   return np.array(pairs, np.int32).reshape(-1, 2)
 
 
@@ -137,19 +134,22 @@ def choose_examples(
   one_pass: Scores,
   final: Scores,
 ) -> dict[str, int]:
-  """Chooses for each class of the pairs a clip to show, and returns their labels by their ids.
+  """Chooses one clip to show for each class of the pairs.
 
-  A clip that U2S gets right and the one-pass model does not; failing that one that U2S gets right;
-  failing that any.
+  The first clip of the class that U2S classifies correctly and the one-pass model does not; if
+  there is none, the first that U2S classifies correctly; otherwise the first.
 
   Args:
     pairs: from `confusing_pairs`.
     one_pass: scores of the one-pass model.
-    final: scores of the model at the end, of the same clips in the same order.
+    final: scores of the final model, of the same clips in the same order.
+
+  Returns:
+    The chosen clips' labels by their ids.
   """
-  right = final.merged.argmax(1) == final.labels
-  wrong_before = one_pass.predictions["universal"].argmax(1) != one_pass.labels
-  rank = right.astype(int) + (right & wrong_before)
+  is_correct = final.merged.argmax(1) == final.labels
+  was_wrong = one_pass.predictions["universal"].argmax(1) != one_pass.labels
+  rank = is_correct.astype(int) + (is_correct & was_wrong)
   labels = {}
   for label in dict.fromkeys(pairs.ravel().tolist()):
     clips = np.flatnonzero(final.labels == label)
@@ -157,12 +157,12 @@ def choose_examples(
   return labels
 
 
-def shown_classes(
+def select_mask_classes(
   label: int, pairs: Integer[np.ndarray, "p 2"], similarity: Float[np.ndarray, "m m"]
 ) -> Integer[np.ndarray, " k"]:
-  """Returns the classes whose masks of an example are shown: its own, its partner, three others.
+  """Returns the classes whose masks are shown for an example: its own, its partner, three others.
 
-  The others are the least similar, the middle one, and the most similar outside the pair.
+  The others are, outside the pair, the most similar class, the median one and the least similar.
 
   Args:
     label: the example's class.
@@ -173,24 +173,24 @@ def shown_classes(
   order = [
     int(j) for j in np.argsort(-similarity[label], kind="stable") if j not in (label, partner)
   ]
-  picks = [order[0], order[len(order) // 2], order[-1]] if len(order) >= OTHERS else order
-  return np.array([label, partner, *picks], np.int32)
+  others = [order[0], order[len(order) // 2], order[-1]] if len(order) >= NUM_OTHERS else order
+  return np.array([label, partner, *others], np.int32)
 
 
-def gather(
+def join_arrays(
   one_pass_arrays: dict[str, np.ndarray],
   final_arrays: dict[str, np.ndarray],
   pairs: Integer[np.ndarray, "p 2"],
   state: TrainState,
   class_names: Sequence[str],
 ) -> dict[str, np.ndarray]:
-  """Returns what the file holds, from what `collect` returned for the one-pass and the final model.
+  """Returns the contents of the analysis file.
 
   Args:
-    one_pass_arrays: of the one-pass model.
-    final_arrays: of `state`.
+    one_pass_arrays: from `collect` for the one-pass model.
+    final_arrays: from `collect` for `state`.
     pairs: from `confusing_pairs`.
-    state: at the end.
+    state: the final networks.
     class_names: in the order of the labels.
   """
   arrays = {"class_names": np.array(class_names, str), "pairs": pairs}

@@ -1,4 +1,4 @@
-"""What the device does at an evaluation: the steps, and the one pass over a split."""
+"""Evaluation on the devices: steps, which are pure functions, and the pass over a split."""
 
 import functools
 import math
@@ -11,16 +11,15 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, UInt8
 
 from u2s_jax import csm as csm_lib
-from u2s_jax import devices
-from u2s_jax.errors import UserError
 from u2s_jax.evaluation.scores import Scores
 from u2s_jax.models.mask import class_masks
 from u2s_jax.models.network import Network, softmax_scores
 from u2s_jax.models.network import mirror as mirror_video
+from u2s_jax.run.state import TrainState
+from u2s_jax.runtime import devices, distributed, signals
+from u2s_jax.runtime.errors import UserError
 from u2s_jax.stages import PREDICTIONS
-from u2s_jax.state import TrainState
-
-ID_BYTES = 256  # ids travel through the devices so that all hosts learn them in one order
+from u2s_jax.video.listing import MAX_ID_BYTES
 
 Batch = dict[str, Array]
 Step = Callable[[TrainState, Batch], dict[str, Array]]
@@ -29,19 +28,19 @@ T = TypeVar("T")
 
 
 def make_score_step(network: Network, mirrors: Sequence[tuple[int, ...] | None]) -> Step:
-  """Returns the scores of a batch, a pure function of state and batch.
+  """Returns a function that computes the scores of a batch.
 
   Args:
     network: the networks and their masks.
-    mirrors: one entry a view: None, or for a mirrored view the class that each class turns into,
-      so that its scores are booked on the class that is meant. The k-th mirrored view is the k-th
-      crop, mirrored here.
+    mirrors: one entry per view: None, or for a mirrored view the class that each class turns into,
+      by which its scores are mapped back. The k-th mirrored view is the k-th crop, mirrored on the
+      device.
 
   Returns:
     (state, batch with `video` (n, crops, t, h, w, c) and `label` (n,)) -> for each prediction the
-    softmax scores (n, m), averaged over the views; a label is read only where it guides, in a
-    mirrored view as the class that it turns into. It raises ValueError where there are not as many
-    crops as `mirrors` asks for.
+    softmax scores (n, m), averaged over the views. Labels are read only if they guide the masks; in
+    a mirrored view they are mirrored as well. Raises ValueError if the number of crops is not the
+    one that `mirrors` implies.
   """
   columns = [None if mirror is None else np.array(mirror) for mirror in mirrors]
   is_mirrored = np.array([mirror is not None for mirror in mirrors])
@@ -51,7 +50,7 @@ def make_score_step(network: Network, mirrors: Sequence[tuple[int, ...] | None])
   def step(state, batch):
     crops, label = jnp.moveaxis(batch["video"], 1, 0), batch["label"]
     if len(crops) != num_crops:
-      raise ValueError(f"{len(crops)} crops of a clip, but {num_crops} are asked for")
+      raise ValueError(f"video: {len(crops)} crops of a clip; must be {num_crops}")
 
     def one_view(view):
       crop, is_mirrored_view, labels = view
@@ -61,7 +60,7 @@ def make_score_step(network: Network, mirrors: Sequence[tuple[int, ...] | None])
       outputs, _ = network(state.params, state.batch_stats, state.csm, video, labels)
       return softmax_scores(outputs, PREDICTIONS)
 
-    # One view after the other: ten at once would take ten times the memory.
+    # One view at a time: ten at once would take ten times the memory.
     labels = [label if mirror is None else jnp.asarray(mirror)[label] for mirror in columns]
     views = jnp.asarray(crop_of_view), jnp.asarray(is_mirrored), jnp.stack(labels)
     by_view = jax.lax.map(one_view, views)
@@ -82,19 +81,16 @@ def make_score_step(network: Network, mirrors: Sequence[tuple[int, ...] | None])
 
 
 def make_analysis_step(network: Network) -> AnalysisStep:
-  """Returns what the figures of features and masks are made of, a pure function.
-
-  Args:
-    network: the networks and their masks.
+  """Returns a function that computes features and masks for the report's figures.
 
   Returns:
-    (state, batch with centre views (n, 1, t, h, w, c)) -> two dicts. The first holds what is read
-    of every clip: `predicted` (n,), the universal network's class; for each network 'universal'
-    and, after stage 1, 'specific': `pooled_*` (n, c), the features that its classifier reads,
-    `zeros_*` (n, c) and `responses_*` (n,) as in `make_sparsity_step`. The second holds what is
-    read of a few clips, by `devices.read_row` and `row_masks`: `video` (n, t, h, w, c); with a mask
-    network `mask` (n, t', h', w'), by which the specific features are multiplied, and `features`
-    (n, t', h', w', c), the input of the mask network.
+    (state, batch with centre views (n, 1, t, h, w, c)) -> two dicts. The first is read for every
+    clip: `predicted` (n,), the universal network's class; for each network 'universal' and, after
+    stage 1, 'specific': `pooled_*` (n, c), the features that its classifier reads, `zeros_*` (n, c)
+    and `responses_*` (n,) as in `make_sparsity_step`. The second is read for a few clips, with
+    `devices.read_row` and `read_row_masks`: `video` (n, t, h, w, c); with a mask network `mask`
+    (n, t', h', w'), which multiplies the specific features, and `features` (n, t', h', w', c), the
+    input of the mask network.
   """
 
   def step(state, batch):
@@ -115,14 +111,14 @@ def make_analysis_step(network: Network) -> AnalysisStep:
 
 
 def make_feature_step(network: Network) -> Callable[[TrainState, Array], dict[str, Array]]:
-  """Returns the features of clips that the classifiers read, a pure function.
+  """Returns a function that computes the pooled features that the classifiers read.
 
   Args:
     network: the networks and their masks; guided by the universal network's prediction.
 
   Returns:
-    (state, video (n, t, h, w, c) uint8) -> 'universal' (n, c) and, behind stage 1, 'specific', of
-    which the masked part is meant.
+    (state, video (n, t, h, w, c) uint8) -> 'universal' (n, c) and, after stage 1, 'specific', the
+    latter masked.
   """
 
   def step(state, video):
@@ -133,15 +129,12 @@ def make_feature_step(network: Network) -> Callable[[TrainState, Array], dict[st
 
 
 def make_sparsity_step(network: Network) -> Step:
-  """Returns what Eq. 1 counts, in inference mode, a pure function.
-
-  Args:
-    network: the one-pass model's.
+  """Returns a function that computes the counts of Eq. 1, in inference mode.
 
   Returns:
-    (state after stage 1, batch with centre views (n, 1, t, h, w, c)) -> `zeros` (n, c), zero
-    responses of each clip and channel, and `responses` (n,), all responses of a channel: int32, for
-    `csm.add_by_class`. The quotient of a class's sums is its sparsity.
+    (state after stage 1, batch with centre views (n, 1, t, h, w, c)) -> `zeros` (n, c), the number
+    of zero responses of each clip and channel, and `responses` (n,), the number of all responses of
+    a channel: int32, for `csm.add_by_class`. The quotient of a class's sums is its sparsity.
   """
 
   def step(state, batch):
@@ -153,7 +146,7 @@ def make_sparsity_step(network: Network) -> Step:
 
 
 def make_predict_step(network: Network) -> Callable[[TrainState, Array], dict[str, Array]]:
-  """Returns what a prediction for a clip is made of, a pure function.
+  """Returns a function that computes scores and masks of clips.
 
   Args:
     network: the networks and their masks; guided by the universal network's prediction.
@@ -165,16 +158,16 @@ def make_predict_step(network: Network) -> Callable[[TrainState, Array], dict[st
 
   def step(state, video):
     outputs, _ = network(state.params, state.batch_stats, state.csm, video)
-    answer = softmax_scores(outputs, PREDICTIONS)
+    results = softmax_scores(outputs, PREDICTIONS)
     if "mask" in outputs:
-      answer["mask"] = outputs["mask"][..., 0].astype(jnp.float32)
-    return answer
+      results["mask"] = outputs["mask"][..., 0].astype(jnp.float32)
+    return results
 
   return step
 
 
 def _pooled(outputs: dict[str, Array]) -> dict[str, Float[Array, "n c"]]:
-  """Returns each network's features as its classifier reads them."""
+  """Returns each network's pooled features, as its classifier reads them."""
   pooled = {}
   for name in ("universal", "specific"):
     features = outputs.get(f"{name}_features")
@@ -188,22 +181,23 @@ def _pooled(outputs: dict[str, Array]) -> dict[str, Float[Array, "n c"]]:
 def _zero_responses(
   features: Float[Array, "n t h w c"],
 ) -> tuple[Integer[Array, "n c"], Integer[Array, " n"]]:
-  """Returns each clip's zero responses by channel, and the number of responses of a channel."""
+  """Returns the number of zero responses of each clip and channel, and of all of a channel."""
   responses = jnp.full(len(features), math.prod(features.shape[1:4]), jnp.int32)
-  return csm_lib.zero_counts(features), responses
+  return csm_lib.count_zeros(features), responses
 
 
 @functools.lru_cache(maxsize=8)
-def score_step(network: Network, mirrors: tuple[tuple[int, ...] | None, ...]) -> Step:
-  """Returns `make_score_step`'s, compiled for all devices, the same for the same call."""
-  return _compiled(make_score_step(network, mirrors))
+def jit_score_step(network: Network, mirrors: tuple[tuple[int, ...] | None, ...]) -> Step:
+  """Returns the step of `make_score_step`, jitted for all devices; cached."""
+  return _jit_replicated(make_score_step(network, mirrors))
 
 
 @functools.lru_cache(maxsize=8)
-def analysis_step(network: Network) -> AnalysisStep:
-  """Returns `make_analysis_step`'s, compiled for all devices, the same for the same call.
+def jit_analysis_step(network: Network) -> AnalysisStep:
+  """Returns the step of `make_analysis_step`, jitted for all devices; cached.
 
-  Every host gets its first dict of the whole batch; the second stays where its clips are.
+  Every host gets the first dict for the whole batch. The second stays sharded over the devices: it
+  is large, and only a few of its rows are read.
   """
   step, mesh = make_analysis_step(network), devices.data_mesh()
 
@@ -213,32 +207,32 @@ def analysis_step(network: Network) -> AnalysisStep:
 
   return jax.jit(
     run,
-    out_shardings=(devices.replicated(mesh), devices.batched(mesh)),
-    compiler_options=devices.compiler_options(),
+    out_shardings=(devices.replicated_sharding(mesh), devices.batch_sharding(mesh)),
+    compiler_options=devices.get_compiler_options(),
   )
 
 
 @functools.lru_cache(maxsize=8)
-def sparsity_step(network: Network) -> Step:
-  """Returns `make_sparsity_step`'s, compiled for all devices, the same for the same call."""
-  return _compiled(make_sparsity_step(network))
+def jit_sparsity_step(network: Network) -> Step:
+  """Returns the step of `make_sparsity_step`, jitted for all devices; cached."""
+  return _jit_replicated(make_sparsity_step(network))
 
 
-def _compiled(step: Step) -> Step:
-  """Jits a step; every host gets the whole batch's results, with its ids, labels and padding."""
+def _jit_replicated(step: Step) -> Step:
+  """Jits a step so that every host gets results, ids, labels and padding of the whole batch."""
 
   def run(state, batch):
     return step(state, batch) | _identity(batch)
 
   return jax.jit(
     run,
-    out_shardings=devices.replicated(devices.data_mesh()),
-    compiler_options=devices.compiler_options(),
+    out_shardings=devices.replicated_sharding(devices.data_mesh()),
+    compiler_options=devices.get_compiler_options(),
   )
 
 
 def _identity(batch: Batch) -> Batch:
-  """Returns which clips a batch holds."""
+  """Returns what identifies the clips of a batch."""
   return {key: batch[key] for key in ("id", "label", "valid")}
 
 
@@ -250,60 +244,64 @@ def _row_masks_program() -> Callable[..., Float[Array, "t h w k"]]:
 
   return jax.jit(
     masks,
-    out_shardings=devices.replicated(devices.data_mesh()),
-    compiler_options=devices.compiler_options(),
+    out_shardings=devices.replicated_sharding(devices.data_mesh()),
+    compiler_options=devices.get_compiler_options(),
   )
 
 
-def row_masks(
+def read_row_masks(
   features: Float[Array, "n t h w c"],
   row: int,
   kernel: Float[Array, "c m"],
   classes: Integer[np.ndarray, " k"],
 ) -> Float[np.ndarray, "t h w k"]:
-  """Returns the masks of some classes for one clip of a batch; on all hosts.
+  """Returns the masks of some classes for one clip of a batch; to be called on all hosts.
 
   Args:
-    features: of `analysis_step`, split over the devices.
-    row: of the batch.
-    kernel: of the mask network.
-    classes: whose masks to compute.
+    features: output of `jit_analysis_step`, sharded over the devices.
+    row: index of the clip in the batch.
+    kernel: the mask network's.
+    classes: indices of the classes.
   """
-  # XLA's matrix products on CPUs round by the width modulo 16: as wide, these have all M's bits.
+  # How XLA's matrix product on CPUs rounds depends on the width modulo 16. Padded to the M classes'
+  # width modulo 16, the masks have the very bits that a product with all M classes would give.
   padded = np.resize(classes, len(classes) + (kernel.shape[1] - len(classes)) % 16)
   masks = _row_masks_program()(features, np.int32(row), kernel, padded)
   return np.asarray(masks)[..., : len(classes)]
 
 
-def pass_over(
+def iterate_outputs(
   step: Callable[[TrainState, Batch], T],
   state: TrainState,
   batches: Iterable[dict[str, np.ndarray]],
 ) -> Iterator[T]:
-  """Passes once over a split; the device has its next batch before the last one is read.
-
-  It never has a third one, each of which would keep its clips in the device's memory.
+  """Applies a step to all batches of a split.
 
   Args:
-    step: compiled, of this module.
+    step: a jitted step of this module.
     state: the networks.
-    batches: of this host, see `run.Source`.
+    batches: this host's batches, see `run.Source`.
 
   Yields:
-    For each batch the step's results, on the device, with `label`, `valid` and the codes of `id`.
+    For each batch the step's results, on the device, with `label`, `valid` and the encoded `id`.
 
   Raises:
-    UserError: an id of more than 256 bytes.
+    UserError: if an id is longer than 256 bytes.
+    Interrupted: if the process was asked to stop.
   """
-  mesh, last = devices.data_mesh(), None
+  # The device gets the next batch before the results of the previous one are read, so it is never
+  # idle. There are never three: each batch in flight keeps its clips in the device's memory.
+  mesh, previous = devices.data_mesh(), None
   for batch in batches:
-    batch = {**batch, "id": id_codes(batch["id"])}
-    results = step(state, devices.global_batch(batch, mesh))
-    if last is not None:
-      yield jax.block_until_ready(last)
-    last = results
-  if last is not None:
-    yield last
+    if distributed.should_stop():
+      raise signals.Interrupted("during an evaluation")
+    batch = {**batch, "id": encode_ids(batch["id"])}
+    results = step(state, devices.make_global_batch(batch, mesh))
+    if previous is not None:
+      yield jax.block_until_ready(previous)
+    previous = results
+  if previous is not None:
+    yield previous
 
 
 def score(
@@ -315,40 +313,42 @@ def score(
   """Returns the scores of all clips of a split.
 
   Args:
-    step: of `score_step`.
+    step: the step of `jit_score_step`.
     state: the networks.
-    batches: of this host: `video` (b, crops, t, h, w, c) uint8, `label`, `valid`, `id`.
+    batches: this host's batches: `video` (b, crops, t, h, w, c) uint8, `label`, `valid`, `id`.
     class_names: in the order of the labels.
 
   Raises:
-    UserError: an id of more than 256 bytes.
+    UserError: if an id is longer than 256 bytes.
   """
   parts = []
-  for results in pass_over(step, state, batches):
+  for results in iterate_outputs(step, state, batches):
     results = jax.device_get(results)
     valid = results.pop("valid").astype(bool)
     parts.append({key: value[valid] for key, value in results.items()})
   arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
   return Scores(
-    ids=read_id_codes(arrays.pop("id")),
+    ids=decode_ids(arrays.pop("id")),
     labels=arrays.pop("label"),
     class_names=np.array(class_names, str),
     predictions={name: arrays[name] for name in PREDICTIONS if name in arrays},
   )
 
 
-def id_codes(ids: Sequence[bytes] | np.ndarray) -> UInt8[np.ndarray, "n b"]:
-  """Returns ids as numbers that may be placed on devices.
+def encode_ids(ids: Sequence[bytes] | np.ndarray) -> UInt8[np.ndarray, "n b"]:
+  """Returns ids as bytes in an integer array, which devices can hold.
 
   Raises:
-    UserError: an id of more than 256 bytes.
+    UserError: if an id is longer than 256 bytes.
   """
   ids = np.asarray(ids).astype("S")
-  if ids.dtype.itemsize > ID_BYTES:
-    raise UserError(f"id {max(ids, key=len).decode()}: longer than {ID_BYTES} bytes; rename it")
-  return ids.astype(f"S{ID_BYTES}").view(np.uint8).reshape(-1, ID_BYTES)
+  if ids.dtype.itemsize > MAX_ID_BYTES:
+    raise UserError(
+      f"id {max(ids, key=len).decode()}: longer than {MAX_ID_BYTES} bytes; rename the clip"
+    )
+  return ids.astype(f"S{MAX_ID_BYTES}").view(np.uint8).reshape(-1, MAX_ID_BYTES)
 
 
-def read_id_codes(codes: UInt8[np.ndarray, "n b"]) -> np.ndarray:
-  """Returns the ids (n,), str, that `id_codes` was given."""
-  return np.char.decode(np.ascontiguousarray(codes).view(f"S{ID_BYTES}")[:, 0], "utf-8")
+def decode_ids(codes: UInt8[np.ndarray, "n b"]) -> np.ndarray:
+  """Returns the ids (n,), str, that `encode_ids` encoded."""
+  return np.char.decode(np.ascontiguousarray(codes).view(f"S{MAX_ID_BYTES}")[:, 0], "utf-8")

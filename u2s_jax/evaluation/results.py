@@ -1,4 +1,4 @@
-"""What is said of a run from its scores alone: rows, tables for a terminal, the summary."""
+"""Summaries and tables of a run, computed from its scores alone."""
 
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -7,16 +7,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer, Num
 
-from u2s_jax import metrics
 from u2s_jax.csm import CategorySimilarity
-from u2s_jax.errors import printable_line
+from u2s_jax.evaluation import metrics
 from u2s_jax.evaluation.scores import FUSIONS, Scores, fusions
+from u2s_jax.runtime.errors import escape_line
 
-MAX_TABLE, EXTREMES = 30, 10  # classes that a table shows; beyond that, at each end of the gains
-NAME_WIDTH = 40  # letters of a class name in a table
+MAX_ROWS = 30  # classes up to which a table shows all
+NUM_EXTREMES = 10  # of more classes: how many it shows of the largest gains, and of the losses
+NAME_WIDTH = 40  # characters of a class name in a table
 
-UPPER_BOUND = "upper bounds, no results: the labels select the masks (csm.guide='label')"
-PREDICTION_GUIDED = "prediction_guided"  # in a summary: accuracies without a label's help
+UPPER_BOUND = "upper bounds only: the labels select the masks (csm.guide='label')"
+PREDICTION_GUIDED = "prediction_guided"  # key of a summary: accuracies without a label's help
 
 Row = dict[str, Any]
 
@@ -24,12 +25,12 @@ Row = dict[str, Any]
 def summarize(
   one_pass: Scores, final: Scores, csm: CategorySimilarity, parameters: Mapping[str, int]
 ) -> dict[str, Any]:
-  """Returns what `summary.json` holds, but for the config's name; accuracies in percent.
+  """Returns accuracies in percent, the CSM's statistics and the numbers of parameters.
 
   Args:
     one_pass: scores of the model after stage 1.
-    final: scores of the model at the end.
-    csm: at the end, NumPy arrays.
+    final: scores of the final model.
+    csm: the final CSM, as NumPy arrays.
     parameters: number of parameters by subnetwork.
   """
   return {
@@ -38,7 +39,7 @@ def summarize(
     "csm": {
       "alpha": float(csm.alpha),
       "n": int(csm.n),
-      "average_confusing": average_confusing(csm.matrix),
+      "average_confusing": count_average_confusing(csm.matrix),
     },
     "parameters": {
       "one_pass": parameters["trunk"] + parameters["universal"],
@@ -47,73 +48,74 @@ def summarize(
   }
 
 
-def merged(summary: dict[str, Any]) -> dict[str, float]:
-  """Returns the accuracies of all predictions together, the last that `summarize` names."""
-  return last(summary["predictions"])
+def get_merged_accuracies(summary: dict[str, Any]) -> dict[str, float]:
+  """Returns the accuracies of the merged prediction from a summary of `summarize`."""
+  return _last(summary["predictions"])
 
 
 def is_upper_bound(config: Mapping[str, Any]) -> bool:
-  """Tells whether labels select the masks in a run's evaluation (Table III f)."""
+  """Returns whether labels select the masks in a run's evaluation (Table III f)."""
   return config["csm"]["guide"] == "label" and not config["control"]
 
 
-def prediction_guided(summary: Mapping[str, Any]) -> dict[str, float] | None:
-  """Returns `merged` with the masks of the predicted classes, where labels select the run's own.
+def get_guided_accuracies(summary: Mapping[str, Any]) -> dict[str, float] | None:
+  """Returns the accuracies of the merged prediction with the masks of the predicted classes.
 
   Args:
-    summary: of a run that is an upper bound, or what it says of the best checkpoint.
+    summary: summary of a run that is an upper bound, or its entry for the best checkpoint.
 
   Returns:
-    None where they were not evaluated, as by earlier versions.
+    As `get_merged_accuracies`; None if the summary lacks them, as those of earlier versions do.
   """
   guided = summary.get(PREDICTION_GUIDED)
-  return guided and last(guided)
+  return guided and _last(guided)
 
 
-def last(fusions: Mapping[str, dict[str, float]]) -> dict[str, float]:
-  """Returns the accuracies of all predictions together, of `scores.fusions`."""
+def _last(fusions: Mapping[str, dict[str, float]]) -> dict[str, float]:
+  """Returns the last entry of `scores.fusions`: all predictions merged."""
   return list(fusions.values())[-1]
 
 
-def average_confusing(matrix: Num[np.ndarray, "m m"]) -> float:
-  """Returns how many other classes a class is confused with on average, by the binary CSM."""
+def count_average_confusing(matrix: Num[np.ndarray, "m m"]) -> float:
+  """Returns the mean number of confusing classes per class of a binary CSM."""
   return float((matrix.sum() - len(matrix)) / len(matrix))
 
 
-def confusion(scores: Scores) -> Integer[np.ndarray, "m m"]:
-  """Counts the clips of a class (row) that the merged prediction takes for a class (column)."""
+def confusion_matrix(scores: Scores) -> Integer[np.ndarray, "m m"]:
+  """Returns the number of clips by label (row) and class of the merged prediction (column)."""
   counts = np.zeros((len(scores.class_names),) * 2, int)
   np.add.at(counts, (scores.labels, scores.merged.argmax(1)), 1)
   return counts
 
 
 def confident_mistakes(scores: Scores, count: int) -> Integer[np.ndarray, " k"]:
-  """Returns the rows of the clips that the merged prediction gets wrong, the most confident first.
+  """Returns the rows of misclassified clips, the most confident mistakes first.
 
-  Where a label is wrong, the prediction leads the label's class by the most.
+  Confidence is the margin of the merged prediction's class over the label's class. The first clips
+  are thus the most likely to be mislabelled.
 
   Args:
-    scores: with a label for every clip.
-    count: how many at most.
+    scores: scores with a label for every clip.
+    count: the maximum number of rows.
   """
   merged, rows = scores.merged, np.arange(len(scores.labels))
-  lead = merged.max(1) - merged[rows, scores.labels]
-  order = np.argsort(-lead, kind="stable")
-  return order[lead[order] > 0][:count]
+  margin = merged.max(1) - merged[rows, scores.labels]
+  order = np.argsort(-margin, kind="stable")
+  return order[margin[order] > 0][:count]
 
 
 def per_class(one_pass: Scores, final: Scores, csm: Num[np.ndarray, "m m"]) -> list[Row]:
-  """Returns how well each class is recognised, a row for each.
+  """Returns one row of accuracies for each class.
 
   Args:
     one_pass: scores of the model after stage 1.
-    final: scores of the model at the end, of the same clips.
-    csm: the 1s of column i are what class i is confused with.
+    final: scores of the final model, of the same clips.
+    csm: binary CSM; the 1s of column i are the confusing classes of class i.
 
   Returns:
     For each class `class` (its name), `clips`, top-1 in percent of `one_pass`, of each prediction
     and of `merged`, their difference `gain`, `confused_with` ('name (clips)' of the class that
-    the merged prediction most often takes it for) and `csm` (names of its confusing classes,
+    the merged prediction most often mistakes it for) and `csm` (names of its confusing classes,
     joined by ' | '). Accuracies are None for a class without a clip.
   """
   names = final.class_names
@@ -122,7 +124,7 @@ def per_class(one_pass: Scores, final: Scores, csm: Num[np.ndarray, "m m"]) -> l
   accuracies = {
     name: metrics.per_class_accuracy(values, final.labels)[0] for name, values in columns.items()
   }
-  counts, rows = confusion(final), []
+  counts, rows = confusion_matrix(final), []
   for i, name in enumerate(names):
     clips = int(counts[i].sum())
     row = {"class": str(name), "clips": clips}
@@ -136,122 +138,121 @@ def per_class(one_pass: Scores, final: Scores, csm: Num[np.ndarray, "m m"]) -> l
   return rows
 
 
-def printable(row: Row) -> Row:
-  """Returns a row of `per_class` with its accuracies cut to two digits, for a CSV file."""
+def format_row(row: Row) -> Row:
+  """Returns a row of `per_class` with its accuracies rounded to two digits, for a CSV file."""
   return {key: f"{value:.2f}" if isinstance(value, float) else value for key, value in row.items()}
 
 
-def per_class_table(rows: list[Row]) -> str:
-  """Returns the rows of `per_class` as text for a terminal.
+def format_per_class(rows: list[Row]) -> str:
+  """Returns the rows of `per_class` as a table for a terminal.
 
-  Up to 30 classes are all shown; of more the 10 that gain most and the 10 that lose most, from the
-  largest gain to the largest loss.
+  Shows all classes if there are at most 30, otherwise the 10 largest gains and the 10 largest
+  losses, in the order of their gain.
   """
-  if len(rows) > MAX_TABLE:
-    moved = sorted((row for row in rows if row["gain"]), key=lambda row: -row["gain"])
-    gains = [row for row in moved if row["gain"] > 0]
-    rows = gains[:EXTREMES] + moved[len(gains) :][-EXTREMES:]
+  if len(rows) > MAX_ROWS:
+    changed = sorted((row for row in rows if row["gain"]), key=lambda row: -row["gain"])
+    gains = [row for row in changed if row["gain"] > 0]
+    rows = gains[:NUM_EXTREMES] + changed[len(gains) :][-NUM_EXTREMES:]
   header = ["Class", "Clips", "One-pass (%)", "Merged (%)", "Gain", "Most confused with"]
   cells = []
   for row in rows:
     other, _, count = row["confused_with"].rpartition(" ")
     cells.append(
       [
-        _cut(row["class"]),
+        _shorten(row["class"]),
         str(row["clips"]),
         *(f"{row[key]:.2f}" if row["clips"] else "-" for key in ("one_pass", "merged")),
         f"{row['gain']:+.2f}" if row["clips"] else "-",
-        f"{_cut(other)} {count}".strip(),
+        f"{_shorten(other)} {count}".strip(),
       ]
     )
-  return aligned(header, cells, [str.ljust] + [str.rjust] * 4 + [str.ljust])
+  return format_table(header, cells, [str.ljust] + [str.rjust] * 4 + [str.ljust])
 
 
-def gains_table(rows: list[Row], class_names: Sequence[str]) -> str:
-  """Returns Table IV of the paper as text for a terminal: one-pass, U2S and the gain.
+def format_gains(rows: list[Row], class_names: Sequence[str]) -> str:
+  """Returns Table IV of the paper for a terminal: one-pass, U2S and the gain.
 
   Args:
-    rows: of `per_class`.
-    class_names: of the classes to show, in this order.
+    rows: rows of `per_class`.
+    class_names: names of the classes to show, in this order.
   """
   by_name = {row["class"]: row for row in rows}
   cells = []
   for name in class_names:
     row = by_name[name]
-    figures = [row["one_pass"], row["merged"], row["gain"]]
-    forms = ("{:.2f}", "{:.2f}", "{:+.2f}")
+    formats = {"one_pass": "{:.2f}", "merged": "{:.2f}", "gain": "{:+.2f}"}
     cells.append(
-      [_cut(name)]
-      + ["-" if x is None else form.format(x) for form, x in zip(forms, figures, strict=True)]
+      [_shorten(name)]
+      + ["-" if row[key] is None else text.format(row[key]) for key, text in formats.items()]
     )
   header = ["Action", "One-pass", "U2S", "Improved"]
-  return aligned(header, cells, [str.ljust] + [str.rjust] * 3)
+  return format_table(header, cells, [str.ljust] + [str.rjust] * 3)
 
 
-def fusions_table(
+def format_fusions(
   one_pass: Mapping[str, float] | None, fused: Mapping[str, Mapping[str, float]]
 ) -> str:
-  """Returns Table I as text for a terminal: a mark for each prediction in a fusion, and accuracies.
+  """Returns Table I for a terminal: marks of the predictions in each fusion, and its accuracies.
 
   Args:
-    one_pass: accuracies of the one-pass model as of `metrics.summarize`; None leaves its row out.
-    fused: of `scores.fusions`. Rows follow Table I; fusions that it does not have are left out.
+    one_pass: accuracies of the one-pass model from `metrics.summarize`; None omits its row.
+    fused: accuracies from `scores.fusions`; rows follow Table I, missing fusions are omitted.
 
   Returns:
-    Lines of equal width, ASCII, without a newline at the end.
+    ASCII lines of equal width, without a trailing newline.
   """
   predictions = FUSIONS[-1]
   header = [name.capitalize() for name in predictions]
   header += ["Top-1 (%)", "Top-5 (%)", "Mean class (%)"]
   label = "One-pass".ljust(len(header[0]))
-  rows = [] if one_pass is None else [[label, "", ""] + accuracy_cells(one_pass)]
+  rows = [] if one_pass is None else [[label, "", ""] + format_accuracies(one_pass)]
   for names in FUSIONS:
     if (key := "+".join(names)) in fused:
       marks = ["x" if name in names else "" for name in predictions]
-      rows.append(marks + accuracy_cells(fused[key]))
-  return aligned(header, rows, [str.center] * len(predictions) + [str.rjust] * 3)
+      rows.append(marks + format_accuracies(fused[key]))
+  return format_table(header, rows, [str.center] * len(predictions) + [str.rjust] * 3)
 
 
-def accuracy_cells(summary: Mapping[str, float]) -> list[str]:
-  """Returns top-1, top-5 and mean class accuracy of `metrics.summarize` as cells of a table."""
+def format_accuracies(summary: Mapping[str, float]) -> list[str]:
+  """Returns top-1, top-5 and mean class accuracy of `metrics.summarize` as table cells."""
   return [f"{summary[name]:.2f}" for name in ("top1", "top5", "mean_class")]
 
 
-def aligned(
+def format_table(
   header: Sequence[str],
   rows: Sequence[Sequence[str]],
   align: Sequence[Callable[[str, int], str]],
 ) -> str:
-  """Returns a table as text for a terminal.
+  """Returns a table for a terminal.
 
   Args:
     header: names of the columns.
-    rows: a cell for each column.
+    rows: one cell per column.
     align: `str.ljust`, `str.center` or `str.rjust` for each column.
 
   Returns:
-    Lines of equal width: header, rule, rows; without a newline at the end.
+    Lines of equal width: header, rule, rows; without a trailing newline.
   """
-  widths = [max(map(_columns, column)) for column in zip(header, *rows, strict=True)]
+  widths = [max(map(_display_width, column)) for column in zip(header, *rows, strict=True)]
   rule = ["-" * width for width in widths]
   return "\n".join(
     "  ".join(
-      put(cell, width - _columns(cell) + len(cell))
-      for put, cell, width in zip(align, row, widths, strict=True)
+      justify(cell, width - _display_width(cell) + len(cell))
+      for justify, cell, width in zip(align, row, widths, strict=True)
     )
     for row in [header, rule, *rows]
   )
 
 
-def _columns(text: str) -> int:
-  """Returns the columns of a terminal that text takes: Chinese characters two, accents none."""
+def _display_width(text: str) -> int:
+  """Returns the columns that text takes in a terminal: 2 for a wide character, 0 for an accent."""
   return sum(
     0 if unicodedata.combining(character) else 1 + (unicodedata.east_asian_width(character) in "WF")
     for character in text
   )
 
 
-def _cut(name: str) -> str:
+def _shorten(name: str) -> str:
   """Returns a class name on one line, shortened to the width of a table's column."""
-  name = printable_line(name)
+  name = escape_line(name)
   return name if len(name) <= NAME_WIDTH else name[: NAME_WIDTH - 3] + "..."

@@ -1,4 +1,4 @@
-"""Scores of a split: the record, its file, and merging predictions or runs, in NumPy."""
+"""Scores of a split: the record, its file, and the fusion of predictions or runs, in NumPy."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Integer, Real, Shaped
 
-from u2s_jax import metrics, workdir
-from u2s_jax.errors import UserError
-from u2s_jax.files import Path
+from u2s_jax.evaluation import metrics
+from u2s_jax.run import workdir
+from u2s_jax.runtime.errors import UserError
+from u2s_jax.runtime.files import Path
 from u2s_jax.stages import PREDICTIONS
 
-# Table I's rows, in its order. Results are named by the parts joined with '+'.
+# Rows of Table I, in its order. A fusion's name is its predictions' names joined with '+'.
 FUSIONS = (
   ("universal",),
   ("bridge",),
@@ -29,10 +30,10 @@ class Scores:
 
   Attributes:
     ids: (n,) str.
-    labels: (n,) int32 in [0, m), -1 where unknown.
+    labels: (n,) int32 in [0, m), -1 if unknown.
     class_names: (m,) str, in the order of the labels.
-    predictions: by name, of `stages.PREDICTIONS`, softmax scores (n, m) averaged over the views.
-    data_digest: of the data set, see `run.Source`; empty where unknown.
+    predictions: softmax scores (n, m), averaged over the views, by names of `stages.PREDICTIONS`.
+    data_digest: digest of the data set, see `run.Source`; empty if unknown.
   """
 
   ids: Shaped[np.ndarray, " n"]
@@ -43,33 +44,35 @@ class Scores:
 
   @property
   def merged(self) -> Float[np.ndarray, "n m"]:
-    """Mean of all predictions: the paper's final score."""
+    """Mean of all predictions, the paper's final score."""
     return fuse(self.predictions, tuple(self.predictions))
 
   @property
   def num_unknown(self) -> int:
-    """Clips without a label."""
+    """Number of clips without a label."""
     return int(np.sum(self.labels < 0))
 
 
 def write(path: Path, scores: Scores) -> None:
-  """Writes the fields and an array for each prediction, atomically."""
+  """Writes scores as an .npz file, atomically: the fields and one array per prediction."""
   arrays = {name: getattr(scores, name) for name in ("ids", "labels", "class_names")}
   arrays["data_digest"] = np.array(scores.data_digest)
   workdir.write_npz(path, arrays | scores.predictions)
 
 
 def read(path: Path) -> Scores:
-  """Reads what `write` wrote.
+  """Reads scores that `write` wrote.
 
   Raises:
-    UserError: the file is no such one, or damaged.
-    OSError: it cannot be read.
+    UserError: if the file is damaged or lacks a field.
+    OSError: if the file cannot be read.
   """
   arrays = workdir.read_npz(path)
   for name in ("ids", "labels", "class_names"):
     if name not in arrays:
-      raise UserError(f"{path}: no scores that an evaluation wrote: it has no {name!r}")
+      raise UserError(
+        f"{path}: not a file of scores, {name!r} is missing; name one that an evaluation wrote"
+      )
   return Scores(
     ids=arrays["ids"],
     labels=arrays["labels"],
@@ -84,54 +87,56 @@ def fuse(
   names: Sequence[str],
   weights: Sequence[float | int] | None = None,
 ) -> Float[np.ndarray, "n m"]:
-  """Returns the weighted mean of the named predictions; the paper's results weigh them equally.
+  """Returns the weighted mean of predictions; the paper weighs them equally.
 
   Args:
-    predictions: scores (n, m) by name, softmax scores as a rule; it may hold other names too.
-    names: predictions to fuse, at least one.
-    weights: one number >= 0 for each name, of any sum > 0; None weighs all alike.
+    predictions: scores (n, m) by name, normally softmax scores; may hold further names.
+    names: names of the predictions to fuse, at least one.
+    weights: one number >= 0 for each name, with a sum > 0; None weighs all equally.
 
   Returns:
     (n, m) float64.
 
   Raises:
-    UserError: no name, a name that `predictions` lacks, shapes that differ, or unfit weights.
+    UserError: if `names` is empty or unknown, shapes differ, or weights are invalid.
   """
   if not names:
-    raise UserError("no prediction named to fuse")
+    raise UserError("predictions to fuse: none given; name at least one")
   missing = [name for name in names if name not in predictions]
   if missing:
-    raise UserError(f"no scores of {', '.join(missing)}; there are: {', '.join(predictions)}")
+    raise UserError(f"no scores of {', '.join(missing)}; available: {', '.join(predictions)}")
   weights = np.ones(len(names)) if weights is None else np.asarray(weights, np.float64)
   if len(weights) != len(names) or not (np.all(weights >= 0) and 0 < weights.sum() < np.inf):
     raise UserError(
-      f"weights must be {len(names)} numbers >= 0 with a sum > 0, one for each of "
-      f"{', '.join(names)}, not {weights.tolist()}"
+      f"weights: {weights.tolist()} must be {len(names)} numbers >= 0 with a sum > 0, one for each"
+      f" of {', '.join(names)}"
     )
   arrays = [np.asarray(predictions[name], np.float64) for name in names]
   if len({array.shape for array in arrays}) > 1:
     shapes = ", ".join(f"{name} {array.shape}" for name, array in zip(names, arrays, strict=True))
-    raise UserError(f"scores to fuse differ in shape: {shapes}")
+    raise UserError(f"scores to fuse: shapes differ: {shapes}")
   return sum(w * array for w, array in zip(weights, arrays, strict=True)) / weights.sum()
 
 
 def fusions(scores: Scores) -> dict[str, dict[str, float]]:
-  """Returns the accuracies of every fusion of Table I whose predictions there are.
+  """Returns the accuracies of the fusions of Table I that the available predictions allow.
 
   Args:
-    scores: with a label for every clip.
+    scores: scores with a label for every clip.
 
   Returns:
     `metrics.summarize` (percent) by fusion, such as `"universal+specific"`, in Table I's order.
 
   Raises:
-    ValueError: as `metrics.summarize`.
+    ValueError: see `metrics.summarize`.
   """
-  return {name: metrics.summarize(values, scores.labels) for name, values in fused(scores).items()}
+  return {
+    name: metrics.summarize(values, scores.labels) for name, values in fuse_all(scores).items()
+  }
 
 
-def fused(scores: Scores) -> dict[str, Float[np.ndarray, "n m"]]:
-  """Returns the scores of every fusion of Table I whose predictions there are, in its order."""
+def fuse_all(scores: Scores) -> dict[str, Float[np.ndarray, "n m"]]:
+  """Returns the scores of the fusions of Table I that the available predictions allow, in order."""
   return {
     "+".join(names): fuse(scores.predictions, names)
     for names in FUSIONS
@@ -139,20 +144,22 @@ def fused(scores: Scores) -> dict[str, Float[np.ndarray, "n m"]]:
   }
 
 
-def join(streams: Mapping[str, Scores], weights: Sequence[float | int] | None = None) -> Scores:
+def fuse_runs(
+  streams: Mapping[str, Scores], weights: Sequence[float | int] | None = None
+) -> Scores:
   """Fuses the scores of several runs on the same videos, prediction by prediction.
 
   Args:
-    streams: scores of each run, by a name for errors. The order of their clips may differ.
-    weights: as of `fuse`, one for each run.
+    streams: scores of each run, by a name for errors. The order of the clips may differ.
+    weights: one for each run, see `fuse`.
 
   Returns:
     The clips of the first run, in its order, with the weighted mean of the runs' scores for every
-    prediction that all of them have.
+    prediction that all runs have.
 
   Raises:
-    UserError: an id that occurs twice or not in every run, a label or a class that differs, no
-      common prediction, or unfit weights.
+    UserError: if an id is repeated or not in every run, labels or classes differ, the runs have no
+      prediction in common, or weights are invalid.
   """
   first, reference = next(iter(streams.items()))
   orders = {name: _order(name, scores, first, reference) for name, scores in streams.items()}
@@ -162,28 +169,33 @@ def join(streams: Mapping[str, Scores], weights: Sequence[float | int] | None = 
     if all(name in scores.predictions for scores in streams.values())
   ]
   if not shared:
-    raise UserError(f"{', '.join(streams)}: they have no prediction in common")
+    raise UserError(f"{', '.join(streams)}: no prediction in common")
   fused = {}
   for name in shared:
-    aligned = {key: scores.predictions[name][orders[key]] for key, scores in streams.items()}
-    fused[name] = fuse(aligned, [*streams], weights)
+    sorted_scores = {key: scores.predictions[name][orders[key]] for key, scores in streams.items()}
+    fused[name] = fuse(sorted_scores, [*streams], weights)
   return dataclasses.replace(reference, predictions=fused)
 
 
 def _order(stream: str, scores: Scores, first: str, reference: Scores) -> Integer[np.ndarray, " n"]:
-  """Returns the rows of `scores` in the reference's order; UserError where clips differ."""
+  """Returns the rows of `scores` in the reference's order.
+
+  Raises:
+    UserError: if ids, labels or classes differ.
+  """
   ids, counts = np.unique(scores.ids, return_counts=True)
   if (counts > 1).any():
-    raise UserError(f"{stream}: the id {ids[counts > 1][0]} occurs twice")
+    raise UserError(f"{stream}: the id {ids[counts > 1][0]} occurs twice; ids must be unique")
   pairs = (((first, reference), (stream, scores)), ((stream, scores), (first, reference)))
-  for (one, ours), (other, theirs) in pairs:
-    missing = np.setdiff1d(ours.ids, theirs.ids)
+  for (name, present), (other_name, other) in pairs:
+    missing = np.setdiff1d(present.ids, other.ids)
     if missing.size:
       raise UserError(
-        f"{other}: no scores of {missing[0]}, which {one} has ({missing.size} such ids)"
+        f"{other_name}: no scores of {missing[0]}, which {name} has ({missing.size} such ids)"
       )
   if list(scores.class_names) != list(reference.class_names):
-    raise UserError(f"{stream}: its classes are not those of {first}")
+    raise UserError(f"{stream}: classes differ from those of {first}; fuse runs on one data set")
+  # The argsort of an argsort gives ranks: row i of the reference is the clip of the same rank here.
   order = np.argsort(scores.ids)[np.argsort(np.argsort(reference.ids))]
   different = np.flatnonzero(scores.labels[order] != reference.labels)
   if different.size:

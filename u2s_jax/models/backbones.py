@@ -1,87 +1,60 @@
-"""Backbones by name. A new one is a file beside this one and a line in `BACKBONES`.
+"""Backbones by name.
 
-A backbone is two modules: a trunk, (video, train) -> features, that both networks share, and a
-branch, of which UN and CSN have one each: `features(trunk, train)`, non-negative, and
-`classify(features)`. Its first convolution is `trunk/stem`, its classifier `head` of the branch.
+To add a backbone, add a file to this folder and a line to `BACKBONES`. A backbone is a frozen
+dataclass with a field `layers` and the fields of `config.model.backbone`. `trunk()` builds the
+module that both networks share: (video, train) -> features. `branch(num_classes)` builds the module
+that UN and CSN each have an instance of, with `features(trunk, train)`, non-negative, and
+`classify(features)`. The first convolution must be named `stem` and the classifier `head`.
 """
 
-import functools
-import inspect
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
-import jax.numpy as jnp
-from jax.typing import DTypeLike
 
-from u2s_jax.errors import UserError
-from u2s_jax.models.conv import METHODS, Conv
-from u2s_jax.models.eco_lite import eco_lite
-from u2s_jax.models.inception_i3d import inception_i3d
+from u2s_jax.models.eco_lite import ECOLite
+from u2s_jax.models.inception_i3d import InceptionI3D
 from u2s_jax.models.layers import Layers
-from u2s_jax.models.norm import BatchNorm
-from u2s_jax.models.resnet import resnet
+from u2s_jax.models.resnet import PreactResNet, ResNet, TSMResNet
+from u2s_jax.runtime.errors import UserError
 
 BACKBONES = {
-  "preact_resnet": functools.partial(resnet, preactivation=True, shift=0),  # the paper's
-  "resnet": functools.partial(resnet, preactivation=False, shift=0),
-  "tsm_resnet": functools.partial(resnet, preactivation=False, shift=8),
-  "eco_lite": eco_lite,
-  "inception_i3d": inception_i3d,
+  "preact_resnet": PreactResNet,  # the paper's
+  "resnet": ResNet,
+  "tsm_resnet": TSMResNet,
+  "eco_lite": ECOLite,
+  "inception_i3d": InceptionI3D,
 }
 
 
-class Backbone(NamedTuple):
-  """What makes a backbone's modules.
+@runtime_checkable
+class Backbone(Protocol):
+  """Builds the modules of a backbone."""
 
-  Attributes:
-    trunk: makes the trunk.
-    branch: makes a branch for a number of classes.
-  """
+  def trunk(self) -> nn.Module:
+    """Builds the trunk."""
 
-  trunk: Callable[[], nn.Module]
-  branch: Callable[[int], nn.Module]
+  def branch(self, num_classes: int) -> nn.Module:
+    """Builds a branch with its classifier."""
 
 
-@functools.cache
-def build(
-  name: str,
-  dtype: DTypeLike = jnp.float32,
-  convolution: str = "auto",
-  remat: bool = False,
-  **fields: Any,
-) -> Backbone:
-  """Returns the backbone of a name; the same for the same arguments, so that networks compare.
+def build_backbone(name: str, layers: Layers = Layers(), **fields: Any) -> Backbone:  # noqa: B008
+  """Builds a backbone.
 
   Args:
     name: a key of `BACKBONES`.
-    dtype: of the computation; parameters and BN's statistics are float32.
-    convolution: how convolutions over several frames are computed, see `conv.conv3d`.
-    remat: see `Layers`.
-    **fields: the other arguments of its constructor.
+    **fields: the other fields of the backbone's dataclass.
 
   Raises:
-    UserError: no such name, a field too many or missing, or one with a wrong value.
+    UserError: if the name or a field is unknown, or a field is missing or invalid.
   """
   if name not in BACKBONES:
     raise UserError(f"model.backbone.name: {name!r} is not one of {', '.join(BACKBONES)}")
-  constructor = BACKBONES[name]
-  # What the table fixes is no field.
-  taken = {"layers", *getattr(constructor, "keywords", ())}
-  parameters = inspect.signature(constructor).parameters.values()
-  known = {p.name: p for p in parameters if p.name not in taken}
-  unknown = sorted(fields.keys() - known.keys())
-  if unknown:
-    takes = ", ".join(known) or "none"
-    raise UserError(f"model.backbone.{unknown[0]}: {name} has no such field; it has {takes}")
-  missing = [key for key, p in known.items() if p.default is p.empty and key not in fields]
-  if missing:
-    raise UserError(f"model.backbone.{missing[0]}: not set, and {name} needs it")
-  if convolution not in METHODS:
-    raise UserError(f"model.convolution: {convolution!r} is not one of {', '.join(METHODS)}")
-  layers = Layers(
-    conv=functools.partial(Conv, method=convolution, dtype=dtype),
-    norm=functools.partial(BatchNorm, dtype=dtype),
-    remat=remat,
-  )
-  return Backbone(*constructor(layers=layers, **fields))
+  known = {f.name: f for f in dataclasses.fields(BACKBONES[name]) if f.name != "layers"}
+  if unknown := sorted(fields.keys() - known.keys()):
+    accepted = ", ".join(known) or "no fields"
+    raise UserError(f"model.backbone.{unknown[0]}: unknown field; {name} has {accepted}")
+  for key, field in known.items():
+    if field.default is dataclasses.MISSING and key not in fields:
+      raise UserError(f"model.backbone.{key}: not set; {name} requires it")
+  return BACKBONES[name](**fields, layers=layers)

@@ -1,11 +1,11 @@
-"""ECO-Lite (Zolfaghari et al. 2018, the paper's [10]): BN-Inception per frame, 3D ResNet-18 on top.
+"""ECO-Lite (Zolfaghari et al. 2018, the paper's [10]): BN-Inception per frame, then 3D ResNet-18.
 
-The trunk is BN-Inception as far as the first 3x3 convolution of `inception_3c`'s double branch; the
-branch, from `res3a_2` on, is a pre-activation ResNet-18 that strides in time as well.
+The trunk is BN-Inception up to the first 3x3 convolution of `inception_3c`'s double branch; the
+branch is a pre-activation ResNet-18 from `res3a_2` on, with strides in time as well.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from u2s_jax.models.layers import Layers
 
 
 class ConvUnit(nn.Module):
-  """Convolution of a frame, BN, ReLU."""
+  """Convolution of each frame, BN and ReLU."""
 
   features: int
   extent: int
@@ -31,13 +31,12 @@ class ConvUnit(nn.Module):
 
 
 class Inception(nn.Module):
-  """`inception_3a` or `3b` of BN-Inception: four branches side by side.
+  """`inception_3a` or `inception_3b` of BN-Inception: four concatenated branches.
 
   Attributes:
     reduce: channels of the 1x1 convolution before the 3x3 one.
     middle: channels of the 3x3 one.
-    projection: channels of the 1x1 convolution behind the average pool.
-    layers: how it computes.
+    projection: channels of the 1x1 convolution after the average pool.
   """
 
   reduce: int
@@ -60,7 +59,7 @@ class Inception(nn.Module):
 
 
 class Trunk(nn.Module):
-  """BN-Inception, each frame alone: 96 channels at an eighth of the size."""
+  """BN-Inception of each frame: 96 channels at 1/8 of the size."""
 
   layers: Layers = Layers()
 
@@ -81,7 +80,10 @@ class Trunk(nn.Module):
 
 
 class Branch(nn.Module):
-  """3D ResNet-18 from `res3a_2` to `res5b`: 128, 256, 512 channels; the last two stride by 2."""
+  """3D ResNet-18 from `res3a_2` to `res5b`, with classifier: 128, 256, 512 channels.
+
+  The groups of 256 and 512 channels begin with a stride of 2 in space and time.
+  """
 
   num_classes: int
   layers: Layers = Layers()
@@ -97,22 +99,32 @@ class Branch(nn.Module):
     self.res5a = block(512, 2, temporal_stride=2)
     self.res5b = block(512, 1)
     self.norm = self.layers.norm()
-    self.head = resnet.head(self.num_classes)
+    self.head = resnet.make_head(self.num_classes)
 
   def features(
     self, trunk: Float[Array, "n t h w c"], *, train: bool
   ) -> Float[Array, "n t2 h2 w2 512"]:
-    """What lies behind the last ReLU: non-negative; a quarter of the frames."""
+    """Returns the feature map after the last ReLU, non-negative, at 1/4 of the frames."""
     x = self.res3a(trunk)
     for block in (self.res3b, self.res4a, self.res4b, self.res5a, self.res5b):
       x = self.layers.block(block, x, train=train)
     return nn.relu(self.norm(x, train=train))
 
   def classify(self, features: Float[Array, "n t h w c"]) -> Float[Array, "n m"]:
-    """Logits of features averaged over frames and pixels, in float32."""
+    """Returns the logits of the features averaged over frames and pixels, in float32."""
     return self.head(jnp.mean(features, axis=(1, 2, 3), dtype=jnp.float32))
 
 
-def eco_lite(*, layers: Layers) -> tuple[Callable[[], Trunk], Callable[[int], Branch]]:
-  """What makes the trunk, and a branch for a number of classes."""
-  return functools.partial(Trunk, layers), functools.partial(Branch, layers=layers)
+@dataclasses.dataclass(frozen=True)
+class ECOLite:
+  """ECO-Lite."""
+
+  layers: Layers = Layers()
+
+  def trunk(self) -> Trunk:
+    """Builds the trunk."""
+    return Trunk(self.layers)
+
+  def branch(self, num_classes: int) -> Branch:
+    """Builds a branch with its classifier."""
+    return Branch(num_classes, self.layers)

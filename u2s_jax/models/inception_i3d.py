@@ -1,19 +1,19 @@
-"""Inception-I3D (Carreira and Zisserman 2017, the paper's [8]): all convolutions see 3 frames.
+"""Inception-I3D (Carreira and Zisserman 2017, the paper's [8]).
 
-The trunk ends with `Mixed_3c`; `Mixed_4b` to `Mixed_5c` are what UN and CSN each have of their own.
+The trunk ends with `Mixed_3c`; the branch is `Mixed_4b` to `Mixed_5c`.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from u2s_jax.models.layers import Layers
-from u2s_jax.models.resnet import head
+from u2s_jax.models.resnet import make_head
 
-# Channels of a module: 1x1x1; 1x1x1 and 3x3x3 twice; 1x1x1 behind the pool.
+# Channels of the four branches of a module: 1x1x1; 1x1x1, 3x3x3; 1x1x1, 3x3x3; pool, 1x1x1.
 BOTTOM = {
   "Mixed_3b": (64, (96, 128), (16, 32), 32),
   "Mixed_3c": (128, (128, 192), (32, 96), 64),
@@ -30,7 +30,7 @@ TOP = {
 
 
 class ConvUnit(nn.Module):
-  """Convolution over frames and pixels, BN without a factor, ReLU."""
+  """Convolution over frames and pixels, BN without scale, and ReLU."""
 
   features: int
   extent: int
@@ -43,11 +43,10 @@ class ConvUnit(nn.Module):
 
 
 class Mixed(nn.Module):
-  """An inception module: four branches side by side.
+  """An inception module: four concatenated branches.
 
   Attributes:
     channels: see `BOTTOM`.
-    layers: how it computes.
   """
 
   channels: tuple[int, tuple[int, int], tuple[int, int], int]
@@ -69,7 +68,7 @@ class Mixed(nn.Module):
 
 
 class Trunk(nn.Module):
-  """From the frames to `Mixed_3c`: 480 channels, half of the frames, an eighth of the size."""
+  """The network up to `Mixed_3c`: 480 channels at 1/2 of the frames and 1/8 of the size."""
 
   layers: Layers = Layers()
 
@@ -97,12 +96,12 @@ class Branch(nn.Module):
   def setup(self):
     for name, channels in TOP.items():
       setattr(self, name, Mixed(channels, self.layers))
-    self.head = head(self.num_classes)
+    self.head = make_head(self.num_classes)
 
   def features(
     self, trunk: Float[Array, "n t h w c"], *, train: bool
   ) -> Float[Array, "n t2 h2 w2 1024"]:
-    """`Mixed_5c`: non-negative; an eighth of the frames, 1/32 of the size."""
+    """Returns the output of `Mixed_5c`, non-negative, at 1/8 of the frames and 1/32 of the size."""
     x = trunk
     for name in TOP:
       if name == "Mixed_4b":
@@ -113,10 +112,20 @@ class Branch(nn.Module):
     return x
 
   def classify(self, features: Float[Array, "n t h w c"]) -> Float[Array, "n m"]:
-    """Logits of features averaged over frames and pixels, in float32."""
+    """Returns the logits of the features averaged over frames and pixels, in float32."""
     return self.head(jnp.mean(features, axis=(1, 2, 3), dtype=jnp.float32))
 
 
-def inception_i3d(*, layers: Layers) -> tuple[Callable[[], Trunk], Callable[[int], Branch]]:
-  """What makes the trunk, and a branch for a number of classes."""
-  return functools.partial(Trunk, layers), functools.partial(Branch, layers=layers)
+@dataclasses.dataclass(frozen=True)
+class InceptionI3D:
+  """Inception-I3D."""
+
+  layers: Layers = Layers()
+
+  def trunk(self) -> Trunk:
+    """Builds the trunk."""
+    return Trunk(self.layers)
+
+  def branch(self, num_classes: int) -> Branch:
+    """Builds a branch with its classifier."""
+    return Branch(num_classes, self.layers)

@@ -1,6 +1,6 @@
-"""The mask network (MN): a mask for each class, and the mask of the classes confused with a guess.
+"""The mask network (MN): class masks and their combination over a confusion set.
 
-Section III.A, "Mask Generation", and Fig. 3.
+Section III.A, "Mask Generation", and Fig. 3 of the paper.
 """
 
 import flax.linen as nn
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Integer, Num
 
 
 def select(csm: Num[ArrayLike, "m m"], predicted: Integer[Array, " n"]) -> Float[Array, "n m"]:
-  """Weights by which the masks of the classes confused with the predicted one are averaged.
+  """Returns the weights that average the masks of the classes confused with the predicted class.
 
   Args:
     csm: `(M, M)` category similarity matrix, diagonal 1; {0, 1} or soft in [0, 1].
@@ -18,7 +18,7 @@ def select(csm: Num[ArrayLike, "m m"], predicted: Integer[Array, " n"]) -> Float
 
   Returns:
     `(N, M)` float32 in [0, 1]: row n is the CSM's column `predicted[n]` divided by its sum. With
-    a binary CSM that is 1/k for each of k confusing classes, the predicted one among them.
+    a binary CSM that is 1/k for each of k confusing classes, including the predicted class.
 
   Example:
     >>> csm = jnp.array([[1, 1, 0], [1, 1, 0], [0, 0, 1]])
@@ -32,14 +32,14 @@ def select(csm: Num[ArrayLike, "m m"], predicted: Integer[Array, " n"]) -> Float
 def combine(
   masks: Float[Array, "n t h w m"], weights: Float[Array, "n m"]
 ) -> Float[Array, "n t h w 1"]:
-  """Weighted sum of each video's class masks: the final mask, before its activation.
+  """Computes the final mask before its activation, the weighted sum of a video's class masks.
 
   Args:
     masks: `(N, T, H, W, M)` class masks.
     weights: `(N, M)` from `select`.
 
   Returns:
-    `(N, T, H, W, 1)` of the masks' type.
+    `(N, T, H, W, 1)` in the dtype of the masks.
 
   Example:
     >>> masks = jnp.array([2.0, 4.0, 9.0]).reshape(1, 1, 1, 1, 3)
@@ -50,23 +50,23 @@ def combine(
 
 
 def limit_rms(mask: Float[Array, "n t h w 1"], limit: float) -> Float[Array, "n t h w 1"]:
-  """Scales down each clip's mask whose root mean square over T, H, W is above the limit, to it.
+  """Scales each clip's mask so that its root mean square over T, H, W is at most `limit`.
 
-  Sign, zeros and shape of the mask stay; a mask below the limit stays as it is.
+  Masks below the limit are not scaled.
 
   Args:
-    mask: `(N, T, H, W, 1)`, raw.
+    mask: `(N, T, H, W, 1)`, before the activation.
     limit: Positive.
 
   Returns:
-    `(N, T, H, W, 1)` of the mask's type.
+    `(N, T, H, W, 1)` in the dtype of the mask.
 
   Example:
     >>> limit_rms(jnp.array([3.0, -4.0, 0.0, 0.0]).reshape(1, 1, 1, 4, 1), 1.0).ravel().tolist()
     [1.2000000476837158, -1.600000023841858, 0.0, 0.0]
   """
   square = jnp.mean(jnp.square(mask.astype(jnp.float32)), axis=(1, 2, 3, 4), keepdims=True)
-  # The larger of the squares, not of the roots: the root of 0 has no finite gradient.
+  # The maximum is taken before the root, because the gradient of the root at 0 is infinite.
   scale = limit / jnp.sqrt(jnp.maximum(square, limit**2))
   return (mask * scale).astype(mask.dtype)
 
@@ -74,14 +74,14 @@ def limit_rms(mask: Float[Array, "n t h w 1"], limit: float) -> Float[Array, "n 
 def class_masks(
   features: Float[Array, "n t h w c"], kernel: Float[Array, "c m"]
 ) -> Float[Array, "n t h w m"]:
-  """The mask of every class: what the figures show, and `MaskNetwork` does without.
+  """Computes the mask of every class, for figures only; `MaskNetwork` does not need them.
 
   Args:
     features: `(N, T, H, W, C)` of the universal network's group 3.
     kernel: `(C, M)` of the mask network.
 
   Returns:
-    `(N, T, H, W, M)` of the features' type.
+    `(N, T, H, W, M)` in the dtype of the features.
 
   Example:
     >>> features = jnp.array([1.0, 2.0]).reshape(1, 1, 1, 1, 2)
@@ -92,15 +92,15 @@ def class_masks(
 
 
 class MaskNetwork(nn.Module):
-  """One 1x1x1 convolution C -> M without bias: a linear combination of features for each class.
+  """A 1x1x1 convolution C -> M without bias, whose M outputs are the class masks.
 
-  Its parameter `kernel`, `(C, M)` float32, is the matrix W that Eq. 4 regularizes. Because it is
-  linear, the class masks are never made: their mean over places is that of the features times W,
-  and their weighted sum is the features times the weighted sum of W's columns.
+  Its parameter `kernel`, `(C, M)` float32, is the matrix W that Eq. 4 regularizes. Because the
+  convolution is linear, the class masks are never computed: their mean over T, H, W is the mean of
+  the features times W; their weighted sum is the features times the weighted sum of W's columns.
 
   Attributes:
     num_classes: M.
-    dtype: Type of the mask; None is the type of the features.
+    dtype: dtype of the mask; None for the dtype of the features.
   """
 
   num_classes: int

@@ -1,6 +1,6 @@
-"""From the bytes of a clip to the networks' outputs: the one forward pass.
+"""The forward pass from the bytes of clips to the networks' outputs.
 
-Training, tests, the CSM's statistics, predictions and exports all call it.
+Training, evaluation, the CSM's statistics, prediction and export all call it.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from u2s_jax import csm as csm_lib
 from u2s_jax.models.u2s import U2S
 
 Outputs = dict[str, Array]
-Variables = Mapping[str, Any]  # by subnetwork
+Variables = Mapping[str, Any]  # one collection, by subnetwork
 
 
 def normalize(
@@ -25,38 +25,37 @@ def normalize(
 
   Args:
     video: bytes in 0..255.
-    mean: of byte / 255, one for all channels or c of them.
-    std: likewise, positive.
+    mean: mean of byte / 255, one value or one per channel.
+    std: standard deviation, likewise; positive.
   """
   return (video.astype(jnp.float32) / 255.0 - jnp.asarray(mean)) / jnp.asarray(std)
 
 
 def mirror(video: UInt8[Array, "*b h w c"]) -> UInt8[Array, "*b h w c"]:
-  """Mirrors frames left to right, as `data.image_ops.mirror` does in training.
+  """Mirrors frames left to right, like `mirror` of the training input pipeline.
 
   Args:
-    video: RGB, c = 3; or x, y, x, y, ... of optical flow, c even, in which the bytes v and 256 - v
-      code opposite motions: what moved to the right then moves to the left.
+    video: RGB, c = 3; or optical flow with channels x, y, x, y, ..., c even, whose x components are
+      also inverted; the bytes v and 256 - v encode opposite motions.
   """
   video, channels = jnp.flip(video, axis=-2), video.shape[-1]
   if channels == 3:
     return video
-  # JPEG may have turned a 1 into a 0, which codes nothing.
-  inverted = -jnp.maximum(video, 1)  # modulo 256
+  # JPEG may have changed a 1 to a 0, which has no opposite. Negation of uint8 is modulo 256.
+  inverted = -jnp.maximum(video, 1)
   return jnp.where(jnp.arange(channels) % 2 == 0, inverted, video)
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-  """The networks of a run with what turns bytes into their input and a guess into masks.
+  """The networks with their input normalisation and mask selection.
 
   Attributes:
-    model: the networks.
     pixel_mean: see `normalize`.
     pixel_std: see `normalize`.
-    selection: masks that are combined, one of `csm.SELECTIONS`.
-    guide: class whose confusing classes they are of: the universal network's 'prediction', or the
-      'label'.
+    selection: how masks are weighted, one of `csm.SELECTIONS`.
+    guide: the class whose confusion set is selected, one of `csm.GUIDES`: the universal network's
+      'prediction' or the 'label' (an upper bound, Table III f).
   """
 
   model: U2S
@@ -76,24 +75,23 @@ class Network:
     train: Collection[str] = (),
     key: jax.Array | None = None,
   ) -> tuple[Outputs, Variables]:
-    """Runs trunk and universal network and, where there are parameters of it, all the rest.
+    """Runs the full model, or the one-pass model if `params` has no category-specific network.
 
     Args:
-      params: by subnetwork.
-      batch_stats: BN's running averages by subnetwork.
+      params: parameters by subnetwork.
+      batch_stats: BN running averages by subnetwork.
       csm: selects the masks.
-      video: bytes.
-      labels: of the clips; read only where they guide.
-      train: what learns, as in `U2S.one_pass`.
-      key: of what is dropped; read only where something is.
+      labels: required if `guide` is 'label', else ignored.
+      train: trainable parts, see `U2S.one_pass`.
+      key: PRNG key of dropout; required if channels are dropped.
 
     Returns:
-      The outputs of `U2S.one_pass` or `U2S.__call__`, and BN's running averages afterwards.
+      The outputs of `U2S.one_pass` or `U2S.__call__`, and the updated BN running averages.
     """
     inputs = (normalize(video, self.pixel_mean, self.pixel_std),)
-    whole = "specific" in params
-    if whole:
-      inputs += (csm_lib.selection(csm.matrix, csm.similarity, self.selection),)
+    is_full_model = "specific" in params
+    if is_full_model:
+      inputs += (csm_lib.compute_selection(csm.matrix, csm.similarity, self.selection),)
       inputs += (labels if self.guide == "label" else None,)
     outputs, updates = self.model.apply(
       {"params": params, "batch_stats": batch_stats},
@@ -101,19 +99,19 @@ class Network:
       train=train,
       mutable=["batch_stats"],
       rngs=None if key is None else {"dropout": key},
-      method=None if whole else U2S.one_pass,
+      method=None if is_full_model else U2S.one_pass,
     )
-    # Subnetworks that are not trained ran with their averages; Flax hands those back unchanged.
+    # Flax returns the averages of frozen subnetworks, which ran in inference mode, unchanged.
     return outputs, updates["batch_stats"]
 
 
 def softmax_scores(
   outputs: Mapping[str, Array], predictions: Collection[str]
 ) -> dict[str, Float[Array, "n m"]]:
-  """Returns the softmax scores of those predictions that there are logits of.
+  """Returns the softmax scores of the predictions that have logits in `outputs`.
 
   Args:
-    outputs: of a `Network`.
-    predictions: names, `stages.PREDICTIONS`.
+    outputs: outputs of a `Network`.
+    predictions: names from `stages.PREDICTIONS`.
   """
   return {name: jax.nn.softmax(outputs[name]) for name in predictions if name in outputs}

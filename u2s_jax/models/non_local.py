@@ -10,11 +10,10 @@ from jaxtyping import Array, Float
 
 
 class NonLocal(nn.Module):
-  """Embedded-Gaussian self-attention over all places of all frames, added to its input.
+  """Embedded-Gaussian self-attention over all positions of all frames, with a residual connection.
 
   Attributes:
     inner: channels of the embeddings.
-    dtype: of the computation.
   """
 
   inner: int
@@ -22,16 +21,16 @@ class NonLocal(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "n t h w c"]) -> Float[Array, "n t h w c"]:
-    n, *places, channels = x.shape
+    n, *positions, channels = x.shape
     dense = functools.partial(nn.Dense, use_bias=False, dtype=self.dtype)
     flat = x.reshape(n, -1, channels)
     query = dense(self.inner, name="theta")(flat)
     key = dense(self.inner, name="phi")(flat)
     value = dense(self.inner, name="g")(flat)
-    # Scaled by the square root of the width, as the authors' code does.
+    # Scaled by the square root of the width, as in the authors' code.
     scores = jnp.einsum("nqc,nkc->nqk", query, key, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(scores * self.inner**-0.5)
     y = jnp.einsum("nqk,nkc->nqc", weights.astype(self.dtype), value)
-    # Zero at the start: the block begins as the identity and disturbs no trained network.
+    # Initialised to zero: the block starts as the identity, which preserves pretrained features.
     y = dense(channels, kernel_init=nn.initializers.zeros, name="output")(y)
-    return x + y.reshape(n, *places, channels)
+    return x + y.reshape(n, *positions, channels)

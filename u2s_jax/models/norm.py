@@ -1,4 +1,4 @@
-"""Batch normalisation as all backbones use it."""
+"""Batch normalisation of all backbones."""
 
 import flax.linen as nn
 import jax
@@ -7,18 +7,16 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 EPSILON = 1e-5  # added to the variance
-MOMENTUM = 0.9  # what the running statistics keep; PyTorch's 0.1
+MOMENTUM = 0.9  # decay of the running statistics; 1 - 0.1, PyTorch's momentum
 
 
 class BatchNorm(nn.Module):
-  """Batch normalisation; statistics over batch, frames and pixels.
+  """Batch normalisation with float32 statistics over batch, frames and pixels.
 
-  Under `jit` with a batch sharded over devices these are the statistics of the GLOBAL batch. They
-  are float32, in two passes, because the mean square less the squared mean can go negative.
+  Under `jit` with a batch sharded over devices, the statistics are those of the global batch.
 
   Attributes:
-    scale: whether there is a learned factor for each channel beside the learned offset.
-    dtype: of the result.
+    scale: whether each channel has a learned factor in addition to the learned offset.
   """
 
   scale: bool = True
@@ -46,23 +44,24 @@ class BatchNorm(nn.Module):
 def normalize(
   x: Float[Array, "n t h w c"], scale: Float[Array, " c"], bias: Float[Array, " c"]
 ) -> tuple[Float[Array, "n t h w c"], Float[Array, " c"], Float[Array, " c"]]:
-  """`x` normalised by its own statistics, float32, with its mean and (biased) variance.
+  """Returns `x` normalised by its batch statistics, and its mean and (biased) variance, in float32.
 
-  Statistics carry no gradient of their own. The gradients are written out because two sums over
-  the batch do, where differentiating the forward pass makes three: each is a pass over memory, and
-  a round of communication between devices.
+  The gradients of the returned mean and variance are ignored.
 
   Args:
-    x: of the batch.
+    x: activations of the batch.
     scale: learned factor of each channel.
     bias: learned offset of each channel.
   """
+  # A custom gradient, because two sums over the batch suffice, while automatic differentiation of
+  # the forward pass makes three: each is a pass over memory and a communication between devices.
   return _normalize_forward(x, scale, bias)[0]
 
 
 def _normalize_forward(x, scale, bias):
   axes = tuple(range(x.ndim - 1))
   mean = jnp.mean(x, axes, jnp.float32)
+  # In two passes, because E[x^2] - E[x]^2 can become negative by rounding.
   var = jnp.mean(jnp.square(x - mean), axes)
   inverse = jax.lax.rsqrt(var + EPSILON)
   return ((x - mean) * (inverse * scale) + bias, mean, var), (x, scale, mean, inverse)

@@ -1,23 +1,25 @@
-"""ResNets over video: groups 0-1 see each frame alone (trunk), groups 2-3 may see several (branch).
+"""ResNets for video: groups 0-1 (trunk) are 2D, groups 2-3 (branch) can be 3D.
 
-Section III-A of the paper has the pre-activation one. A 2D convolution is a 3D one of temporal
-extent 1.
+The paper (Section III-A) uses the pre-activation ResNet. A 2D convolution is a 3D convolution of
+temporal extent 1.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from u2s_jax.errors import UserError
 from u2s_jax.models.conv import max_pool
 from u2s_jax.models.layers import Layers
 from u2s_jax.models.temporal_shift import temporal_shift
+from u2s_jax.runtime.errors import UserError
 
-EXPANSION = 4  # a bottleneck's output channels over its width
-# By depth: whether blocks are bottlenecks, and how many there are in groups 0 to 3.
+EXPANSION = 4  # ratio of a bottleneck's output channels to its width
+# By depth: whether the blocks are bottlenecks, and their numbers in groups 0 to 3.
 DEPTHS = {
   14: (True, (1, 1, 1, 1)),
   18: (False, (2, 2, 2, 2)),
@@ -27,7 +29,7 @@ DEPTHS = {
   101: (True, (3, 4, 23, 3)),
   152: (True, (3, 8, 36, 3)),
 }
-HEAD_DEVIATION = 0.01  # of the initial kernel of classifiers
+HEAD_DEVIATION = 0.01  # standard deviation of the initial kernel of classifiers
 STRIDED = ("3x3", "1x1")
 
 
@@ -37,8 +39,7 @@ class PreactBottleneck(nn.Module):
   Attributes:
     width: channels of the two inner convolutions; the output has `EXPANSION * width`.
     stride: spatial stride of the 3x3 convolution and of the projection.
-    temporal: frames seen by the three convolutions and by the projection shortcut.
-    layers: how it computes.
+    temporal: temporal extents of the three convolutions and of the projection shortcut.
   """
 
   width: int
@@ -67,10 +68,9 @@ class PreactBasic(nn.Module):
   Attributes:
     width: output channels.
     stride: spatial stride of the first convolution and of the projection.
-    temporal: frames seen by the two convolutions and by the projection shortcut.
+    temporal: temporal extents of the two convolutions and of the projection shortcut.
     temporal_stride: of the first convolution and of the projection.
-    projection_extent: rows and columns seen by the projection.
-    layers: how it computes.
+    projection_extent: rows and columns of the projection's kernel.
   """
 
   width: int
@@ -95,16 +95,15 @@ class PreactBasic(nn.Module):
 
 
 class Bottleneck(nn.Module):
-  """Post-activation bottleneck (v1): conv-BN-ReLU, the last ReLU behind the sum.
+  """Post-activation bottleneck (v1): conv-BN-ReLU, the last ReLU after the sum.
 
   Attributes:
     width: channels of the two inner convolutions; the output has `EXPANSION * width`.
-    stride: spatial stride, of the projection as well.
-    temporal: frames seen by the three convolutions and by the projection shortcut.
-    strided: which convolution has the stride, '3x3' (torchvision) or '1x1', the first (He et al.'s
-      original, Keras).
-    shift: `temporal_shift`'s divisor, of what goes into the first convolution; 0: no shift.
-    layers: how it computes.
+    stride: spatial stride of one convolution, see `strided`, and of the projection.
+    temporal: temporal extents of the three convolutions and of the projection shortcut.
+    strided: the convolution that has the stride, '3x3' (torchvision) or '1x1', the first one (He et
+      al.'s original, Keras).
+    shift: divisor of the `temporal_shift` before the first convolution; 0 for no shift.
   """
 
   width: int
@@ -138,9 +137,8 @@ class Basic(nn.Module):
   Attributes:
     width: output channels.
     stride: spatial stride of the first convolution and of the projection.
-    temporal: frames seen by the two convolutions and by the projection shortcut.
+    temporal: temporal extents of the two convolutions and of the projection shortcut.
     shift: as in `Bottleneck`.
-    layers: how it computes.
   """
 
   width: int
@@ -164,14 +162,13 @@ class Basic(nn.Module):
 
 
 class Group(nn.Module):
-  """Blocks of one width; the first one strides.
+  """A group of blocks of the same width.
 
   Attributes:
-    block: makes a block of a stride and a name.
-    blocks: how many.
-    stride: of the first.
-    shift_every: 2: only every other block, from the first on, keeps its shift.
-    layers: how it computes.
+    block: builds a block from a stride and a name.
+    blocks: number of blocks.
+    stride: stride of the first block.
+    shift_every: the temporal shift is applied in one of so many blocks, starting with the first.
   """
 
   block: Callable[..., nn.Module]
@@ -183,21 +180,20 @@ class Group(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "n t h w c"], *, train: bool) -> Float[Array, "n t h2 w2 d"]:
     for i in range(self.blocks):
-      still = {"shift": 0} if i % self.shift_every else {}
-      block = self.block(stride=self.stride if i == 0 else 1, name=f"block{i}", **still)
+      no_shift = {"shift": 0} if i % self.shift_every else {}
+      block = self.block(stride=self.stride if i == 0 else 1, name=f"block{i}", **no_shift)
       x = self.layers.block(block, x, train=train)
     return x
 
 
 class Trunk(nn.Module):
-  """Res2D of the paper's Fig. 2: stem, group 0 and group 1, each frame alone but for a shift.
+  """Res2D of the paper's Fig. 2: stem, group 0 and group 1, without temporal convolutions.
 
   Attributes:
-    groups: make groups 0 and 1.
+    groups: builders of groups 0 and 1.
     width: channels of the stem.
-    stem_norm: BN and ReLU behind the stem (v1).
-    stem_pool: 3x3/2 max pool after the 7x7/2 stem convolution; off for small frames.
-    layers: how it computes.
+    stem_norm: whether BN and ReLU follow the stem (v1).
+    stem_pool: whether a 3x3/2 max pool follows the 7x7/2 stem convolution; off for small frames.
   """
 
   groups: tuple[Callable[..., nn.Module], Callable[..., nn.Module]]
@@ -221,13 +217,12 @@ class Trunk(nn.Module):
 
 
 class Branch(nn.Module):
-  """Res3D of the paper's Fig. 2 with its classifier: what UN and CSN each have of their own.
+  """Res3D of the paper's Fig. 2 with its classifier; UN and CSN have one each.
 
   Attributes:
     num_classes: M.
-    groups: make groups 2 and 3.
-    last_norm: BN and ReLU behind group 3 (pre-activation).
-    layers: how it computes.
+    groups: builders of groups 2 and 3.
+    last_norm: whether BN and ReLU follow group 3 (pre-activation).
   """
 
   num_classes: int
@@ -239,107 +234,124 @@ class Branch(nn.Module):
     self.group2, self.group3 = (group() for group in self.groups)
     if self.last_norm:
       self.norm = self.layers.norm()
-    self.head = head(self.num_classes)
+    self.head = make_head(self.num_classes)
 
   def features(
     self, trunk: Float[Array, "n t h w c"], *, train: bool
   ) -> Float[Array, "n t h2 w2 d"]:
-    """Group 3's output behind its last ReLU: non-negative, what CSM and masks are made of."""
+    """Returns group 3's output after its last ReLU, non-negative, the input of CSM and masks."""
     x = self.group3(self.group2(trunk, train=train), train=train)
     return nn.relu(self.norm(x, train=train)) if self.last_norm else x
 
   def classify(self, features: Float[Array, "n t h w c"]) -> Float[Array, "n m"]:
-    """Logits of features averaged over frames and pixels, in float32."""
+    """Returns the logits of the features averaged over frames and pixels, in float32."""
     return self.head(jnp.mean(features, axis=(1, 2, 3), dtype=jnp.float32))
 
 
-def head(num_classes: int) -> nn.Dense:
-  """The classifier of every backbone."""
+def make_head(num_classes: int) -> nn.Dense:
+  """Builds the classifier of every backbone."""
   return nn.Dense(num_classes, kernel_init=nn.initializers.normal(HEAD_DEVIATION))
 
 
-def resnet(
-  *,
-  preactivation: bool,
-  shift: int = 0,
-  temporal: tuple[tuple[int, ...], tuple[int, ...]],
-  depth: int = 50,
-  width: int = 64,
-  strides: tuple[int, int, int, int] = (1, 2, 2, 2),
-  stem_pool: bool = True,
-  strided: str = "3x3",
-  layers: Layers,
-) -> tuple[Callable[[], Trunk], Callable[[int], Branch]]:
-  """Trunk and branch of a ResNet.
+@dataclasses.dataclass(frozen=True)
+class ResNet:
+  """ResNet v1 for video: conv-BN-ReLU.
 
-  Args:
-    preactivation: BN-ReLU-conv (v2, the paper's) or conv-BN-ReLU (v1).
-    shift: divisor of the temporal shift in the blocks of v1, in every other one from depth 101 on,
-      as TSM's authors do; 0: none.
-    temporal: for group 2 and group 3, the frames seen by a block's convolutions, three of a
-      bottleneck or two, and by its projection: odd.
-    depth: 18, 34 (two 3x3 convolutions a block), 50, 101, 152, or small 14, 26 (bottlenecks).
+  Attributes:
+    temporal: for groups 2 and 3, the temporal extents of a block's convolutions, three in a
+      bottleneck or two in a basic block, and of its projection; odd.
+    depth: 18, 34 (basic blocks), 50, 101, 152, or the small 14, 26 (bottlenecks).
     width: channels of the stem.
     strides: spatial strides of groups 0 to 3.
     stem_pool: see `Trunk`.
-    strided: see `Bottleneck`, of v1.
-    layers: how they compute.
-
-  Returns:
-    What makes the trunk, and a branch for a number of classes.
+    strided: see `Bottleneck`.
 
   Raises:
-    UserError: an unknown depth, or extents that do not fit its blocks.
+    UserError: if the depth is unknown, or another value is invalid for its blocks.
   """
-  if depth not in DEPTHS:
-    raise UserError(f"model.backbone.depth: {depth} is not one of {', '.join(map(str, DEPTHS))}")
-  if len(strides) != 4 or min(strides) < 1:
-    raise UserError(f"model.backbone.strides: {strides} is not four numbers of at least 1")
-  if width < 1:
-    raise UserError(f"model.backbone.width: {width} is not at least 1")
-  if strided not in STRIDED:
-    raise UserError(f"model.backbone.strided: {strided!r} is not one of {STRIDED}")
-  bottlenecks, blocks = DEPTHS[depth]
-  if strided != "3x3" and (preactivation or not bottlenecks):
-    raise UserError(
-      f"model.backbone.strided: {strided!r} is for bottlenecks of 'resnet' and 'tsm_resnet' only"
+
+  temporal: tuple[tuple[int, ...], tuple[int, ...]]
+  depth: int = 50
+  width: int = 64
+  strides: tuple[int, int, int, int] = (1, 2, 2, 2)
+  stem_pool: bool = True
+  strided: str = "3x3"
+  layers: Layers = Layers()
+
+  preactivation: ClassVar[bool] = False
+  shift: ClassVar[int] = 0  # divisor of the temporal shift in every block; 0 for no shift
+
+  def __post_init__(self):
+    if self.depth not in DEPTHS:
+      known = ", ".join(map(str, DEPTHS))
+      raise UserError(f"model.backbone.depth: {self.depth} is not one of {known}")
+    if len(self.strides) != 4 or min(self.strides) < 1:
+      raise UserError(f"model.backbone.strides: {self.strides} must be four numbers >= 1")
+    if self.width < 1:
+      raise UserError(f"model.backbone.width: {self.width} must be >= 1")
+    if self.strided not in STRIDED:
+      raise UserError(f"model.backbone.strided: {self.strided!r} is not one of {STRIDED}")
+    has_bottlenecks, _ = DEPTHS[self.depth]
+    if self.strided != "3x3" and (self.preactivation or not has_bottlenecks):
+      raise UserError(
+        f"model.backbone.strided: {self.strided!r} requires bottlenecks of 'resnet' or 'tsm_resnet'"
+      )
+    extents, temporal = 4 if has_bottlenecks else 3, self.temporal
+    lengths = [len(group) for group in temporal if isinstance(group, tuple | list)]
+    if lengths != [extents] * 2 or any(e < 1 or e % 2 == 0 for group in temporal for e in group):
+      raise UserError(
+        f"model.backbone.temporal: {temporal} must be {extents} odd numbers for each of groups 2"
+        f" and 3: with depth {self.depth} a block has {extents - 1} convolutions and a projection"
+      )
+
+  def trunk(self) -> Trunk:
+    """Builds the stem and groups 0 and 1."""
+    flat = (1,) * len(self.temporal[0])
+    return Trunk(
+      groups=(self._group(0, flat), self._group(1, flat)),
+      width=self.width,
+      stem_norm=not self.preactivation,
+      stem_pool=self.stem_pool,
+      layers=self.layers,
     )
-  extents = 4 if bottlenecks else 3
-  if [len(group) for group in temporal if isinstance(group, tuple | list)] != [extents] * 2 or any(
-    extent < 1 or extent % 2 == 0 for group in temporal for extent in group
-  ):
-    raise UserError(
-      f"model.backbone.temporal: {temporal} is not {extents} odd numbers for each of groups 2 and"
-      f" 3: with depth {depth} a block has {extents - 1} convolutions and a projection"
+
+  def branch(self, num_classes: int) -> Branch:
+    """Builds groups 2 and 3 with their classifier."""
+    return Branch(
+      num_classes,
+      groups=(self._group(2, self.temporal[0]), self._group(3, self.temporal[1])),
+      last_norm=self.preactivation,
+      layers=self.layers,
     )
-  if preactivation:
-    block = PreactBottleneck if bottlenecks else PreactBasic
-  elif bottlenecks:
-    block = functools.partial(Bottleneck, strided=strided, shift=shift)
-  else:
-    block = functools.partial(Basic, shift=shift)
-  shift_every = 2 if shift and blocks[2] >= 23 else 1
-  flat = (1,) * extents
-  groups = [
-    functools.partial(
+
+  def _group(self, index: int, temporal: Sequence[int]) -> Callable[..., Group]:
+    has_bottlenecks, blocks = DEPTHS[self.depth]
+    if self.preactivation:
+      block = PreactBottleneck if has_bottlenecks else PreactBasic
+    elif has_bottlenecks:
+      block = functools.partial(Bottleneck, strided=self.strided, shift=self.shift)
+    else:
+      block = functools.partial(Basic, shift=self.shift)
+    return functools.partial(
       Group,
-      functools.partial(block, width=width * 2**i, temporal=tuple(frames), layers=layers),
-      blocks[i],
-      strides[i],
-      shift_every,
-      layers,
+      functools.partial(
+        block, width=self.width * 2**index, temporal=tuple(temporal), layers=self.layers
+      ),
+      blocks[index],
+      self.strides[index],
+      # As in the TSM authors' code, which shifts in every other block of ResNet-101 and deeper.
+      shift_every=2 if self.shift and blocks[2] >= 23 else 1,
+      layers=self.layers,
     )
-    for i, frames in enumerate((flat, flat, *temporal))
-  ]
-  trunk = functools.partial(
-    Trunk,
-    tuple(groups[:2]),
-    width,
-    stem_norm=not preactivation,
-    stem_pool=stem_pool,
-    layers=layers,
-  )
-  branch = functools.partial(
-    Branch, groups=tuple(groups[2:]), last_norm=preactivation, layers=layers
-  )
-  return trunk, branch
+
+
+class PreactResNet(ResNet):
+  """Pre-activation ResNet (v2), the paper's: BN-ReLU-conv."""
+
+  preactivation = True
+
+
+class TSMResNet(ResNet):
+  """ResNet v1 with a temporal shift of 1/8 of the channels in each direction (TSM)."""
+
+  shift = 8

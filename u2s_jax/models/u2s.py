@@ -1,4 +1,4 @@
-"""Composition of the U2S networks (Fig. 2 and 3 of the paper) and the one-pass model inside it."""
+"""The U2S model (Fig. 2 and 3 of the paper), which contains the one-pass model."""
 
 import math
 from collections.abc import Collection
@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Integer
 
-from u2s_jax.errors import UserError
 from u2s_jax.models import mask as mask_lib
 from u2s_jax.models.backbones import Backbone
 from u2s_jax.models.non_local import NonLocal
-from u2s_jax.stages import subnetwork
+from u2s_jax.runtime.errors import UserError
+from u2s_jax.stages import get_subnetwork
 
 MASK_ACTIVATIONS = {"none": lambda x: x, "sigmoid": jax.nn.sigmoid}
 ATTENTIONS = ("mask", "non_local", "none")
@@ -22,23 +22,26 @@ ATTENTIONS = ("mask", "non_local", "none")
 class U2S(nn.Module):
   """Trunk, universal network, mask network and category-specific network.
 
-  The trunk runs once. Subnetworks are the top-level entries of the parameters: `trunk`,
-  `universal`, `specific`, and `mask` (or `non_local`).
+  The subnetworks are the top-level entries of the parameters: `trunk`, `universal`, `specific`, and
+  `mask` or `non_local`.
 
   Attributes:
     num_classes: M.
-    backbone: of `backbones.build`; makes the trunk and the two networks.
+    backbone: builds the trunk and the two networks, see `backbones.build_backbone`.
     attention: what guides the specific network: 'mask' (the paper), 'non_local' (Table III e),
       'none' (Table III d).
     mask_activation: applied to the combined mask: 'none' (the paper) or 'sigmoid'.
-    mask_limit: of a mask without activation: its largest root mean square over a clip, see
-      `mask.limit_rms`; 0 for no limit.
-    detached: whether the gradients of L_C and L_M end in front of trunk and universal network,
-      which then train as the one-pass model does (the paper: they do not end there).
-    dropout: share of the channels, in [0, 1), that training drops in front of each network's
-      classifier (the paper: 0).
+    mask_limit: maximum root mean square of a mask without activation, see `mask.limit_rms`; 0 for
+      no limit.
+    detached: whether the gradients of L_C and L_M stop before trunk and universal network, which
+      are then trained like the one-pass model (the paper: False).
+    dropout: fraction of channels, in [0, 1), dropped before each classifier in training (the paper:
+      0).
     non_local_width: channels of the non-local embeddings.
-    dtype: of the computation; parameters, BN statistics and logits are float32.
+    dtype: dtype of the computation; parameters, BN statistics and logits are float32.
+
+  Raises:
+    UserError: if a value is unknown or out of range.
   """
 
   num_classes: int
@@ -59,16 +62,16 @@ class U2S(nn.Module):
         f"model.mask_activation: {self.mask_activation!r} is not one of {tuple(MASK_ACTIVATIONS)}"
       )
     if not 0 <= self.mask_limit < math.inf:
-      raise UserError(f"model.mask_limit: {self.mask_limit} is no number of at least 0")
+      raise UserError(f"model.mask_limit: {self.mask_limit} must be >= 0 and finite")
     if not 0 <= self.dropout < 1:
-      raise UserError(f"model.dropout: {self.dropout} is not in [0, 1)")
+      raise UserError(f"model.dropout: {self.dropout} must be in [0, 1)")
     super().__post_init__()
 
   def setup(self):
     self.trunk = self.backbone.trunk()
     self.universal = self.backbone.branch(self.num_classes)
     self.specific = self.backbone.branch(self.num_classes)
-    # Of a whole channel: the classifier reads its mean.
+    # One decision per channel of a clip: the classifier reads the mean over frames and pixels.
     self.drop = nn.Dropout(self.dropout, broadcast_dims=(1, 2, 3))
     if self.attention == "mask":
       self.mask = mask_lib.MaskNetwork(self.num_classes, dtype=self.dtype)
@@ -78,13 +81,13 @@ class U2S(nn.Module):
   def one_pass(
     self, video: Float[Array, "n t h w c"], *, train: Collection[str] = ()
   ) -> dict[str, Array]:
-    """Trunk and universal network alone: stage 1, the paper's one-pass model.
+    """Runs the one-pass model, trunk and universal network, which stage 1 trains.
 
     Args:
-      video: normalised frames; c is 3 for RGB, two for each pair of optical flow.
-      train: what learns, see `stages.Stage.trainable`. BN uses and updates batch statistics in the
-        subnetworks named as a whole, and its running averages in all others; channels are dropped
-        in front of a classifier that learns or behind features that do.
+      video: normalised frames; c is 3 for RGB, 2 per flow field for optical flow.
+      train: trainable parts, see `stages.Stage.trainable`. BN uses and updates batch statistics in
+        subnetworks that are trainable as a whole, and uses running averages in all others. Channels
+        are dropped in networks with a trainable part.
 
     Returns:
       `universal` logits (n, m) and `universal_features` (n, t, h, w, c), non-negative.
@@ -100,13 +103,13 @@ class U2S(nn.Module):
     *,
     train: Collection[str] = (),
   ) -> dict[str, Array]:
-    """The whole framework.
+    """Runs the full model.
 
     Args:
       video: normalised frames.
       csm: category similarity matrix, binary (the paper) or soft (Table III c).
-      guide: class whose confusing classes' masks are combined; by default the universal network's
-        prediction, without dropout, and never a label except for the oracle of Table III f.
+      guide: the class whose confusion set selects the masks; by default the universal network's
+        prediction without dropout. A label only for the oracle of Table III f.
       train: as in `one_pass`.
 
     Returns:
@@ -115,36 +118,37 @@ class U2S(nn.Module):
       network the combined, activated `mask` (n, t, h, w, 1).
     """
     trunk, outputs = self._one_pass(video, train)
-    seen = outputs["universal_features"]
+    mask_input = outputs["universal_features"]
     if self.detached:
-      trunk, seen = jax.lax.stop_gradient((trunk, seen))
+      trunk, mask_input = jax.lax.stop_gradient((trunk, mask_input))
     features = self.specific.features(trunk, train="specific" in train)
     outputs["specific_features"] = features
     if self.attention == "mask":
       if guide is None:
         logits = outputs["universal"]
-        if self.dropout:  # of the loss's logits; masks are selected as in a test
+        if self.dropout:
+          # The logits of the loss are with dropout, but masks are selected as in inference.
           logits = self.universal.classify(outputs["universal_features"])
         guide = jnp.argmax(logits, axis=-1)
       weights = mask_lib.select(csm, guide)
-      outputs["bridge"], combined = self.mask(seen, weights)
+      outputs["bridge"], combined = self.mask(mask_input, weights)
       if self.mask_activation == "none" and self.mask_limit:
         combined = mask_lib.limit_rms(combined, self.mask_limit)
       outputs["mask"] = MASK_ACTIVATIONS[self.mask_activation](combined)
       features = features * outputs["mask"]
     elif self.attention == "non_local":
       features = self.non_local(features)
-    features = self.drop(features, deterministic=not _learns("specific", train))
+    features = self.drop(features, deterministic=not _is_trained("specific", train))
     outputs["specific"] = self.specific.classify(features)
     return outputs
 
   def _one_pass(self, video, train):
     trunk = self.trunk(video, train="trunk" in train)
     features = self.universal.features(trunk, train="universal" in train)
-    dropped = self.drop(features, deterministic=not _learns("universal", train))
+    dropped = self.drop(features, deterministic=not _is_trained("universal", train))
     return trunk, {"universal": self.universal.classify(dropped), "universal_features": features}
 
 
-def _learns(name, train):
-  """Tells whether any part of a subnetwork is trained."""
-  return any(subnetwork(part) == name for part in train)
+def _is_trained(name, train):
+  """Returns whether any part of a subnetwork is trained."""
+  return any(get_subnetwork(part) == name for part in train)

@@ -1,1 +1,1 @@
-"""Weights to start from: reading files, their names, fitting them to our networks."""
+"""Pretrained weights: reads files, translates names, fits arrays to the networks."""

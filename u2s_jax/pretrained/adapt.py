@@ -1,4 +1,4 @@
-"""Fits weights from elsewhere to our networks: other frames, channels, classes."""
+"""Fits pretrained weights to a run's networks: other frames, channels, classes."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -9,27 +9,26 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Float
 
-from u2s_jax.errors import UserError
-from u2s_jax.files import Path
 from u2s_jax.pretrained.names import Pixels
 from u2s_jax.pretrained.read import DEFAULTS, HEAD, STEM, Weights, read
+from u2s_jax.runtime.errors import UserError
+from u2s_jax.runtime.files import Path
 
 Variables = dict[str, Any]
-GREY_LEVEL = 1 / 255  # pixel statistics that differ by less are the same, up to rounding
+GREY_LEVEL = 1 / 255  # normalisations that differ by less are equal up to rounding
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """What the weights are for.
+  """The network that the weights are loaded into.
 
   Attributes:
-    backbone: `name` and fields of this run's backbone, as in the config. Those that no shape tells
-      have to be the ones that the weights were trained with.
-    class_names: of this run, in the order of the labels.
-    needs_classifier: whether the weights are used as they are: then a classifier of other classes
-      is an error, a run's first stage that did not come to its end, and a network that was trained
-      jointly with another.
-    pixels: statistics that this run's pixels are normalised with.
+    backbone: `name` and fields of the backbone, as in `config.model.backbone`; must agree with the
+      weights' `required_fields`.
+    class_names: names of the classes, in the order of the labels.
+    needs_classifier: whether the weights are used without further training. Then a classifier of
+      other classes, an unfinished stage 1 and a jointly trained network are errors.
+    pixels: statistics that the network's pixels are normalised with.
   """
 
   backbone: Mapping[str, Any]
@@ -41,17 +40,10 @@ class Target:
 def average_first_convolution(
   kernel: Float[np.ndarray, "kt kh kw cin cout"], channels: int
 ) -> Float[np.ndarray, "kt kh kw {channels} cout"]:
-  """Returns the first convolution for another number of channels: the mean over its own.
+  """Returns the mean over the input channels, repeated for each of `channels`.
 
-  Cross-modality pre-training as in Temporal Segment Networks (Wang et al., ECCV 2016), that takes
-  RGB weights to optical flow; like theirs without rescaling.
-
-  Args:
-    kernel: of the first convolution.
-    channels: input channels of the new one.
-
-  Returns:
-    The mean over the input channels, for each of the new ones.
+  This is the cross-modality pre-training of Temporal Segment Networks (Wang et al., ECCV 2016),
+  which takes RGB weights to optical flow; as there, without rescaling.
   """
   return np.repeat(kernel.mean(axis=3, keepdims=True), channels, axis=3)
 
@@ -59,15 +51,10 @@ def average_first_convolution(
 def inflate(
   kernel: Float[np.ndarray, "1 kh kw c d"], extent: int
 ) -> Float[np.ndarray, "{extent} kh kw c d"]:
-  """Returns a 2D kernel over several frames, as in I3D (Carreira and Zisserman, CVPR 2017).
+  """Returns a 2D kernel inflated over frames, as in I3D (Carreira and Zisserman, CVPR 2017).
 
-  Args:
-    kernel: that sees one frame.
-    extent: frames of the new one.
-
-  Returns:
-    The kernel for every frame, divided by their number: a clip of equal frames gives the same
-    response.
+  The kernel is repeated `extent` times and divided by `extent`, so the response to a clip of equal
+  frames does not change.
   """
   return np.repeat(kernel, extent, axis=0) / np.float32(extent)
 
@@ -79,65 +66,53 @@ def load(
   target: Target,
   log: Callable[[str], None],
 ) -> tuple[Variables, Variables]:
-  """Reads weights, checks that they are a start for a run, and fits them: `read`, `check`, `fit`.
-
-  Args:
-    path: see `read.read`.
-    params: see `fit`.
-    batch_stats: see `fit`.
-    target: see `check`.
-    log: takes a line on what was done.
-
-  Raises:
-    UserError: nothing to be read, or weights of another network.
-    OSError: a file that cannot be read.
-  """
+  """Reads, checks and fits weights: `read.read`, `check` and `fit` in one call."""
   weights = read(path, target.needs_classifier)
   check(weights, params, target, log)
   return fit(weights, params, batch_stats, target, log)
 
 
 def check(weights: Weights, params: Variables, target: Target, log: Callable[[str], None]) -> None:
-  """Checks what no shape tells.
+  """Checks what the shapes of the arrays do not reveal.
 
-  A line says where the weights were trained with other pixel statistics: BN's running averages,
-  which a frozen network keeps, then mean nothing.
+  Logs a line if the pixel statistics are unknown, or differ and the classifier is new. With other
+  statistics BN's running averages, which a frozen network keeps, are wrong.
 
   Args:
-    weights: of `read.read`.
+    weights: weights from `read.read`.
     params: see `fit`.
-    target: what they are for.
-    log: takes the line.
+    target: the network to load them into.
+    log: is called with the line.
 
   Raises:
-    UserError: a backbone that computes something else, a stage 1 that did not come to its end, no
-      classifier where it is needed, or a classifier of the same classes that was trained with other
-      pixel statistics.
+    UserError: if the backbone differs, stage 1 is unfinished, a classifier is needed and missing,
+      or the classifier fits but was trained with other pixel statistics.
   """
-  _check_demands(weights, target)
+  _check_backbone(weights, target)
+  _check_steps(weights, target)
   reason = _why_no_classifier(weights, target, params)
   if reason and target.needs_classifier:
     raise UserError(
-      f"init_from: {weights.origin}: no classifier to take over ({reason}), but universal.epochs"
-      " is 0"
+      f"init_from: {weights.origin}: no classifier for these classes ({reason});"
+      " universal.epochs=0 requires one"
     )
-  theirs, ours = weights.pixels, target.pixels
   if weights.channels != params["trunk"]["stem"]["kernel"].shape[3]:
-    return  # optical flow from RGB, say, has statistics of its own
-  if theirs is None:
+    return  # another modality, such as optical flow from RGB, has other statistics
+  trained, expected = weights.pixels, target.pixels
+  if trained is None:
     log(
-      f"{weights.origin}: does not say which pixel mean and deviation it was trained with;"
-      " model.pixel_mean and model.pixel_std must be these"
+      f"{weights.origin}: pixel statistics are unknown; model.pixel_mean and model.pixel_std must"
+      " be those that it was trained with"
     )
-  elif _grey_difference(theirs, ours) > GREY_LEVEL:
-    line = (
-      f"{weights.origin}: trained with pixel mean {_short(theirs.mean)} and deviation"
-      f" {_short(theirs.std)}, not {_short(ours.mean)} and {_short(ours.std)}; set"
-      " model.pixel_mean=() and model.pixel_std=() to take over its own"
+  elif _grey_difference(trained, expected) > GREY_LEVEL:
+    message = (
+      f"{weights.origin}: trained with pixel mean {_format(trained.mean)} and deviation"
+      f" {_format(trained.std)}, not {_format(expected.mean)} and {_format(expected.std)}; set"
+      " model.pixel_mean=() and model.pixel_std=() to use its own"
     )
     if not reason:
-      raise UserError(f"init_from: {line}")
-    log(line)
+      raise UserError(f"init_from: {message}")
+    log(message)
 
 
 def fit(
@@ -147,123 +122,132 @@ def fit(
   target: Target,
   log: Callable[[str], None],
 ) -> tuple[Variables, Variables]:
-  """Returns the one-pass model's weights from elsewhere; to be called on all hosts.
+  """Returns the one-pass model with pretrained weights; to be called on all hosts.
 
-  2D kernels are inflated where ours see several frames, the first convolution is averaged where
-  the number of input channels differs, and the classifier is taken over where the classes are the
-  same (of a file: as many). Everything else has to fit, name for name and shape for shape.
+  2D kernels are inflated if the network's see several frames, the first convolution is averaged if
+  the number of input channels differs, and the classifier is kept if the classes are equal (for
+  files without class names: equally many). All other names and shapes must match.
 
   Args:
-    weights: of `read.read`.
-    params: freshly initialised parameters of `trunk` and `universal`, replicated.
-    batch_stats: likewise BN's running averages.
-    target: what they are for.
-    log: takes a line on what was done.
+    weights: weights from `read.read`.
+    params: newly initialised parameters of `trunk` and `universal`, replicated.
+    batch_stats: BN's running averages, likewise.
+    target: the network to load them into.
+    log: is called with lines that describe what was done.
 
   Returns:
-    `params` and `batch_stats` with the values from there, as NumPy arrays.
+    `params` and `batch_stats` with the pretrained values, as NumPy arrays.
 
   Raises:
-    UserError: an array too many, too few, or of another shape.
+    UserError: if an array is missing, unexpected or of another shape.
   """
-  fresh = jax.device_get({"params": params, "batch_stats": batch_stats})
-  fresh = traverse_util.flatten_dict(fresh, sep="/")
+  initial = jax.device_get({"params": params, "batch_stats": batch_stats})
+  initial = traverse_util.flatten_dict(initial, sep="/")
   log(f"starting from {weights.kind}")
-  arrays = _fit_shapes(weights.arrays, fresh, log)
+  arrays = _fit_shapes(weights.arrays, initial, log)
   reason = _why_no_classifier(weights, target, params)
   if reason:
-    log(f"  classifier: freshly initialised, {reason}")
+    log(f"  classifier: newly initialised, {reason}")
     arrays = {name: value for name, value in arrays.items() if not name.startswith(HEAD)}
-    arrays |= {name: value for name, value in fresh.items() if name.startswith(HEAD)}
-  _check_shapes(weights.origin, arrays, fresh)
-  new = sum(name.startswith(HEAD) for name in fresh) if reason else 0
-  log(f"  {len(arrays) - new} of {len(fresh)} arrays loaded")
+    arrays |= {name: value for name, value in initial.items() if name.startswith(HEAD)}
+  _check_shapes(weights.origin, arrays, initial)
+  new = sum(name.startswith(HEAD) for name in initial) if reason else 0
+  log(f"  {len(arrays) - new} of {len(initial)} arrays loaded")
   tree = traverse_util.unflatten_dict(arrays, sep="/")
   return tree["params"], tree["batch_stats"]
 
 
-def _grey_difference(theirs: Pixels, ours: Pixels) -> float:
-  """Returns by how much of the range of a pixel black or white differ under two normalisations."""
+def _grey_difference(trained: Pixels, used: Pixels) -> float:
+  """Returns how far black or white is shifted, as a share of the range of a pixel.
+
+  That is what the network, trained with one normalisation, sees under the other.
+  """
   ends = np.array([[0.0], [1.0]])
-  seen = (ends - ours.mean) / ours.std * theirs.std + theirs.mean
+  seen = (ends - used.mean) / used.std * trained.std + trained.mean
   return float(np.abs(seen - ends).max())
 
 
-def _short(values: Sequence[float]) -> str:
-  """Returns numbers with three digits."""
+def _format(values: Sequence[float]) -> str:
+  """Formats numbers with three significant digits."""
   return f"({', '.join(f'{value:.3g}' for value in values)})"
 
 
-def _check_demands(weights: Weights, target: Target) -> None:
-  """Raises UserError for weights of another network that no shape tells, or half-trained ones."""
-  for name, value in weights.demands.items():
-    ours = target.backbone.get(name, DEFAULTS.get(name))
-    if value is not None and _listed(ours) != _listed(value):
+def _check_backbone(weights: Weights, target: Target) -> None:
+  """Raises UserError if the backbone differs in a field that no shape reveals."""
+  for name, required in weights.required_fields.items():
+    value = target.backbone.get(name, DEFAULTS.get(name))
+    if required is not None and _to_lists(value) != _to_lists(required):
       raise UserError(
-        f"init_from: {weights.origin}: its network has backbone.{name} = {value}, not {ours}; set"
-        f" config.model.backbone.{name} as there"
+        f"init_from: {weights.origin}: its network has backbone.{name} = {required}, not {value};"
+        f" set model.backbone.{name} to match"
       )
-  if weights.steps:
-    step, total = weights.steps
-    if step < total and (target.needs_classifier or step == 0):
-      raise UserError(
-        f"init_from: {weights.origin}: its stage universal is at step {step} of {total}; let it"
-        " come to its end first"
-      )
+
+
+def _check_steps(weights: Weights, target: Target) -> None:
+  """Raises UserError for a stage 1 without a step, or an unfinished one that must be finished."""
+  if not weights.steps:
+    return
+  step, total = weights.steps
+  if step < total and (target.needs_classifier or step == 0):
+    raise UserError(
+      f"init_from: {weights.origin}: stage universal is at step {step} of {total}; finish it first"
+    )
 
 
 def _fit_shapes(
-  arrays: Mapping[str, np.ndarray], fresh: Mapping[str, np.ndarray], log: Callable[[str], None]
+  arrays: Mapping[str, np.ndarray], initial: Mapping[str, np.ndarray], log: Callable[[str], None]
 ) -> dict[str, np.ndarray]:
-  """Returns the weights with convolutions averaged over colours and inflated over time."""
-  fitted, inflated = dict(arrays), 0
-  for name in fresh.keys() & arrays.keys():
-    ours, theirs = fresh[name].shape, arrays[name].shape
-    if len(ours) == len(theirs) == 5:
-      if name == STEM and ours[3] != theirs[3]:
-        log(f"  first convolution: mean over {theirs[3]} input channels, for each of {ours[3]}")
-        fitted[name] = average_first_convolution(fitted[name], ours[3])
-      if theirs[0] == 1 < ours[0]:
-        fitted[name] = inflate(fitted[name], ours[0])
-        inflated += 1
-  if inflated:
-    log(f"  {inflated} convolutions inflated over time")
+  """Returns the arrays with convolutions averaged over channels and inflated over time."""
+  fitted, num_inflated = dict(arrays), 0
+  for name in initial.keys() & arrays.keys():
+    wanted, shape = initial[name].shape, arrays[name].shape
+    if not len(wanted) == len(shape) == 5:
+      continue
+    if name == STEM and wanted[3] != shape[3]:
+      log(f"  first convolution: mean over {shape[3]} input channels, for each of {wanted[3]}")
+      fitted[name] = average_first_convolution(fitted[name], wanted[3])
+    if shape[0] == 1 < wanted[0]:
+      fitted[name] = inflate(fitted[name], wanted[0])
+      num_inflated += 1
+  if num_inflated:
+    log(f"  {num_inflated} convolutions inflated over time")
   return fitted
 
 
 def _why_no_classifier(weights: Weights, target: Target, params: Variables) -> str | None:
-  """Returns why the classifier is no start for ours, None where it is one."""
-  others = "the classes are others"
+  """Returns why the classifier cannot be used, None if it can."""
   if weights.class_names is not None:
-    return None if list(weights.class_names) == list(target.class_names) else others
-  theirs = {
+    return None if list(weights.class_names) == list(target.class_names) else "classes differ"
+  shapes = {
     name.removeprefix(HEAD): value.shape
     for name, value in weights.arrays.items()
     if name.startswith(HEAD)
   }
-  if not theirs:
-    return "the file has none for these classes"
-  ours = {name: value.shape for name, value in params["universal"]["head"].items()}
-  return None if theirs.items() <= ours.items() else others
+  if not shapes:
+    return "the file has none"
+  wanted = {name: value.shape for name, value in params["universal"]["head"].items()}
+  return None if shapes.items() <= wanted.items() else "classes differ"
 
 
 def _check_shapes(
-  origin: Path, arrays: Mapping[str, np.ndarray], fresh: Mapping[str, np.ndarray]
+  origin: Path, arrays: Mapping[str, np.ndarray], initial: Mapping[str, np.ndarray]
 ) -> None:
-  """Raises UserError for an array too many, too few or of another shape."""
-  # Parameters first: their shapes tell more than those of statistics.
+  """Raises UserError if an array is missing, unexpected or of another shape."""
+  # Parameters first: their shapes are more informative than those of statistics.
   names = sorted(
-    fresh.keys() | arrays.keys(), key=lambda name: (name.startswith("batch_stats"), name)
+    initial.keys() | arrays.keys(), key=lambda name: (name.startswith("batch_stats"), name)
   )
   for name in names:
-    theirs, ours = (tree[name].shape if name in tree else None for tree in (arrays, fresh))
-    if theirs != ours:
+    shape, wanted = (
+      f"of shape {tree[name].shape}" if name in tree else "missing" for tree in (arrays, initial)
+    )
+    if shape != wanted:
       raise UserError(
-        f"init_from: {origin}: {name} has shape {theirs} there and {ours} here; set"
-        " config.model.backbone as there"
+        f"init_from: {origin}: {name} is {shape} in the weights, but {wanted} in this config; set"
+        " model.backbone to match"
       )
 
 
-def _listed(value):
-  """Returns tuples as lists, as JSON gives them back."""
-  return [_listed(item) for item in value] if isinstance(value, tuple | list) else value
+def _to_lists(value):
+  """Returns tuples as lists, as JSON returns them."""
+  return [_to_lists(item) for item in value] if isinstance(value, tuple | list) else value

@@ -1,26 +1,26 @@
-"""Names of weights elsewhere, and how their arrays become ours: one explicit table a source.
+"""Translates names and arrays of weight files to this package's: one explicit table per source.
 
-A table's rules say which of our modules a module is. Ours are named as in
-`trunk/group0/block0/conv1`, without the subnetwork: groups 0 and 1 are the trunk's.
+The rules of a table map a source's module names to this package's, such as
+`trunk/group0/block0/conv1`, without the subnetwork: groups 0 and 1 belong to the trunk.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
-from u2s_jax.errors import UserError
 from u2s_jax.models.norm import EPSILON
+from u2s_jax.runtime.errors import UserError
 
 
 class Pixels(NamedTuple):
   """Statistics that pixels are normalised with: (byte / 255 - mean) / std.
 
   Attributes:
-    mean: of byte / 255, one value for all channels or one a channel, in the order of RGB.
-    std: likewise, positive.
+    mean: mean of byte / 255, one value for all channels or one per channel, in the order of RGB.
+    std: standard deviation, likewise; positive.
   """
 
   mean: tuple[float, ...]
@@ -28,23 +28,24 @@ class Pixels(NamedTuple):
 
 
 class Source(NamedTuple):
-  """How a family of weight files names and stores things.
+  """Names and conventions of a family of weight files.
 
   Attributes:
-    name: for messages.
-    sign: a name of an array that tells the family, as a pattern.
-    separator: between a module's name and its leaf's.
-    prefix: pattern of what stands before the names.
-    rules: (pattern of a whole module name, function of the match to our module's name).
-    pixels: statistics that its networks are trained with on RGB frames.
-    epsilon: what its batch normalisation adds to the variance.
-    bgr: whether its first convolution takes blue, green, red.
-    preactivation: whether norms stand before their convolutions.
-    demands: fields of `model.backbone` that its networks have and no shape tells.
+    name: name for messages.
+    signature: pattern of an array's name that identifies the family.
+    separator: separates a module's name from that of its leaf.
+    prefix: pattern of an optional prefix of all names.
+    rules: pairs of a pattern for a full module name and a function from the match to this package's
+      module name.
+    pixels: pixel statistics that its networks were trained with on RGB frames.
+    epsilon: epsilon of its batch normalisation.
+    bgr: whether its first convolution expects the channels in the order blue, green, red.
+    preactivation: whether norms come before their convolutions.
+    required_fields: fields of `model.backbone` that the weights require and no shape reveals.
   """
 
   name: str
-  sign: str
+  signature: str
   separator: str
   prefix: str
   rules: tuple[tuple[str, Callable[[re.Match], str]], ...]
@@ -52,11 +53,11 @@ class Source(NamedTuple):
   epsilon: float = 1e-5
   bgr: bool = False
   preactivation: bool = False
-  demands: Mapping[str, str] = MappingProxyType({})
+  required_fields: Mapping[str, str] = MappingProxyType({})
 
 
 def _block(kind: str, layer: int) -> Callable[[re.Match], str]:
-  """Group and block from the first two numbers of a name, module `kind` and the third."""
+  """Maps the first two numbers of a match to group and block, and the third to `kind`'s number."""
 
   def name(match: re.Match) -> str:
     number = match[3] if match.re.groups > 2 else ""
@@ -66,7 +67,7 @@ def _block(kind: str, layer: int) -> Callable[[re.Match], str]:
 
 
 def _keras(kind: str) -> Callable[[re.Match], str]:
-  """`res4b_branch2c`: group 4 - 2, block b, third convolution; `branch1` is the projection."""
+  """Maps `res4b_branch2c` to group 4 - 2, block b, convolution c; `branch1` is the projection."""
 
   def name(match: re.Match) -> str:
     group, block = int(match[1]) - 2, ord(match[2]) - ord("a")
@@ -81,7 +82,7 @@ def _to(name: str) -> Callable[[re.Match], str]:
   return lambda match: name
 
 
-# `.net` is TSM's wrapper around the convolutions that it shifts.
+# TSM wraps the convolutions whose input it shifts; `.net` is the convolution.
 _RESNET = (
   (r"conv1", _to("stem")),
   (r"bn1", _to("stem_norm")),
@@ -103,11 +104,11 @@ _MMACTION2 = (
 _TORCHVISION_PREFIX = r"(module\.)?(base_model\.)?"
 _MMACTION2_PREFIX = r"(backbone\.|cls_head\.)?"
 _IMAGENET = Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mmaction2 has them times 255
-_SYMMETRIC = Pixels((0.5,), (0.5,))  # pixels in [-1, 1]; timm calls them Inception's
-# Bytes less Caffe's means, not divided. Theirs are of BGR: the first convolution is turned to RGB.
+_SYMMETRIC = Pixels((0.5,), (0.5,))  # pixels in [-1, 1], Inception's in timm
+# Bytes minus Caffe's means, not divided; here in the order RGB, as `translate` reorders the stem.
 _CAFFE = Pixels((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3)
 _SHIFTED = MappingProxyType({"name": "tsm_resnet", "strided": "3x3"})
-_UNSHIFTED = MappingProxyType({"strided": "3x3"})  # no name: they start a `tsm_resnet` as well
+_UNSHIFTED = MappingProxyType({"strided": "3x3"})  # no name: they fit `tsm_resnet` as well
 SOURCES = (
   Source(
     "torchvision ResNet",
@@ -116,7 +117,7 @@ SOURCES = (
     _TORCHVISION_PREFIX,
     _RESNET,
     _IMAGENET,
-    demands=_UNSHIFTED,
+    required_fields=_UNSHIFTED,
   ),
   Source(
     "TSM",
@@ -125,7 +126,7 @@ SOURCES = (
     _TORCHVISION_PREFIX,
     _RESNET,
     _IMAGENET,
-    demands=_SHIFTED,
+    required_fields=_SHIFTED,
   ),
   Source(
     "mmaction2 ResNet",
@@ -134,7 +135,7 @@ SOURCES = (
     _MMACTION2_PREFIX,
     _MMACTION2,
     _IMAGENET,
-    demands=_UNSHIFTED,
+    required_fields=_UNSHIFTED,
   ),
   Source(
     "mmaction2 TSM",
@@ -143,7 +144,7 @@ SOURCES = (
     _MMACTION2_PREFIX,
     _MMACTION2,
     _IMAGENET,
-    demands=_SHIFTED,
+    required_fields=_SHIFTED,
   ),
   Source(
     "timm resnetv2",
@@ -176,7 +177,7 @@ SOURCES = (
     _CAFFE,
     epsilon=1e-3,
     bgr=True,
-    demands=MappingProxyType({"strided": "1x1"}),
+    required_fields=MappingProxyType({"strided": "1x1"}),
   ),
   Source(
     "Inception-I3D",
@@ -202,7 +203,7 @@ SOURCES = (
     epsilon=1e-3,
   ),
 )
-# Our leaf of a norm by its name elsewhere.
+# Leaves of a norm by their names in the sources.
 _NORM_LEAVES = {
   "weight": "scale", "gamma": "scale", "bias": "bias", "beta": "bias", "running_mean": "mean",
   "moving_mean": "mean", "mean": "mean", "running_var": "var", "moving_variance": "var",
@@ -212,86 +213,108 @@ _TRUNK = re.compile(r"stem|group[01]/|Conv3d_|Mixed_3")
 
 
 def translate(weights: Mapping[str, np.ndarray]) -> tuple[Source, dict[str, np.ndarray]]:
-  """Weights of a file under our names.
+  """Translates the arrays of a weight file to this package's names and conventions.
 
   Args:
     weights: arrays by their names in the file.
 
   Returns:
-    The source whose table was used, and float32 arrays by our names, as in
-    `params/trunk/group0/block0/conv1/kernel`: kernels are (kt, kh, kw, c, d) with the file's own
-    kt, a bias of a convolution is part of the mean of the norm behind it, and variances are meant
-    for our norm's epsilon.
+    The matching source, and float32 arrays by names such as
+    `params/trunk/group0/block0/conv1/kernel`. Kernels are (kt, kh, kw, c, d) with the file's kt,
+    the bias of a convolution is folded into the mean of the norm after it, and variances are
+    adjusted to this package's epsilon.
 
   Raises:
-    UserError: no table knows the file, or its table does not know a name in it, or gives two
-      names one place.
+    UserError: if no source matches, a name is unknown, or two names mean the same array.
   """
-  source = next(
-    (source for source in SOURCES if any(re.fullmatch(source.sign, key) for key in weights)), None
-  )
-  if source is None:
-    first = ", ".join(sorted(weights)[:3]) or "no arrays"
-    known = ", ".join(source.name for source in SOURCES)
-    raise UserError(f"weights of no known source ({known}): {first}, ...")
-  ours, biases = {}, {}
+  source = _find_source(weights)
+  arrays, biases = {}, {}
   for key, value in weights.items():
     stem, _, leaf = re.sub(f"^{source.prefix}", "", key).rpartition(source.separator)
     if leaf == "num_batches_tracked":
       continue
-    unknown = f"{key} has no place in a {source.name}"
     matches = ((re.fullmatch(pattern, stem), to) for pattern, to in source.rules)
     module = next((to(match) for match, to in matches if match), None)
-    if module is None:
-      raise UserError(unknown)
+    if module is None or leaf not in _allowed_leaves(module):
+      raise UserError(f"{key}: unknown name in a {source.name}")
     value = np.asarray(value, np.float32)
     part = f"{'trunk' if _TRUNK.match(module) else 'universal'}/{module}"
-    norm = "norm" in module.rpartition("/")[2]
-    if leaf not in (_NORM_LEAVES if norm else ("weight", "kernel", "bias")):
-      raise UserError(unknown)
-    if norm:
-      leaf = _NORM_LEAVES[leaf]
-      if leaf == "var":
-        value = value + np.float32(source.epsilon - EPSILON)
-      target = f"{'batch_stats' if leaf in ('mean', 'var') else 'params'}/{part}/{leaf}"
-    elif module == "head":
-      target = f"params/{part}/{'bias' if leaf == 'bias' else 'kernel'}"
-      value = value if leaf == "bias" else _dense(value, leaf)
-    elif leaf == "bias":
+    if leaf == "bias" and module != "head" and not _is_norm(module):
       biases[part] = value
       continue
-    else:
-      value = _kernel(value, leaf)
-      if source.bgr and module == "stem":
-        value = value[..., ::-1, :]
-      target = f"params/{part}/kernel"
-    if target in ours:
-      raise UserError(f"{key} and another name are both the {target} of a {source.name}")
-    ours[target] = value
+    target, value = _translate_array(source, module, part, leaf, value)
+    if target in arrays:
+      raise UserError(f"{key}: a second array for {target} of a {source.name}; remove one")
+    arrays[target] = value
   for part, bias in biases.items():
-    # (x + b - mean) is (x - (mean - b)).
-    mean = f"batch_stats/{_norm_behind(part)}/mean"
-    if source.preactivation or mean not in ours or ours[mean].shape != bias.shape:
-      raise UserError(f"{part} of a {source.name} has a bias, but no norm of its size behind it")
-    ours[mean] = ours[mean] - bias
-  return source, ours
+    # The norm subtracts its mean: (x + bias) - mean = x - (mean - bias).
+    mean = f"batch_stats/{_norm_after(part)}/mean"
+    if source.preactivation or mean not in arrays or arrays[mean].shape != bias.shape:
+      raise UserError(f"{part} of a {source.name}: has a bias, but no norm of its size after it")
+    arrays[mean] = arrays[mean] - bias
+  return source, arrays
 
 
-def _norm_behind(conv: str) -> str:
-  """Our name of the norm behind one of our convolutions, of post-activation networks."""
+def _find_source(weights: Mapping[str, np.ndarray]) -> Source:
+  """Returns the first source whose signature is among the names."""
+  for source in SOURCES:
+    if any(re.fullmatch(source.signature, key) for key in weights):
+      return source
+  first = ", ".join(sorted(weights)[:3]) or "no arrays"
+  known = ", ".join(source.name for source in SOURCES)
+  raise UserError(f"unknown source of weights ({first}, ...); must be one of {known}")
+
+
+def _is_norm(module: str) -> bool:
+  return "norm" in module.rpartition("/")[2]
+
+
+def _allowed_leaves(module: str) -> Collection[str]:
+  return _NORM_LEAVES if _is_norm(module) else ("weight", "kernel", "bias")
+
+
+def _translate_array(
+  source: Source, module: str, part: str, leaf: str, value: np.ndarray
+) -> tuple[str, np.ndarray]:
+  """Returns name and value of an array in this package's convention.
+
+  Args:
+    source: the source of the array.
+    module: this package's name of the module, without the subnetwork.
+    part: `module` with the subnetwork.
+    leaf: the source's name of the leaf.
+    value: the source's array.
+  """
+  if _is_norm(module):
+    leaf = _NORM_LEAVES[leaf]
+    if leaf == "var":
+      value = value + np.float32(source.epsilon - EPSILON)
+    return f"{'batch_stats' if leaf in ('mean', 'var') else 'params'}/{part}/{leaf}", value
+  if module == "head":
+    if leaf == "bias":
+      return f"params/{part}/bias", value
+    return f"params/{part}/kernel", _convert_dense(value, leaf)
+  value = _convert_kernel(value, leaf)
+  if source.bgr and module == "stem":
+    value = value[..., ::-1, :]
+  return f"params/{part}/kernel", value
+
+
+def _norm_after(conv: str) -> str:
+  """Returns the name of the norm after a convolution of a post-activation network."""
   folder, _, last = conv.rpartition("/")
   return f"{folder}/{last.replace('conv', 'norm') if 'conv' in last else f'{last}_norm'}"
 
 
-def _kernel(value, leaf):
-  """(kt, kh, kw, c, d) of a convolution; PyTorch has the channels first."""
+def _convert_kernel(value: np.ndarray, leaf: str) -> np.ndarray:
+  """Returns a convolution's kernel as (kt, kh, kw, c, d); PyTorch's has (d, c) first."""
   if leaf == "weight":
     value = np.moveaxis(value, (1, 0), (-2, -1))
   return value[None] if value.ndim == 4 else value
 
 
-def _dense(value, leaf):
-  """(c, m) of a classifier, which may be a convolution of extent 1."""
+def _convert_dense(value: np.ndarray, leaf: str) -> np.ndarray:
+  """Returns a classifier's kernel as (c, m); the source's may be a convolution of extent 1."""
   if leaf == "weight":
     return value.reshape(value.shape[:2]).T
   return value.reshape(value.shape[-2:])

@@ -1,1 +1,1 @@
-"""Figures and the HTML page of a finished run, from its files alone."""
+"""Figures and an HTML page of a finished run, from its files alone."""

@@ -1,12 +1,13 @@
-"""The paper's figures, and those a run is judged by, drawn by matplotlib from plain numbers.
+"""Draws the paper's figures, and further ones of a run, with matplotlib from plain numbers.
 
-Every function returns a `Figure`; `save` writes it. Colours tell apart for colour-blind eyes, and
-every series has its own marker or line style as well.
+Every `plot_*` function returns a `Figure`; `save` writes it. Colours suit colour-blind readers, and
+every series also has its own marker or line style.
 """
 
 import contextlib
 import functools
 import io
+import itertools
 import pathlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,20 +23,19 @@ from sklearn.manifold import TSNE
 from u2s_jax import csm as csm_lib
 from u2s_jax.stages import PREDICTIONS, STAGES
 
-# Text and axes; the page replaces it by the colour of its own text, light or dark.
+# Colour of text and axes; the page replaces it by its own text colour, light or dark.
 INK = "#1b1f24"
-# Okabe and Ito's colours, which tell apart for all kinds of colour vision.
+# Okabe and Ito's colours, distinguishable with all kinds of colour vision.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-# Fig. 4's kinds of features, with the paper's markers and much the same colours.
-KINDS = {
+# Markers and colours of Fig. 4's kinds of features, similar to the paper's.
+KIND_STYLES = {
   "one-pass": ("^", "#009e73"),
   "universal": ("x", "#e69f00"),
   "specific": ("*", "#d55e00"),
   "U2S": ("+", "#0072b2"),
 }
 LINES = ("-", "--", ":", "-.")
-BINS = np.linspace(0, 1, 11)  # intervals of similarity, Fig. 4 b and 7 c
-NAMED = 40  # classes up to which an axis of classes carries their names
+MAX_NAMES = 40  # classes up to which an axis shows their names
 STYLE = {
   "text.color": INK,
   "axes.edgecolor": INK,
@@ -48,20 +48,20 @@ STYLE = {
   "axes.prop_cycle": matplotlib.cycler(color=COLORS),
   "legend.frameon": False,
   "font.size": 9,
-  "svg.fonttype": "none",  # text stays text: to be found, read aloud, and small
-  "text.parse_math": False,  # a class name such as "$5 to $10" is no formula
+  "svg.fonttype": "none",  # text stays text, which is searchable, accessible and small
+  "text.parse_math": False,  # a class name may be "$5 to $10"
 }
 
 
 def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-  """`draw` under our style, whatever the process's own is."""
+  """Makes `draw` use `STYLE` and, for characters that the default font lacks, other fonts."""
 
   @functools.wraps(draw)
   def styled(*args, **kwargs):
     with matplotlib.rc_context(STYLE):
       figure = draw(*args, **kwargs)
       for text in figure.findobj(Text):
-        if families := {_family_with(character) for character in text.get_text()} - {"", None}:
+        if families := {_find_font(character) for character in text.get_text()} - {"", None}:
           text.set_fontfamily([*text.get_fontfamily(), *sorted(families)])
       return figure
 
@@ -69,8 +69,8 @@ def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 
 @functools.cache
-def _characters_of(family: str) -> frozenset[int]:
-  """Returns the code points that a font has; empty for a font that cannot be read."""
+def _code_points(family: str) -> frozenset[int]:
+  """Returns the code points that a font has; none if the font cannot be read."""
   try:
     path = font_manager.findfont(family, fallback_to_default=False)
     return frozenset(font_manager.get_font(path).get_charmap())
@@ -79,43 +79,40 @@ def _characters_of(family: str) -> frozenset[int]:
 
 
 @functools.cache
-def _family_with(character: str) -> str | None:
-  """Returns an installed font for a character that the default font lacks.
-
-  Args:
-    character: one character.
+def _find_font(character: str) -> str | None:
+  """Returns an installed font family that has a character.
 
   Returns:
-    The family's name; "" where the default font has the character, None where no font has it.
+    The family's name; "" if the default font has the character, None if no font has it.
   """
-  if not character.isprintable() or ord(character) in _characters_of("DejaVu Sans"):
+  if not character.isprintable() or ord(character) in _code_points("DejaVu Sans"):
     return ""
   families = sorted(font_manager.get_font_names())
-  return next((name for name in families if ord(character) in _characters_of(name)), None)
+  return next((name for name in families if ord(character) in _code_points(name)), None)
 
 
 def missing_characters(texts: Iterable[str]) -> str:
-  """Returns the characters that no installed font has: figures show boxes in their place."""
-  return "".join(sorted({c for text in texts for c in text if _family_with(c) is None}))
+  """Returns the characters that no installed font has, for which figures show boxes."""
+  return "".join(sorted({c for text in texts for c in text if _find_font(c) is None}))
 
 
 @contextlib.contextmanager
 def _without_glyph_warnings() -> Iterator[None]:
-  """Leaves out matplotlib's line for each missing glyph; the page names them in one."""
+  """Suppresses matplotlib's warning for each missing glyph; the report logs them in one line."""
   with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
     yield
 
 
 def save(figure: Figure, path: pathlib.Path) -> None:
-  """Writes `<path>.png`, on white, and `<path>.svg`, on nothing."""
+  """Writes `<path>.png` on white and `<path>.svg` with a transparent background."""
   with matplotlib.rc_context(STYLE), _without_glyph_warnings():
     figure.savefig(path.with_suffix(".png"), dpi=150, facecolor="white")
-  path.with_suffix(".svg").write_text(svg(figure, path.name), encoding="utf-8")
+  path.with_suffix(".svg").write_text(render_svg(figure, path.name), encoding="utf-8")
 
 
-def svg(figure: Figure, name: str, transparent: bool = True) -> str:
-  """Returns a figure as SVG, on nothing or white, always the same for the same figure and name."""
+def render_svg(figure: Figure, name: str, transparent: bool = True) -> str:
+  """Returns a figure as SVG, deterministic for the same figure and name."""
   file = io.StringIO()
   with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}), _without_glyph_warnings():
     figure.savefig(file, format="svg", transparent=transparent, metadata={"Date": None})
@@ -123,8 +120,8 @@ def svg(figure: Figure, name: str, transparent: bool = True) -> str:
 
 
 def stack(figure: Figure) -> None:
-  """Puts the panels of a figure one below the other, as a telephone shows them."""
-  panels = [axis for axis in figure.axes if axis.get_subplotspec()]  # without colour bars
+  """Arranges the panels of a figure in one column, for narrow screens."""
+  panels = [axis for axis in figure.axes if axis.get_subplotspec()]  # colour bars have none
   rows, columns, *_ = panels[0].get_subplotspec().get_geometry()
   width, height = figure.get_size_inches()
   grid = figure.add_gridspec(len(panels), 1)
@@ -134,51 +131,30 @@ def stack(figure: Figure) -> None:
 
 
 @_styled
-def training_curves(history: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]]) -> Figure:
-  """Loss and accuracy over the steps of all stages.
+def plot_training_curves(
+  history: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]],
+) -> Figure:
+  """Plots losses and accuracies over the steps of all stages.
 
   Args:
-    history: of each run, by its name, the scalars by tag `<stage>/<name>`: steps, counted through
-      all stages, and values. Accuracies in training are fractions, in validation percent.
+    history: for each run, by its name, scalars by tags `<stage>/<name>`: steps, counted through all
+      stages, and values. Training accuracies are fractions, validation accuracies percent.
   """
   figure = Figure(figsize=(9, 6.5), layout="constrained")
   axes = figure.subplots(2, 2, sharex=True)
-  several = len(history) > 1
-  panels = (
-    (axes[0, 0], "Loss", ("loss",), 1),
-    (
-      axes[0, 1],
-      "Loss terms",
-      ("loss_universal", "loss_bridge", "loss_specific", "regularizer"),
-      1,
-    ),
-    (axes[1, 0], "Training top-1 (%)", tuple(f"accuracy_{name}" for name in PREDICTIONS), 100),
-    (
-      axes[1, 1],
-      "Validation top-1 (%)",
-      tuple(f"validation_{n}" for n in (*PREDICTIONS, "merged")),
-      1,
-    ),
-  )
-  for axis, title, names, factor in panels:
+  panels = {
+    "Loss": ["loss"],
+    "Loss terms": ["loss_universal", "loss_bridge", "loss_specific", "regularizer"],
+    "Training top-1 (%)": [f"accuracy_{name}" for name in PREDICTIONS],
+    "Validation top-1 (%)": [f"validation_{name}" for name in (*PREDICTIONS, "merged")],
+  }
+  for axis, (title, names) in zip(axes.flat, panels.items(), strict=True):
     axis.set_title(title)
-    for line, (run, scalars) in zip(_cycle(LINES), history.items(), strict=False):
-      for color, name in zip(_cycle(COLORS), names, strict=False):
-        parts = [scalars[tag] for stage in STAGES if (tag := f"{stage}/{name}") in scalars]
-        if not parts:
-          continue
-        steps, values = (np.concatenate(part) for part in zip(*parts, strict=True))
-        label = name.rpartition("_")[2]
-        axis.plot(
-          steps,
-          factor * values,
-          line,
-          color=color,
-          marker="." if len(steps) < 60 else None,
-          label=f"{run}: {label}" if several else label,
-        )
-    for line, scalars in zip(_cycle(LINES), history.values(), strict=False):
-      for start in stage_starts(scalars):
+    factor = 100 if title.startswith("Training") else 1
+    for line, (run, scalars) in zip(itertools.cycle(LINES), history.items(), strict=False):
+      prefix = f"{run}: " if len(history) > 1 else ""
+      _plot_scalars(axis, scalars, names, factor, line, prefix)
+      for start in _stage_starts(scalars):
         axis.axvline(start, color="grey", linewidth=0.7, linestyle=line)
     if axis.get_legend_handles_labels()[0]:
       axis.legend(fontsize=7)
@@ -187,8 +163,25 @@ def training_curves(history: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndar
   return figure
 
 
-def stage_starts(scalars: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[int]:
-  """The steps at which the second and the third stage began: the last ones of those before."""
+def _plot_scalars(axis, scalars, names: Sequence[str], factor: int, line: str, prefix: str) -> None:
+  """Plots scalars of one run, each joined over its stages, times `factor`."""
+  for color, name in zip(itertools.cycle(COLORS), names, strict=False):
+    parts = [scalars[tag] for stage in STAGES if (tag := f"{stage}/{name}") in scalars]
+    if not parts:
+      continue
+    steps, values = (np.concatenate(part) for part in zip(*parts, strict=True))
+    axis.plot(
+      steps,
+      factor * values,
+      line,
+      color=color,
+      marker="." if len(steps) < 60 else None,
+      label=prefix + name.rpartition("_")[2],
+    )
+
+
+def _stage_starts(scalars: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[int]:
+  """Returns the steps at which later stages begin, the last steps of the stages before."""
   ends = [
     max(int(steps[-1]) for tag, (steps, _) in scalars.items() if tag.startswith(f"{stage}/"))
     for stage in STAGES
@@ -198,26 +191,26 @@ def stage_starts(scalars: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[i
 
 
 @_styled
-def confusion(counts: Integer[np.ndarray, "m m"], names: Sequence[str]) -> Figure:
-  """Share of each class's clips, a row, that are taken for each class, a column."""
+def plot_confusion(counts: Integer[np.ndarray, "m m"], names: Sequence[str]) -> Figure:
+  """Plots the share of each class's clips (row) that are predicted as each class (column)."""
   figure = Figure(figsize=_matrix_size(names), layout="constrained")
   axis = figure.subplots()
   shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
   image = axis.imshow(shares, cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
-  _class_axes(axis, names, both=True)
-  axis.set_xlabel("taken for")
+  _label_classes(axis, names, both=True)
+  axis.set_xlabel("predicted class")
   axis.set_ylabel("class")
   figure.colorbar(image, label="share of the class's clips", shrink=0.7)
   return figure
 
 
 @_styled
-def class_accuracy(rows: Sequence[Mapping], limit: int = 40) -> Figure:
-  """Accuracy of each class, one-pass and U2S, from the largest gain to the largest loss.
+def plot_class_accuracy(rows: Sequence[Mapping], limit: int = 40) -> Figure:
+  """Plots each class's accuracy, one-pass and U2S, from the largest gain to the largest loss.
 
   Args:
-    rows: of `results.per_class`; classes without a clip are left out.
-    limit: of more classes the first and last of that order.
+    rows: rows of `results.per_class`; classes without a clip are omitted.
+    limit: the maximum number of classes; of more, the first and the last are shown.
   """
   rows = sorted((row for row in rows if row["clips"]), key=lambda row: -row["gain"])
   if len(rows) > limit:
@@ -227,9 +220,9 @@ def class_accuracy(rows: Sequence[Mapping], limit: int = 40) -> Figure:
   places = np.arange(len(rows))[::-1]
   before, after = (np.array([row[key] for row in rows]) for key in ("one_pass", "merged"))
   axis.hlines(places, before, after, color="grey", linewidth=1)
-  axis.plot(before, places, "^", color=KINDS["one-pass"][1], label="one-pass")
-  axis.plot(after, places, "P", color=KINDS["U2S"][1], label="U2S")
-  axis.set_yticks(places, [_short(row["class"]) for row in rows], fontsize=7)
+  axis.plot(before, places, "^", color=KIND_STYLES["one-pass"][1], label="one-pass")
+  axis.plot(after, places, "P", color=KIND_STYLES["U2S"][1], label="U2S")
+  axis.set_yticks(places, [_shorten(row["class"]) for row in rows], fontsize=7)
   axis.set_xlabel("top-1 accuracy (%)")
   axis.set_xlim(-2, 102)
   axis.margins(y=0.02)
@@ -238,17 +231,17 @@ def class_accuracy(rows: Sequence[Mapping], limit: int = 40) -> Figure:
 
 
 @_styled
-def accuracy_against_size(sizes: Sequence[int], rows: Sequence[Mapping]) -> Figure:
-  """Accuracy of each class against its training clips.
+def plot_accuracy_against_size(sizes: Sequence[int], rows: Sequence[Mapping]) -> Figure:
+  """Plots each class's accuracy against its number of training clips.
 
   Args:
-    sizes: training clips of each class.
-    rows: of `results.per_class`; classes without a clip are left out.
+    sizes: number of training clips of each class.
+    rows: rows of `results.per_class`; classes without a clip are omitted.
   """
   known = [(size, row["merged"]) for size, row in zip(sizes, rows, strict=True) if row["clips"]]
   figure = Figure(figsize=(5, 3.2), layout="constrained")
   axis = figure.subplots()
-  axis.plot(*zip(*known, strict=True), "P", color=KINDS["U2S"][1])
+  axis.plot(*zip(*known, strict=True), "P", color=KIND_STYLES["U2S"][1])
   axis.set_xscale("log")
   axis.xaxis.set_major_formatter("{x:g}")
   axis.xaxis.set_minor_formatter("{x:g}" if max(sizes) < 10 * min(sizes) else "")
@@ -259,63 +252,64 @@ def accuracy_against_size(sizes: Sequence[int], rows: Sequence[Mapping]) -> Figu
 
 
 @_styled
-def similarity_and_accuracy(
+def plot_similarity_and_accuracy(
   similarity: Float[np.ndarray, "m m"], accuracy: Float[np.ndarray, " m"], names: Sequence[str]
 ) -> Figure:
-  """Fig. 1: similarity of all pairs of classes, and of each class with all others by accuracy.
+  """Plots Fig. 1: the similarity of all classes, and accuracy against mean similarity (Eq. 7).
 
   Args:
-    similarity: Eq. 2, of the one-pass features.
-    accuracy: top-1 of the one-pass model, percent.
-    names: of the classes.
+    similarity: Eq. 2 of the one-pass features.
+    accuracy: top-1 accuracy of the one-pass model, percent.
+    names: names of the classes.
   """
   width, height = _matrix_size(names)
   figure = Figure(figsize=(2 * width, height), layout="constrained")
   left, right = figure.subplots(1, 2)
-  _matrix(figure, left, similarity, names, "similarity")
+  _plot_matrix(figure, left, similarity, names, "similarity")
   x = csm_lib.mean_similarity(similarity)
-  marker, color = KINDS["one-pass"]
+  marker, color = KIND_STYLES["one-pass"]
   right.plot(x, accuracy, marker, color=color)
-  _regression(right, x, accuracy, color)
+  _plot_regression(right, x, accuracy, color)
   right.set_xlabel("mean similarity with the other classes (Eq. 7)")
   right.set_ylabel("top-1 accuracy (%)")
   return figure
 
 
 @_styled
-def similarity_by_features(
+def plot_similarity_by_features(
   similarities: Mapping[str, Float[np.ndarray, "m m"]],
   accuracies: Mapping[str, Float[np.ndarray, " m"]],
 ) -> Figure:
-  """Fig. 4: similarity of each class with all others, by accuracy, and how many lie where.
+  """Plots Fig. 4: accuracy against mean similarity (Eq. 7), and the histogram of the latter.
 
-  As in the paper Eq. 7's norm is ONE for all kinds of features, so that they compare.
+  As in the paper, Eq. 7 is normalised over all kinds of features together, which makes them
+  comparable.
 
   Args:
     similarities: Eq. 2 by kind of features: 'one-pass', 'universal', 'specific', 'U2S'.
-    accuracies: top-1 by kind, percent.
+    accuracies: top-1 accuracy by kind, percent.
   """
   figure = Figure(figsize=(10, 4), layout="constrained")
   left, right = figure.subplots(1, 2)
-  means = common_mean_similarity(similarities)
+  means = mean_similarity_by_features(similarities)
   for kind, x in means.items():
-    marker, color = KINDS[kind]
+    marker, color = KIND_STYLES[kind]
     left.plot(x, accuracies[kind], marker, color=color, label=kind)
   left.set_xlabel("mean similarity with the other classes (Eq. 7)")
   left.set_ylabel("top-1 accuracy (%)")
   left.legend()
-  colors = [KINDS[kind][1] for kind in means]
-  right.hist(list(means.values()), BINS, label=list(means), color=colors)
+  colors = [KIND_STYLES[kind][1] for kind in means]
+  right.hist(list(means.values()), np.linspace(0, 1, 11), label=list(means), color=colors)
   right.set_xlabel("mean similarity with the other classes (Eq. 7)")
   right.set_ylabel("classes")
   right.legend()
   return figure
 
 
-def common_mean_similarity(
+def mean_similarity_by_features(
   similarities: Mapping[str, Float[np.ndarray, "m m"]],
 ) -> dict[str, Float[np.ndarray, " m"]]:
-  """Eq. 7 with one min-max norm over all kinds of features; all 0 where nothing differs."""
+  """Returns Eq. 7, min-max normalised over all kinds of features; all 0 if nothing differs."""
   sums = {}
   for kind, similarity in similarities.items():
     off_diagonal = np.array(similarity, np.float64)
@@ -327,8 +321,8 @@ def common_mean_similarity(
 
 
 @_styled
-def top_n(curve: Float[np.ndarray, " m"], n: int) -> Figure:
-  """Top-N accuracy of the one-pass model, and the N that the CSM was made for."""
+def plot_top_n(curve: Float[np.ndarray, " m"], n: int) -> Figure:
+  """Plots the top-N accuracy of the one-pass model and the N of the CSM."""
   figure = Figure(figsize=(5, 3), layout="constrained")
   axis = figure.subplots()
   shown = min(len(curve), max(2 * n, 10))
@@ -341,47 +335,46 @@ def top_n(curve: Float[np.ndarray, " m"], n: int) -> Figure:
 
 
 @_styled
-def embeddings(
+def plot_embeddings(
   features: Mapping[str, Float[np.ndarray, "n _"]],
   labels: Integer[np.ndarray, " n"],
   names: Mapping[int, str],
 ) -> Figure:
-  """Fig. 6 f and g: t-SNE of the clips of two confusing classes, a panel for each kind of features.
+  """Plots Fig. 6 f and g: t-SNE of two confusing classes, one panel per kind of features.
 
   Args:
-    features: averaged over frames and pixels, by title.
-    labels: of the clips.
-    names: of the classes, by label.
+    features: pooled features of the clips, by the panel's title.
+    labels: labels of the clips.
+    names: names of the classes by label.
   """
   figure = Figure(figsize=(4.5 * len(features), 4), layout="constrained")
   for axis, (title, values) in zip(
     figure.subplots(1, len(features), squeeze=False)[0], features.items(), strict=True
   ):
-    # Its default of 30 neighbours needs more clips than that.
+    # The perplexity, 30 by default, should not exceed (n - 1) / 3.
     perplexity = min(30.0, (len(labels) - 1) / 3)
     points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(values)
     for color, marker, (label, name) in zip(COLORS, "o^", names.items(), strict=False):
-      chosen = labels == label
-      axis.plot(*points[chosen].T, marker, color=color, label=_short(name), alpha=0.8)
+      axis.plot(*points[labels == label].T, marker, color=color, label=_shorten(name), alpha=0.8)
     axis.set_title(title)
     axis.set_xticks([])
     axis.set_yticks([])
-  # Set afterwards: matplotlib leaves out labels that begin with an underscore.
+  # Set afterwards, because matplotlib omits labels that begin with an underscore.
   legend = figure.legend(axis.lines, [""] * len(names), loc="outside lower center", ncols=2)
   for text, name in zip(legend.get_texts(), names.values(), strict=True):
-    text.set_text(_short(name))
+    text.set_text(_shorten(name))
   return figure
 
 
 @_styled
-def weight_similarities(
+def plot_weight_similarities(
   similarities: Mapping[str, Float[np.ndarray, "m m"]], names: Sequence[str]
 ) -> Figure:
-  """Fig. 7: weight similarity (Eq. 4) of the mask network, and how many pairs of classes lie where.
+  """Plots Fig. 7: the mask network's weight similarity (Eq. 4) and its histogram over all pairs.
 
   Args:
-    similarities: by run; classes are sorted by name, as the paper does.
-    names: of the classes.
+    similarities: weight similarity by run.
+    names: names of the classes, by which rows and columns are sorted, as in the paper.
   """
   order = np.argsort(names, kind="stable")
   names = [names[i] for i in order]
@@ -389,7 +382,7 @@ def weight_similarities(
   figure = Figure(figsize=(width * len(similarities) + 4.5, height), layout="constrained")
   *panels, last = figure.subplots(1, len(similarities) + 1)
   for axis, (run, similarity) in zip(panels, similarities.items(), strict=True):
-    _matrix(figure, axis, similarity[np.ix_(order, order)], names, "weight similarity")
+    _plot_matrix(figure, axis, similarity[np.ix_(order, order)], names, "weight similarity")
     axis.set_title(run)
   pairs = [s[np.triu_indices(len(s), 1)] for s in similarities.values()]
   last.hist(pairs, np.linspace(0, 1, 21), label=list(similarities), color=COLORS[: len(pairs)])
@@ -400,55 +393,53 @@ def weight_similarities(
 
 
 @_styled
-def accuracy_against_n(
+def plot_accuracy_against_n(
   n: Sequence[int], accuracies: Mapping[str, Sequence[float]], one_pass: Mapping[str, float]
 ) -> Figure:
-  """Fig. 8: accuracy against the average number of confusing classes N, over several runs.
+  """Plots Fig. 8: accuracy against the average number N of confusing classes, over several runs.
 
   Args:
-    n: of each run.
-    accuracies: percent, of each run: 'top-1', 'top-5'.
-    one_pass: of the one-pass model, percent, as a line.
+    n: N of each run.
+    accuracies: accuracies of each run, percent, by 'top-1' and 'top-5'.
+    one_pass: accuracy of the one-pass model, percent, drawn as a line.
   """
   order = np.argsort(n, kind="stable")
   figure = Figure(figsize=(4.5 * len(accuracies), 3.2), layout="constrained")
   axes = figure.subplots(1, len(accuracies), squeeze=False)[0]
   for axis, (name, values) in zip(axes, accuracies.items(), strict=True):
-    axis.plot(np.array(n)[order], np.array(values)[order], "o-", color=KINDS["U2S"][1], label="U2S")
-    axis.axhline(one_pass[name], color=KINDS["one-pass"][1], linestyle="--", label="one-pass")
+    axis.plot(
+      np.array(n)[order], np.array(values)[order], "o-", color=KIND_STYLES["U2S"][1], label="U2S"
+    )
+    axis.axhline(one_pass[name], color=KIND_STYLES["one-pass"][1], linestyle="--", label="one-pass")
     axis.set_xlabel("average number of confusing classes N")
     axis.set_ylabel(f"{name} accuracy (%)")
     axis.legend()
   return figure
 
 
-def _cycle(values: Sequence) -> list:
-  return list(values) * 10
-
-
-def _short(name: str, width: int = 46) -> str:
-  """Start and end: names of similar classes often begin alike, or end alike."""
+def _shorten(name: str, width: int = 46) -> str:
+  """Cuts out the middle of a name, as similar classes often differ only at one end."""
   tail = width // 2
   return name if len(name) <= width else f"{name[: width - tail - 1].rstrip()}…{name[-tail:]}"
 
 
 def _matrix_size(names: Sequence[str], factor: float = 1.0) -> tuple[float, float]:
-  """Width and height in inches, so that names are legible where they are shown."""
-  edge = 1 + 0.12 * len(names) if len(names) <= NAMED else 4.5
+  """Returns width and height in inches at which names, if shown, are legible."""
+  edge = 1 + 0.12 * len(names) if len(names) <= MAX_NAMES else 4.5
   return factor * (edge + 2.7), factor * (edge + 0.8)
 
 
-def _class_axes(axis, names: Sequence[str], both: bool) -> None:
-  if len(names) > NAMED:
+def _label_classes(axis, names: Sequence[str], both: bool) -> None:
+  if len(names) > MAX_NAMES:
     return
   places = np.arange(len(names))
-  axis.set_yticks(places, [_short(name, 32) for name in names], fontsize=6)
+  axis.set_yticks(places, [_shorten(name, 32) for name in names], fontsize=6)
   if both:
-    axis.set_xticks(places, [_short(name, 32) for name in names], fontsize=6, rotation=90)
+    axis.set_xticks(places, [_shorten(name, 32) for name in names], fontsize=6, rotation=90)
 
 
-def _matrix(figure, axis, similarity: Num[np.ndarray, "m m"], names, label: str) -> None:
-  """A heat map whose scale leaves the diagonal out, which is 1 whatever the classes are."""
+def _plot_matrix(figure, axis, similarity: Num[np.ndarray, "m m"], names, label: str) -> None:
+  """Plots a heat map whose scale ignores the diagonal, which is always 1."""
   off_diagonal = similarity[~np.eye(len(similarity), dtype=bool)]
   image = axis.imshow(
     similarity,
@@ -457,16 +448,17 @@ def _matrix(figure, axis, similarity: Num[np.ndarray, "m m"], names, label: str)
     vmax=off_diagonal.max(),
     interpolation="nearest",
   )
-  _class_axes(axis, names, both=False)
+  _label_classes(axis, names, both=False)
   axis.set_xticks([])
   figure.colorbar(image, label=label, shrink=0.7)
 
 
-def _regression(axis, x: np.ndarray, y: np.ndarray, color: str) -> None:
-  """The least-squares line, with the correlation in the legend."""
-  if len(x) > 2 and np.ptp(x) and np.ptp(y):
-    slope, offset = np.polyfit(x, y, 1)
-    ends = np.array([x.min(), x.max()])
-    label = f"r = {np.corrcoef(x, y)[0, 1]:+.2f}"
-    axis.plot(ends, offset + slope * ends, "--", color=color, label=label)
-    axis.legend()
+def _plot_regression(axis, x: np.ndarray, y: np.ndarray, color: str) -> None:
+  """Plots the least-squares line, with the correlation in the legend."""
+  if len(x) < 3 or not np.ptp(x) or not np.ptp(y):
+    return
+  slope, offset = np.polyfit(x, y, 1)
+  ends = np.array([x.min(), x.max()])
+  label = f"r = {np.corrcoef(x, y)[0, 1]:+.2f}"
+  axis.plot(ends, offset + slope * ends, "--", color=color, label=label)
+  axis.legend()

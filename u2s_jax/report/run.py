@@ -1,4 +1,4 @@
-"""What a run left in its workdir, read for the report."""
+"""Reads the files of a finished run for the report."""
 
 import dataclasses
 import json
@@ -10,29 +10,30 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util import tensor_util
 
 from u2s_jax import csm as csm_lib
-from u2s_jax import metrics, regularizer, saved_config, workdir
-from u2s_jax.errors import printable_line
-from u2s_jax.evaluation import results, scores
+from u2s_jax import regularizer
+from u2s_jax.evaluation import metrics, results, scores
 from u2s_jax.evaluation.scores import Scores
-from u2s_jax.files import Path, on_disk
-from u2s_jax.run import VALIDATION_SPLIT
-from u2s_jax.workdir import Workdir
+from u2s_jax.run import saved_config, workdir
+from u2s_jax.run.run import VALIDATION_SPLIT
+from u2s_jax.run.workdir import Workdir
+from u2s_jax.runtime.errors import escape_line
+from u2s_jax.runtime.files import Path, local_copy
 
-KINDS = ("one-pass", "universal", "specific", "U2S")  # of features, Fig. 4
+FEATURE_KINDS = ("one-pass", "universal", "specific", "U2S")  # kinds of features in Fig. 4
 
 
 @dataclasses.dataclass(frozen=True)
 class RunFiles:
-  """A finished run.
+  """Contents of a finished run's files.
 
   Attributes:
-    name: of its folder.
-    config: as in its `config.json`.
-    summary: as in its `summary.json`.
+    name: name of the workdir.
+    config: contents of `config.json`.
+    summary: contents of `summary.json`.
     one_pass: scores of the one-pass model.
-    final: scores of the model at the end.
-    analysis: of `analysis.gather`; None where there is none.
-    history: scalars by tag: steps and values.
+    final: scores of the final model.
+    analysis: arrays of `analysis.join_arrays`; None if the run has none.
+    history: TensorBoard's scalars by tag: steps and values.
   """
 
   name: str
@@ -45,28 +46,28 @@ class RunFiles:
 
   @property
   def class_names(self) -> list[str]:
-    """In the order of the labels."""
-    return [printable_line(str(name)) for name in self.final.class_names]
+    """Names of the classes, in the order of the labels."""
+    return [escape_line(str(name)) for name in self.final.class_names]
 
   def distance(self) -> str:
-    """Returns f_dist of Eq. 2, the CSM's."""
+    """Returns the name of f_dist in Eq. 2."""
     return self.config["csm"]["distance"]
 
   def rows(self) -> list[dict[str, Any]]:
-    """Returns a row for each class, see `results.per_class`."""
+    """Returns one row per class, see `results.per_class`."""
     csm = (self.analysis or {}).get("csm", np.eye(len(self.class_names)))
     rows = results.per_class(self.one_pass, self.final, csm)
     return [
-      {key: printable_line(cell) if isinstance(cell, str) else cell for key, cell in row.items()}
+      {key: escape_line(cell) if isinstance(cell, str) else cell for key, cell in row.items()}
       for row in rows
     ]
 
   def known_classes(self) -> np.ndarray:
-    """Returns classes with clips in the split: the others have neither accuracy nor similarity."""
+    """Returns the classes with clips in the split; others have no accuracy or similarity."""
     return np.unique(self.final.labels)
 
   def similarities(self) -> dict[str, np.ndarray]:
-    """Returns Eq. 2 by kind of features, on the split, of the classes with clips (`KINDS`)."""
+    """Returns Eq. 2 by kind of features (`FEATURE_KINDS`), over the classes with clips."""
     arrays, known = self.analysis or {}, self.known_classes()
     sparsity = {
       "one-pass": arrays.get("sparsity_one_pass"),
@@ -81,38 +82,35 @@ class RunFiles:
     }
 
   def accuracies(self) -> dict[str, np.ndarray]:
-    """Returns top-1 in percent of the classes with clips, by kind of features (`KINDS`)."""
+    """Returns top-1 accuracy in percent by kind of features, over the classes with clips."""
     by_kind = {"one-pass": self.one_pass.predictions["universal"], **self.final.predictions}
     by_kind["U2S"] = self.final.merged
     return {
       kind: 100 * metrics.per_class_accuracy(values, self.final.labels)[0][self.known_classes()]
       for kind, values in by_kind.items()
-      if kind in KINDS
+      if kind in FEATURE_KINDS
     }
 
   def weight_similarity(self) -> np.ndarray | None:
-    """Returns Eq. 4 of the mask network, None where there is none."""
+    """Returns Eq. 4 of the mask network, None if there is no mask network."""
     kernel = (self.analysis or {}).get("mask_kernel")
     return None if kernel is None else np.asarray(regularizer.weight_similarity(kernel))
 
   def fusions(self) -> dict[str, dict[str, float]]:
-    """Returns Table I."""
+    """Returns the accuracies of Table I."""
     return scores.fusions(self.final)
 
 
 def read(folder: Path) -> RunFiles:
-  """Reads a finished run's files.
-
-  Args:
-    folder: the run's.
+  """Reads the files of a finished run from its workdir.
 
   Raises:
-    FileNotFoundError: a file is missing, with what makes it.
+    FileNotFoundError: if a file is missing.
   """
   run, split = Workdir(folder), VALIDATION_SPLIT
   for path in (run.config, run.summary, run.one_pass_scores(split), run.scores(split)):
     if not path.exists():
-      raise FileNotFoundError(f"{path}: no such file; the report is of a run that came to its end")
+      raise FileNotFoundError(f"{path}: no such file; a report requires a finished run")
   analysis = run.analysis(split)
   return RunFiles(
     name=folder.resolve().name,
@@ -126,15 +124,11 @@ def read(folder: Path) -> RunFiles:
 
 
 def read_history(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """Reads the scalars of TensorBoard's files; a step done twice, after a crash, counts once.
+  """Reads the scalars in a workdir's TensorBoard files: steps and values by tag.
 
-  Args:
-    folder: the run's.
-
-  Returns:
-    Steps and values by tag.
+  After a crash steps may have been logged twice; the last value of each step counts.
   """
-  with on_disk(folder) as local:
+  with local_copy(folder) as local:
     events = EventAccumulator(str(local), size_guidance={"tensors": 0})
     events.Reload()
   history = {}
@@ -151,17 +145,17 @@ def read_history(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def differences(runs: list[RunFiles]) -> dict[str, list[Any]]:
-  """Returns config fields that are not the same in all runs: the values by dotted name."""
-  flat = [dict(_flat(run.config)) for run in runs]
-  skipped = re.compile(r"data\.(dir|render|num_threads)|eval\.(pairs|classes)|.*_every_steps|seed$")
-  names = sorted({name for fields in flat for name in fields if not skipped.match(name)})
-  values = {name: [fields.get(name) for fields in flat] for name in names}
+  """Returns the config fields that differ between runs: their values by dotted name."""
+  configs = [dict(_flatten(run.config)) for run in runs]
+  ignored = re.compile(r"data\.(dir|render|num_threads)|eval\.(pairs|classes)|.*_every_steps|seed$")
+  names = sorted({name for fields in configs for name in fields if not ignored.match(name)})
+  values = {name: [fields.get(name) for fields in configs] for name in names}
   return {name: v for name, v in values.items() if any(x != v[0] for x in v)}
 
 
-def _flat(tree: dict[str, Any], prefix: str = ""):
+def _flatten(tree: dict[str, Any], prefix: str = ""):
   for key, value in tree.items():
     if isinstance(value, dict):
-      yield from _flat(value, f"{prefix}{key}.")
+      yield from _flatten(value, f"{prefix}{key}.")
     else:
       yield prefix + key, value

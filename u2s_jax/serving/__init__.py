@@ -1,1 +1,1 @@
-"""A trained run at work on single files, and exported."""
+"""Prediction with a trained run, and its export."""

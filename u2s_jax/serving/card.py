@@ -1,31 +1,31 @@
-"""A model card: what a stranger has to know before trusting a run's networks."""
+"""Writes the model card of a run: accuracy, input, training data and limits."""
 
 import json
 import pathlib
 import re
 import subprocess
 
-from u2s_jax import settings
-from u2s_jax.errors import printable, printable_line
 from u2s_jax.evaluation import control as control_lib
 from u2s_jax.evaluation import results
-from u2s_jax.serving.predict import Trained
-from u2s_jax.workdir import Workdir
+from u2s_jax.run import settings
+from u2s_jax.run.workdir import Workdir
+from u2s_jax.runtime.errors import escape, escape_line
+from u2s_jax.serving.predict import TrainedRun
 
 CLASSES_SHOWN = 50
 
 
-def text(trained: Trained, workdir: Workdir, control: Workdir | None = None) -> str:
-  """Returns the card of a run, in Markdown.
+def format_card(trained: TrainedRun, workdir: Workdir, control: Workdir | None = None) -> str:
+  """Returns the model card of a run, in Markdown.
 
   Args:
     trained: from `predict.load`.
-    workdir: the run's folder.
-    control: of the run's control, `control=True`, that trained as long; None: the card says that
-      there was none.
+    workdir: workdir of the run.
+    control: workdir of the run's control (`control=True`), trained as long; None: the card states
+      that there is none.
 
   Raises:
-    UserError: `control` is no finished control of the run.
+    UserError: if `control` is not a finished control of the run.
   """
   config, data = trained.config, trained.config.data
   shown = [f"- {_markdown(name)}" for name in trained.class_names[:CLASSES_SHOWN]]
@@ -34,15 +34,15 @@ def text(trained: Trained, workdir: Workdir, control: Workdir | None = None) -> 
   kind = "images" if data.num_frames == 1 else f"clips of {data.num_frames} frames"
   if data.modality == "flow":
     kind += f" of optical flow, {data.flow_pairs} pairs each"
-  weights = settings.pretrained_weights(config)
+  weights = settings.find_pretrained_weights(config)
   start = (
-    f"Started from `{printable(weights)}`; its licence holds for these weights too, look it up"
-    " where you had them from."
+    f"Started from the pretrained weights `{escape(weights)}`. Their licence applies to these"
+    " weights too; look it up at their source."
     if weights
-    else "Started from random weights."
+    else "Trained from scratch."
   )
   lines = [
-    f"# {printable(workdir.root.name)}",
+    f"# {escape(workdir.root.name)}",
     "",
     "Universal-to-specific (U2S) action recognition, written by `--mode=export` of u2s_jax"
     f"{_commit()}.",
@@ -53,22 +53,22 @@ def text(trained: Trained, workdir: Workdir, control: Workdir | None = None) -> 
     "",
     "## Input",
     "",
-    f"{kind[0].upper()}{kind[1:]}: the short edge resized to {data.short_edge} pixels, of which"
-    f" {data.crop_size} x {data.crop_size} are cut out; a frame from the middle of each of"
-    f" {data.num_frames} equal parts. Stored before as: `{json.dumps(dict(trained.stored))}`.",
-    f"Pixels / 255 minus {tuple(config.model.pixel_mean)}, over"
-    f" {tuple(config.model.pixel_std)}; the program does that.",
+    f"{kind[0].upper()}{kind[1:]}, the middle frames of {data.num_frames} equal segments: the"
+    f" short edge resized to {data.short_edge} pixels, then cropped to {data.crop_size} x"
+    f" {data.crop_size}. Stored before as: `{json.dumps(dict(trained.stored))}`.",
+    f"Pixels are divided by 255, reduced by {tuple(config.model.pixel_mean)} and divided by"
+    f" {tuple(config.model.pixel_std)}; the exported program does this.",
     "",
     "## Training",
     "",
-    f"Data set: `{printable(data.dir) or 'rendered'}`. Backbone: {config.model.backbone.name}.",
-    f"{start} The whole config is the run's `config.json`.",
+    f"Data set: `{escape(data.dir) or 'rendered'}`. Backbone: {config.model.backbone.name}.",
+    f"{start} The full config is `config.json` in the workdir.",
     "",
     "## Limits",
     "",
-    "- Every input gets one of the classes below, also one that shows none of them.",
-    "- A score is no probability that the answer is right: it was never calibrated.",
-    "- Nothing is known of people, places, cameras or rates of frames that the data did not have.",
+    "- Every input gets one of the classes below, even if it shows none of them.",
+    "- A score is not the probability that the prediction is correct: it was never calibrated.",
+    "- Accuracy is unknown for people, places, cameras and frame rates that are not in the data.",
     "",
     f"## Classes ({len(trained.class_names)})",
     "",
@@ -78,33 +78,33 @@ def text(trained: Trained, workdir: Workdir, control: Workdir | None = None) -> 
 
 
 def _markdown(text: str) -> str:
-  """Returns text as Markdown shows it: on one line, no character with a meaning of its own."""
-  return re.sub(r"([\\`*_{}\[\]<>()#+.!|~$&-])", r"\\\1", printable_line(text))
+  """Returns text on one line with the special characters of Markdown escaped."""
+  return re.sub(r"([\\`*_{}\[\]<>()#+.!|~$&-])", r"\\\1", escape_line(text))
 
 
-def _accuracy(trained: Trained, workdir: Workdir, control: Workdir | None) -> list[str]:
+def _accuracy(trained: TrainedRun, workdir: Workdir, control: Workdir | None) -> list[str]:
   if not workdir.summary.exists():
-    return ["The run is not finished: nothing is known."]
+    return ["Unknown: the run is not finished."]
   summary = json.loads(workdir.summary.read_text())
-  reached = summary["best"] if trained.best else results.merged(summary)
+  accuracies = summary["best"] if trained.best else results.get_merged_accuracies(summary)
   rows, notes = {"one-pass (after stage 1)": summary["one_pass"]}, []
   if results.is_upper_bound(trained.config.to_dict()):
-    rows["upper bound, no result: the labels select the masks"] = reached
-    reached = results.prediction_guided(summary["best"] if trained.best else summary)
+    rows["upper bound, no result: the labels select the masks"] = accuracies
+    accuracies = results.get_guided_accuracies(summary["best"] if trained.best else summary)
     notes = ["", "The exported program selects the masks by its own prediction."]
-    if reached is None:
+    if accuracies is None:
       notes[-1] += (
-        " How well it does was not evaluated: delete summary.json and evaluate the run again."
+        " Its accuracy was not evaluated: delete summary.json and evaluate the run again."
       )
-  if reached is not None:
-    rows["all predictions"] = reached
+  if accuracies is not None:
+    rows["all predictions"] = accuracies
   if control is not None:
-    read = control_lib.read(control, workdir)
-    rows["control (the one-pass model, trained as long)"] = read.accuracies
-    if read.rates:
-      notes += ["", f"The control's rates are others: {read.rates}."]
+    result = control_lib.read(control, workdir)
+    rows["control (the one-pass model, trained as long)"] = result.accuracies
+    if result.rates:
+      notes += ["", f"The control was trained with another learning rate schedule: {result.rates}."]
   lines = [
-    f"Percent of the validation split, views: {trained.config.eval.views}.",
+    f"Accuracy on the validation split in percent, views: {trained.config.eval.views}.",
     "",
     "| | top-1 | top-5 | mean class |",
     "|---|---|---|---|",
@@ -115,14 +115,17 @@ def _accuracy(trained: Trained, workdir: Workdir, control: Workdir | None) -> li
   ]
   lines += notes
   if trained.best:
-    lines += ["", "They are of the step that did best on this very split: expect less elsewhere."]
+    lines += [
+      "",
+      "The checkpoint was chosen by its accuracy on this split; expect less on other data.",
+    ]
   if control is None:
-    lines += ["", control_lib.NONE]
+    lines += ["", control_lib.NO_CONTROL]
   return lines
 
 
 def _commit() -> str:
-  """Returns which commit of this repository it is, empty where git does not know."""
+  """Returns the commit of this repository for the card, empty if git does not know it."""
   root = pathlib.Path(__file__).resolve().parents[2]
   command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
   try:

@@ -1,21 +1,21 @@
-"""From windows of a long video to intervals of one class."""
+"""Merges the scored windows of a long video into intervals of one class."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator
 
-from u2s_jax.errors import UserError
+from u2s_jax.runtime.errors import UserError
 from u2s_jax.serving.predict import Prediction
 
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-  """A part of a video with one class.
+  """An interval of a video with one class.
 
   Attributes:
     start: seconds since the video's first frame.
     end: seconds.
     label: name of the class.
-    score: mean of the class's scores, in [0, 1].
+    score: mean of the class's scores in its windows, in [0, 1].
   """
 
   start: float
@@ -26,13 +26,13 @@ class Interval:
 
 @dataclasses.dataclass(frozen=True)
 class Gap:
-  """A part of a video that nothing was seen of, or a moment at which the video's clock jumps.
+  """A time of a video that has no windows, or a moment at which the video's clock jumps.
 
   Attributes:
     start: seconds since the video's first frame.
-    end: seconds; equal to the start where the clock jumps: nothing is missing there.
-    reason: why, in a few words.
-    label: None: it has no class.
+    end: seconds; equal to `start` if the clock jumps: nothing is missing.
+    reason: a few words.
+    label: None, as a gap has no class.
   """
 
   start: float
@@ -43,12 +43,12 @@ class Gap:
 
 @dataclasses.dataclass(frozen=True)
 class ScoredWindow:
-  """What a run says of a window of a video.
+  """A window of a video with its prediction.
 
   Attributes:
     start: seconds since the video's first frame.
     end: seconds.
-    prediction: for it.
+    prediction: prediction for the window.
   """
 
   start: float
@@ -56,33 +56,34 @@ class ScoredWindow:
   prediction: Prediction
 
 
-def merged(
+def merge_windows(
   windows: Iterable[ScoredWindow | Gap], *, stride: float, threshold: float, shortest: float
 ) -> Iterator[Interval | Gap]:
-  """Merges neighbouring windows whose best class is the same.
+  """Merges consecutive windows with the same best class.
 
-  A window speaks for its middle: half a stride to either side of it, the first one also for the
-  video's beginning and the last one for its end. A gap is such an end, and such a beginning.
+  A window labels the time around its middle, half a stride to either side. The first one also
+  labels the time from the video's beginning, the last one the time to its end. A gap counts as such
+  an end and beginning.
 
   Args:
     windows: in order, with the gaps between them.
-    stride: between their starts, seconds.
-    threshold: least score of a window's best class, in [0, 1]; windows below it have none.
+    stride: between the starts of two windows, seconds.
+    threshold: least score of a window's best class, in [0, 1]; windows below it have no class.
     shortest: least length of an interval, seconds.
 
   Yields:
-    The intervals in order, each as soon as it has ended; between them may be time without a class.
-    The gaps too, those without a window between them as one. Errors of `windows` come after the
-    interval that is open then.
+    The intervals in order, each as soon as it has ended; times without a class have none. Gaps too,
+    those without a window between them merged. An error of `windows` is raised after the interval
+    that it ends.
   """
-  run: list[ScoredWindow] = []
-  begun = 0.0
+  current: list[ScoredWindow] = []  # windows of the interval that has not ended
+  start = 0.0
 
-  def interval(end: float) -> Iterator[Interval]:
-    if run and end - begun >= shortest:
-      label = run[0].prediction.label
-      mean = sum(window.prediction.score for window in run) / len(run)
-      yield Interval(begun, end, label, mean)
+  def end_interval(end: float) -> Iterator[Interval]:
+    if current and end - start >= shortest:
+      label = current[0].prediction.label
+      mean = sum(window.prediction.score for window in current) / len(current)
+      yield Interval(start, end, label, mean)
 
   last = gap = error = None
   try:
@@ -92,25 +93,26 @@ def merged(
           yield window
           continue
         if last is not None:
-          yield from interval(last.end)
+          yield from end_interval(last.end)
         gap = Gap(gap.start, window.end, gap.reason) if gap else window
-        run, begun, last = [], window.end, None
+        current, start, last = [], window.end, None
         continue
       if gap:
         yield gap
         gap = None
-      middle = begun if last is None else window.start + (last.end - last.start - stride) / 2
+      # Half-way between the middles of this window and the last one.
+      boundary = start if last is None else window.start + (last.end - last.start - stride) / 2
       label = window.prediction.label if window.prediction.score >= threshold else None
-      if label != (run[0].prediction.label if run else None):
-        yield from interval(middle)
-        run, begun = [], middle
+      if label != (current[0].prediction.label if current else None):
+        yield from end_interval(boundary)
+        current, start = [], boundary
       if label is not None:
-        run.append(window)
+        current.append(window)
       last = window
-  except (UserError, OSError) as broken:  # the video breaks off, and what was seen of it counts
-    error = broken
+  except (UserError, OSError) as video_error:  # raised below, after what was read before it
+    error = video_error
   if last is not None:
-    yield from interval(last.end)
+    yield from end_interval(last.end)
   if gap:
     yield gap
   if error is not None:

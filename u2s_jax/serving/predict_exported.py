@@ -1,10 +1,10 @@
-"""Scores clips with an exported model; needs jax, numpy and flatbuffers alone.
+"""Scores clips with an exported model; requires only jax, numpy and flatbuffers.
 
   pip install jax flatbuffers
   python predict_exported.py clips.npy
 
-`clips.npy`: uint8 (n, t, h, w, c), as `model.json` next to this file says under "clip": frames
-from the middles of equal parts of the video, the short edge resized, the centre cropped.
+`clips.npy`: uint8 (n, t, h, w, c), as specified by "clip" in `model.json` next to this file: the
+middle frames of t equal segments of the video, the short edge resized, the centre cropped.
 """
 
 import importlib.util
@@ -21,14 +21,13 @@ def load(folder: pathlib.Path):
   """Returns the model as a function of clips, and its class names.
 
   Raises:
-    ImportError: flatbuffers is missing, which `jax.export` reads programs with and jax does not
-      install.
+    ImportError: if flatbuffers is missing: `jax.export` requires it, but jax does not install it.
   """
   if importlib.util.find_spec("flatbuffers") is None:
     raise ImportError("flatbuffers: not installed; run `pip install flatbuffers`")
-  facts = json.loads((folder / "model.json").read_text())
+  description = json.loads((folder / "model.json").read_text())
   program = export.deserialize(bytearray((folder / "model.jax").read_bytes()))
-  return jax.jit(program.call), facts["class_names"]
+  return jax.jit(program.call), description["class_names"]
 
 
 def main() -> None:

@@ -1,1 +1,1 @@
-"""The staged training."""
+"""Training in stages."""

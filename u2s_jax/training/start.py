@@ -1,5 +1,6 @@
-"""A stage's first state: random or loaded weights, the stage before, and the CSM."""
+"""The first state of a stage: random or pretrained weights, the previous stage, and the CSM."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,134 +8,171 @@ import jax
 import numpy as np
 
 from u2s_jax import csm as csm_lib
-from u2s_jax import devices, files, metrics, saved_config, settings
-from u2s_jax.console import log
 from u2s_jax.csm import CategorySimilarity
-from u2s_jax.errors import UserError
-from u2s_jax.evaluation import evaluate, inference, results
+from u2s_jax.evaluation import evaluate, inference, metrics, results
 from u2s_jax.pretrained import adapt, read
 from u2s_jax.pretrained.names import Pixels
-from u2s_jax.run import TRAIN_SPLIT, VALIDATION_SPLIT, Run
+from u2s_jax.run import saved_config, settings
+from u2s_jax.run.run import TRAIN_SPLIT, VALIDATION_SPLIT, Run
+from u2s_jax.run.state import TrainState
+from u2s_jax.run.workdir import Workdir
+from u2s_jax.runtime import devices, files
+from u2s_jax.runtime.console import log
+from u2s_jax.runtime.errors import UserError
 from u2s_jax.stages import STAGES, Stage
-from u2s_jax.state import TrainState
-from u2s_jax.training.rate import Plateau, record
-from u2s_jax.workdir import Workdir
+from u2s_jax.training.schedules import Plateau
 
-NUM_SIMILAR = 5  # most similar pairs of classes to show
+NUM_SIMILAR = 5  # pairs of most similar classes to log
 
 
 def begin_stage(
-  run: Run, stage: Stage, previous: TrainState | None, before: Mapping[str, Any] | None
+  run: Run,
+  stage: Stage,
+  previous: TrainState | None,
+  previous_metadata: Mapping[str, Any] | None,
 ) -> tuple[TrainState, dict[str, Any]]:
-  """Makes a stage's first state and record, and saves them at once.
-
-  So the CSM is computed once, and `init_from` is read once: `<workdir>/start.safetensors` keeps it
-  for the stage that initialises the category-specific network.
+  """Creates and saves the first state of a stage and its metadata.
 
   Args:
-    run: the run.
-    stage: that begins.
-    previous: the last state of the stage before, None for the first stage.
-    before: the record saved with it.
+    previous: the last state of the previous stage, None for stage 1.
+    previous_metadata: the metadata saved with it.
 
   Raises:
-    UserError: weights that do not fit, a class without a clip, or a part to train, of this stage or
-      a later one, that is not there.
+    UserError: if weights do not fit, a class has no clip, or a trainable part of any stage does not
+      exist.
   """
-  if previous is None:
-    run.shapes(STAGES[-1])  # says now, not behind stage 1, what a later stage would not find
+  is_first = previous is None
+  if is_first:
+    # Raises for parts that do not exist in stages 2 and 3 now, not after hours of stage 1.
+    run.eval_shapes(STAGES[-1])
   similarity = None
   if stage.name == "specific" and stage.regularized:
-    similarity = category_similarity(run, previous)
-  begin = jax.jit(run.begin(stage), out_shardings=devices.replicated(devices.data_mesh()))
-  state, pinned = begin(previous), (before or {}).get("start")
-  if previous is None and not run.config.init_from and "render" not in run.config.data:
-    log("from random weights; init_from takes others, docs/weights.md says which")
-  if previous is None and run.config.init_from:
-    state, pinned = start_from(run, stage, state)
+    similarity = compute_similarity(run, previous)
+  begin = jax.jit(
+    run.make_init(stage), out_shardings=devices.replicated_sharding(devices.data_mesh())
+  )
+  state, checksum = begin(previous), (previous_metadata or {}).get("start")
+  if is_first and run.config.init_from:
+    state, checksum = load_pretrained(run, stage, state)
+  elif is_first and "render" not in run.config.data:  # no weights suit a rendered data set
+    log(
+      "training from scratch; set init_from to start from pretrained weights, see docs/weights.md"
+    )
   if stage.init == "pretrained":
-    state = with_weights(run, state, "specific", read_start(run, pinned))
+    state = set_weights(run, state, "specific", read_start(run, checksum))
   if similarity is not None:
     state = state.replace(csm=similarity)
-  if previous is None and jax.process_index() == 0:
-    # Not before: whoever corrects a wrong `init_from` may do so in the same folder.
+  if is_first and jax.process_index() == 0:
+    # After `init_from` is accepted, so that a wrong one can be corrected in the same workdir, and
+    # before the first checkpoint, because a run with checkpoints but no config cannot be resumed.
     saved_config.write(run.workdir, run.config)
-  first = record(run, stage, Plateau()) | {"start": pinned}
-  run.checkpoints.save(stage.name, 0, state, first)
-  return state, first
+  metadata = make_metadata(run, stage, Plateau()) | {"start": checksum}
+  # Saved at step 0, so that a resumed run never computes the CSM or reads `init_from` again.
+  run.checkpoints.save(stage.name, 0, state, metadata)
+  return state, metadata
 
 
-def start_from(run: Run, stage: Stage, state: TrainState) -> tuple[TrainState, str | None]:
-  """Returns stage 1's first state with `init_from`'s weights, and the checksum of the run's start.
-
-  The start, `Workdir.start`, is a copy of the weights that the category-specific network takes:
-  `init_from`'s or, where stage 1 is another run's as it is, those that this run started from.
+def make_metadata(
+  run: Run, stage: Stage, plateau: Plateau, best: float | None = None, *, validated: bool = True
+) -> dict[str, Any]:
+  """Returns the metadata saved with a state, JSON serializable.
 
   Args:
-    run: the run.
+    plateau: history of the validation error.
+    best: top-1 accuracy of the stage's best checkpoint in percent, None if none is kept.
+    validated: False if a validation is due before the next step.
+  """
+  return {
+    "validated": validated,
+    "plateau": dataclasses.asdict(plateau),
+    "best": best,
+    "total_steps": run.count_steps(stage),
+    "stored": dict(run.source.stored),
+    "data_digest": run.source.digest,
+    "pixels": [run.network.pixel_mean, run.network.pixel_std],
+  }
+
+
+def load_pretrained(run: Run, stage: Stage, state: TrainState) -> tuple[TrainState, str | None]:
+  """Returns stage 1's first state with the weights of `init_from`, and the checksum of the start.
+
+  The start, `Workdir.start`, is a copy of the weights for the category-specific network. These are
+  those of `init_from`, unless `init_from` is another run whose stage 1 is reused (0 epochs): then
+  they are the weights that the other run started from.
+
+  Args:
     stage: stage 1.
     state: its first state, random.
 
   Returns:
-    The state, and the checksum that `read_start` takes; None where no start is kept.
+    The state, and the checksum for `read_start`; None if the run needs no start.
 
   Raises:
-    UserError: weights that do not fit.
+    UserError: if the weights do not fit.
   """
-  as_it_is = stage.epochs == 0
-  weights = read.read(files.weights(run.config.init_from), one_pass=as_it_is)
-  target = target_of(run, needs_classifier=as_it_is)
+  reuses_stage1 = stage.epochs == 0
+  weights = read.read(files.resolve_weights(run.config.init_from), one_pass=reuses_stage1)
+  target = make_target(run, needs_classifier=reuses_stage1)
   adapt.check(weights, state.params, target, log)
-  started = with_weights(run, state, "universal", weights)
-  if as_it_is and run.stages[1].init == "pretrained":
-    origin = Workdir.holding(files.weights(run.config.init_from)).start
-    if not devices.broadcast_from_host0(origin.exists()):  # an earlier version's run
-      origin = files.weights(settings.pretrained_weights(run.config))
-    weights = read.read(origin)
-    adapt.check(weights, state.params, target_of(run), log)
-    adapt.fit(weights, *one_pass(state), target_of(run), log=lambda line: None)
-  elif as_it_is:
-    return started, None
-  written = bytes(32)  # on the other hosts the path in the copy may be another one
+  loaded = set_weights(run, state, "universal", weights)
+  if reuses_stage1 and run.stages[1].init != "pretrained":
+    return loaded, None
+  if reuses_stage1:
+    weights = _read_origin(run, state)
+  # The checksum is that of host 0, because the file contains the path of the weights, which may
+  # differ between hosts. The other hosts broadcast a placeholder of the same size.
+  digest = bytes(32)
   if jax.process_index() == 0:
-    written = bytes.fromhex(read.write(run.workdir.start, weights))
-  pinned = devices.broadcast_from_host0(np.frombuffer(written, np.uint8)).tobytes().hex()
-  log(f"  copied to {run.workdir.start}, sha256 {pinned[:16]}")
-  return started, pinned
+    digest = bytes.fromhex(read.write(run.workdir.start, weights))
+  checksum = devices.broadcast_from_host0(np.frombuffer(digest, np.uint8)).tobytes().hex()
+  log(f"  copied to {run.workdir.start}, sha256 {checksum[:16]}")
+  return loaded, checksum
 
 
-def read_start(run: Run, pinned: str | None) -> read.Weights:
+def _read_origin(run: Run, state: TrainState) -> read.Weights:
+  """Returns the weights that the run of `init_from` started from, checked against `state`."""
+  origin = Workdir.from_checkpoint_path(files.resolve_weights(run.config.init_from)).start
+  # Runs of earlier versions have no such file. Host 0 decides, so that all read the same file.
+  if not devices.broadcast_from_host0(origin.exists()):
+    origin = files.resolve_weights(settings.find_pretrained_weights(run.config))
+  weights = read.read(origin)
+  adapt.check(weights, state.params, make_target(run), log)
+  # The result is used in stage 2 only; weights that do not fit raise here, before the CSM.
+  adapt.fit(weights, *select_one_pass(state), make_target(run), log=lambda line: None)
+  return weights
+
+
+def read_start(run: Run, checksum: str | None) -> read.Weights:
   """Returns the weights that the category-specific network starts from.
 
   Args:
-    run: the run.
-    pinned: checksum of `Workdir.start`; None for a run that began before there was such a file:
-      `init_from` is read again.
+    checksum: checksum of `Workdir.start`; None for runs of earlier versions, which have no such
+      file: `init_from` is read again.
 
   Raises:
-    UserError: the file is gone, or not the one that the run wrote.
+    UserError: if the file is missing or differs from the one that the run wrote.
   """
   path = run.workdir.start
-  if pinned is None:
-    return read.read(files.weights(settings.pretrained_weights(run.config)))
-  if not path.exists() or read.checksum(path) != pinned:
+  if checksum is None:
+    return read.read(files.resolve_weights(settings.find_pretrained_weights(run.config)))
+  if not path.exists() or read.checksum(path) != checksum:
     raise UserError(
-      f"{path}: missing or changed since the run began (sha256 {pinned[:16]}); restore the file or"
-      " start again in another workdir"
+      f"{path}: missing or changed since the run began (sha256 {checksum[:16]}); restore the file"
+      " or start again in another workdir"
     )
   return read.read(path)
 
 
-def one_pass(state: TrainState, network: str = "universal") -> tuple[dict, dict]:
-  """Returns parameters and statistics of the trunk and of one network, under the UN's name."""
+def select_one_pass(state: TrainState, network: str = "universal") -> tuple[dict, dict]:
+  """Returns parameters and statistics of trunk and `network`, named as in the one-pass model."""
   return tuple(
     {"trunk": tree["trunk"], "universal": tree[network]}
     for tree in (state.params, state.batch_stats)
   )
 
 
-def target_of(run: Run, *, needs_classifier: bool = False) -> adapt.Target:
-  """Returns what weights are read for."""
+def make_target(run: Run, *, needs_classifier: bool = False) -> adapt.Target:
+  """Returns what `adapt` needs to know about the run that loads weights."""
   return adapt.Target(
     backbone=run.config.model.backbone.to_dict(),
     class_names=run.source.class_names,
@@ -143,20 +181,19 @@ def target_of(run: Run, *, needs_classifier: bool = False) -> adapt.Target:
   )
 
 
-def with_weights(run: Run, state: TrainState, network: str, weights: read.Weights) -> TrainState:
-  """Returns the state with weights from elsewhere in one of the networks.
+def set_weights(run: Run, state: TrainState, network: str, weights: read.Weights) -> TrainState:
+  """Returns the state with pretrained weights in one of the networks.
 
   Args:
-    run: the run.
-    state: a stage's first state.
-    network: 'universal', with the trunk, or 'specific', which takes the UN's weights.
-    weights: of the one-pass model.
+    network: 'universal', including the trunk, or 'specific', which takes the weights of the
+      universal network.
+    weights: the weights of a one-pass model.
 
   Raises:
-    UserError: weights that do not fit.
+    UserError: if the weights do not fit.
   """
-  fitted = adapt.fit(weights, *one_pass(state, network), target_of(run), log)
-  fitted = jax.device_put(fitted, devices.replicated(devices.data_mesh()))
+  fitted = adapt.fit(weights, *select_one_pass(state, network), make_target(run), log)
+  fitted = jax.device_put(fitted, devices.replicated_sharding(devices.data_mesh()))
   params, batch_stats = (
     tree if network == "universal" else {network: tree["universal"]} for tree in fitted
   )
@@ -165,46 +202,32 @@ def with_weights(run: Run, state: TrainState, network: str, weights: read.Weight
   )
 
 
-def category_similarity(run: Run, state: TrainState) -> CategorySimilarity:
-  """Computes the CSM of the one-pass model (Section III-A).
+def compute_similarity(run: Run, state: TrainState) -> CategorySimilarity:
+  """Computes the CSM of the one-pass model (Section III-A), replicated over the devices.
 
-  Sparsity is measured over the training set; N is read off the validation split, centre view: the
-  paper does not say, and on the training set the accuracy is that of what was learned by heart.
+  Sparsity is measured on the training set, and N on the centre views of the validation split. The
+  paper does not specify the split for N; training accuracy would reflect memorization.
 
   Args:
-    run: the run.
-    state: after stage 1.
-
-  Returns:
-    The CSM, replicated over the devices.
+    state: the state after stage 1.
 
   Raises:
-    UserError: a class without a training clip.
+    UserError: if a class has no training clip.
   """
   log("category similarity matrix: one pass over the training set")
-  names, zeros, responses = run.source.class_names, None, None
-  step = inference.sparsity_step(run.network)
-  batches = run.source.eval_batches(TRAIN_SPLIT, "center")
-  for counted in inference.pass_over(step, state, batches):
-    counted = jax.device_get(counted)
-    clips = counted["label"], counted["valid"].astype(bool), len(names)
-    zeros = csm_lib.add_by_class(zeros, counted["zeros"], *clips)
-    responses = csm_lib.add_by_class(responses, counted["responses"], *clips)
-  missing = [name for name, count in zip(names, responses, strict=True) if not count]
-  if missing:
-    raise UserError(f"split {TRAIN_SPLIT}: no clip of class {missing[0]!r}; the CSM needs all")
+  sparsity = _measure_sparsity(run, state)
   scores = evaluate.score(run, state, "center", VALIDATION_SPLIT)
   curve = metrics.top_n_curve(scores.predictions["universal"], scores.labels)
   n = run.config.csm.n or csm_lib.confusing_count(curve, run.config.csm.target_accuracy)
-  sparsity = csm_lib.class_sparsity(zeros, responses)
   similarity = csm_lib.similarity_matrix(sparsity, run.config.csm.distance)
   alpha = csm_lib.threshold(similarity, n)
   matrix = csm_lib.binarize(similarity, alpha)
   log(
     f"  N = {n} (top-{n} accuracy {100 * curve[n - 1]:.1f} %), alpha = {alpha:.4f},"
-    f" {results.average_confusing(matrix):.2f} confusing classes a class; most similar:"
+    f" {results.count_average_confusing(matrix):.2f} confusing classes per class; most similar:"
   )
-  for i, j, value in csm_lib.most_similar(similarity, NUM_SIMILAR):
+  names = run.source.class_names
+  for i, j, value in csm_lib.find_most_similar(similarity, NUM_SIMILAR):
     log(f"    {value:.4f}  {names[i]} / {names[j]}")
   csm = CategorySimilarity(
     matrix=matrix,
@@ -213,4 +236,23 @@ def category_similarity(run: Run, state: TrainState) -> CategorySimilarity:
     alpha=np.float32(alpha),
     n=np.int32(n),
   )
-  return jax.device_put(csm, devices.replicated(devices.data_mesh()))
+  return jax.device_put(csm, devices.replicated_sharding(devices.data_mesh()))
+
+
+def _measure_sparsity(run: Run, state: TrainState) -> np.ndarray:
+  """Returns the channel sparsity of each class (m, c) over the training set."""
+  names, zeros, responses = run.source.class_names, None, None
+  step = inference.jit_sparsity_step(run.network)
+  batches = run.source.eval_batches(TRAIN_SPLIT, "center")
+  for counts in inference.iterate_outputs(step, state, batches):
+    counts = jax.device_get(counts)
+    clips = counts["label"], counts["valid"].astype(bool), len(names)
+    zeros = csm_lib.add_by_class(zeros, counts["zeros"], *clips)
+    responses = csm_lib.add_by_class(responses, counts["responses"], *clips)
+  missing = [name for name, count in zip(names, responses, strict=True) if not count]
+  if missing:
+    raise UserError(
+      f"split {TRAIN_SPLIT}: no clip of class {missing[0]!r}; the CSM requires at least one clip of"
+      " every class"
+    )
+  return csm_lib.class_sparsity(zeros, responses)

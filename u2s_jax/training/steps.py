@@ -1,5 +1,6 @@
-"""One update of a training stage."""
+"""The training step of a stage."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -9,55 +10,61 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
-from u2s_jax import devices, losses, regularizer
+from u2s_jax import regularizer
 from u2s_jax.models.network import Network
+from u2s_jax.run.state import TrainState, merge_params, scale_classifiers, select_trainable
+from u2s_jax.runtime import devices
 from u2s_jax.stages import STAGES, Stage
-from u2s_jax.state import TrainState, learning, scale_classifiers, with_learned
+from u2s_jax.training import losses
 
 Batch = dict[str, Array]
-Neighbours = Integer[ArrayLike, "m k"]
+Pairs = Integer[ArrayLike, "m k"]
 TrainStep = Callable[
-  [TrainState, Batch, Float[Array, ""], Neighbours | None], tuple[TrainState, dict[str, Array]]
+  [TrainState, Batch, Float[Array, ""], Pairs | None], tuple[TrainState, dict[str, Array]]
 ]
 
 
-def make_train_step(
-  network: Network,
-  stage: Stage,
-  tx: optax.GradientTransformation,
-  *,
-  regularizer_weight: float,
-  label_smoothing: float = 0.0,
-  seed: int = 0,
-  accumulate_steps: int = 1,
-) -> TrainStep:
-  """Returns a stage's update: (state, batch, learning rate, neighbours) -> (state, metrics), pure.
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+  """Options of a training step, the same in all stages.
 
-  Only the stage's trainable parts are differentiated and updated; BN statistics move in those
+  Attributes:
+    regularizer_weight: lambda of Eq. 3, >= 0 (paper: 0.5).
+    label_smoothing: see `losses.cross_entropy`.
+    seed: determines, together with stage and step, which channels are dropped.
+    accumulate_steps: number of parts of a batch whose gradients are computed one after the other
+      and added up. For BN each part is a batch; its averages are updated once per part.
+  """
+
+  regularizer_weight: float
+  label_smoothing: float = 0.0
+  seed: int = 0
+  accumulate_steps: int = 1
+
+
+def make_train_step(
+  network: Network, stage: Stage, tx: optax.GradientTransformation, options: StepOptions
+) -> TrainStep:
+  """Returns the training step of a stage, a pure function to be jitted.
+
+  Only the stage's trainable parts are differentiated and updated. BN statistics are updated in
   subnetworks that are trainable as a whole.
 
   Args:
-    network: the networks and their masks.
-    stage: what is trained on which loss.
-    tx: direction of the step, see `state.sgd`.
-    regularizer_weight: lambda of Eq. 3, at least 0 (paper: 0.5).
-    label_smoothing: see `losses.cross_entropy`.
-    seed: with stage and step, decides which channels are dropped.
-    accumulate_steps: parts of the batch that are computed one after the other, their gradients
-      added up. BN sees each part as a batch, and moves its averages once a part.
+    tx: the update direction, see `optimizer.sgd`.
 
   Returns:
-    A function to be jitted. Its batch has `video` (n, t, h, w, c) uint8, `label` (n,) and `valid`
-    (n,), False for padding; its neighbours are `csm.neighbours` of the binary CSM, which the
-    regularizer keeps to, None where the stage has none. Its metrics are scalars: `loss` (Eq. 3 with
-    the stage's terms), `loss_*` by prediction, `regularizer`, `accuracy_*` (fractions, of the
-    batch, with the network in training mode), `grad_norm` and `parameter_norm`, of what is trained.
+    (state, batch, learning rate, pairs) -> (state, metrics). The batch has `video` (n, t, h, w, c)
+    uint8, `label` (n,) and `valid` (n,), False for padding. The pairs are `csm.confusing_classes`
+    of the binary CSM, for the regularizer; None if the stage has none. The metrics are scalars:
+    `loss` (Eq. 3 with the stage's terms), `loss_*` by prediction, `regularizer`, `accuracy_*`
+    (fractions, of the batch, in training mode), `grad_norm` and `parameter_norm` of what is
+    trained.
   """
+  has_dropout = network.model.dropout > 0
 
-  drops = network.model.dropout > 0
-
-  def loss_fn(trained, state, batch, neighbours, key):
-    params = with_learned(state.params, trained)
+  def loss_fn(trained, state, batch, pairs, key):
+    params = merge_params(state.params, trained)
     outputs, batch_stats = network(
       params,
       state.batch_stats,
@@ -70,36 +77,40 @@ def make_train_step(
     metrics = {}
     loss = 0.0
     for name in stage.losses:
-      term = losses.cross_entropy(outputs[name], batch["label"], batch["valid"], label_smoothing)
+      term = losses.cross_entropy(
+        outputs[name], batch["label"], batch["valid"], options.label_smoothing
+      )
       loss += term
       metrics[f"loss_{name}"] = term
       hits = (jnp.argmax(outputs[name], axis=-1) == batch["label"]) & batch["valid"]
       metrics[f"accuracy_{name}"] = jnp.sum(hits) / jnp.maximum(jnp.sum(batch["valid"]), 1)
     if stage.regularized:
-      metrics["regularizer"] = regularizer.pairs_regularizer(params["mask"]["kernel"], neighbours)
-      loss += regularizer_weight * metrics["regularizer"]
+      metrics["regularizer"] = regularizer.pairs_regularizer(params["mask"]["kernel"], pairs)
+      loss += options.regularizer_weight * metrics["regularizer"]
     metrics["loss"] = loss
     return loss, (batch_stats, metrics)
 
   gradients = jax.grad(loss_fn, has_aux=True)
-  if accumulate_steps > 1:
-    gradients = _accumulated(gradients, accumulate_steps)
+  if options.accumulate_steps > 1:
+    gradients = _accumulate(gradients, options.accumulate_steps)
 
-  def step(state, batch, learning_rate, neighbours=None):
-    trained = learning(state.params, stage.trainable)
+  def step(state, batch, learning_rate, pairs=None):
+    trained = select_trainable(state.params, stage.trainable)
     key = None
-    if drops:
-      key = jax.random.fold_in(jax.random.key(seed), STAGES.index(stage.name))
+    if has_dropout:
+      # A function of seed, stage and step, so that a resumed run drops the same channels.
+      key = jax.random.fold_in(jax.random.key(options.seed), STAGES.index(stage.name))
       key = jax.random.fold_in(key, state.step)
-    grads, (batch_stats, metrics) = gradients(trained, state, batch, neighbours, key)
+    grads, (batch_stats, metrics) = gradients(trained, state, batch, pairs, key)
     direction, momentum = tx.update(grads, state.momentum, trained)
     direction = scale_classifiers(direction, stage.classifier_rates)
     trained = jax.tree.map(lambda p, d: p - learning_rate * d, trained, direction)
     metrics["grad_norm"] = optax.tree.norm(grads)
-    metrics["parameter_norm"] = optax.tree.norm(trained)  # the meter reads it before a save
+    # The meter checks it before each save.
+    metrics["parameter_norm"] = optax.tree.norm(trained)
     state = state.replace(
       step=state.step + 1,
-      params=with_learned(state.params, trained),
+      params=merge_params(state.params, trained),
       batch_stats=batch_stats,
       momentum=momentum,
     )
@@ -109,59 +120,46 @@ def make_train_step(
 
 
 @functools.lru_cache(maxsize=8)
-def train_step(
-  network: Network,
-  stage: Stage,
-  tx: optax.GradientTransformation,
-  regularizer_weight: float,
-  label_smoothing: float,
-  seed: int,
-  accumulate_steps: int,
+def jit_train_step(
+  network: Network, stage: Stage, tx: optax.GradientTransformation, options: StepOptions
 ) -> TrainStep:
-  """Returns `make_train_step`'s, compiled for all devices, the same for the same call.
+  """Returns the jitted `make_train_step` for all devices; it donates the state.
 
-  The state that it is given is used up.
+  Cached, so that a second run with the same arguments in one process does not compile again.
   """
-  step = make_train_step(
-    network,
-    stage,
-    tx,
-    regularizer_weight=regularizer_weight,
-    label_smoothing=label_smoothing,
-    seed=seed,
-    accumulate_steps=accumulate_steps,
-  )
-  replicated = devices.replicated(devices.data_mesh())
+  replicated = devices.replicated_sharding(devices.data_mesh())
   return jax.jit(
-    step,
+    make_train_step(network, stage, tx, options),
     donate_argnums=0,
     out_shardings=(replicated, replicated),
-    compiler_options=devices.compiler_options(),
+    compiler_options=devices.get_compiler_options(),
   )
 
 
-def _accumulated(gradients: Callable, parts: int) -> Callable:
-  """Returns `gradients`, computed part by part of the batch and added up."""
+def _accumulate(gradients: Callable, parts: int) -> Callable:
+  """Wraps `gradients` to compute them in parts of a batch and to add up the results."""
 
-  def accumulate(trained, state, batch, neighbours, key):
-    # Every device keeps its own clips: a part takes some of each device's.
+  def accumulate(trained, state, batch, pairs, key):
+    # Part k contains the clips k, k + parts, ...: some of each device, so that none has to move.
     split = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1), batch)
     count = jnp.maximum(jnp.sum(batch["valid"]), 1)
-
     keys = None if key is None else jax.random.split(key, parts)
 
     def add(carry, part_and_key):
       batch_stats, sums = carry
       part, key = part_and_key
       grads, (batch_stats, metrics) = gradients(
-        trained, state.replace(batch_stats=batch_stats), part, neighbours, key
+        trained, state.replace(batch_stats=batch_stats), part, pairs, key
       )
+      # The loss of a part is a mean over its valid clips. Weighted by their share, the parts add up
+      # to the mean over the batch.
       share = jnp.sum(part["valid"]) / count
       sums = jax.tree.map(lambda total, x: total + share * x, sums, (grads, metrics))
       return (batch_stats, sums), None
 
+    # A scan: the program has the size, and the activations have the memory, of a single part.
     part = jax.tree.map(lambda x: x[0], split)
-    grads, (_, metrics) = jax.eval_shape(gradients, trained, state, part, neighbours, key)
+    grads, (_, metrics) = jax.eval_shape(gradients, trained, state, part, pairs, key)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, metrics))
     (batch_stats, (grads, metrics)), _ = jax.lax.scan(
       add, (state.batch_stats, zeros), (split, keys)

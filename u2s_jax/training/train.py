@@ -1,32 +1,32 @@
-"""The training loop: three stages, one loop, resumable at any step.
-
-Order at a step that ends an epoch: update, save, evaluate, decide on the learning rate, next batch.
-An evaluation that was cut short is done again from what was saved.
-"""
+"""The training loop over the three stages, resumable at any step."""
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import ml_collections
 
-from u2s_jax import csm, devices, interruption, metrics, settings
-from u2s_jax import state as state_lib
-from u2s_jax.checkpoint import DamagedError
-from u2s_jax.console import Board, Meter, Profiler, log
-from u2s_jax.errors import UserError
-from u2s_jax.evaluation import evaluate
-from u2s_jax.run import VALIDATION_SPLIT, Run, Source, open_run
+from u2s_jax import csm
+from u2s_jax.evaluation import evaluate, metrics
+from u2s_jax.run import state as state_lib
+from u2s_jax.run.checkpoint import DamagedError
+from u2s_jax.run.run import VALIDATION_SPLIT, Run, Source, open_run
+from u2s_jax.run.state import TrainState
+from u2s_jax.run.workdir import Workdir
+from u2s_jax.runtime import devices, distributed, signals
+from u2s_jax.runtime.console import log
+from u2s_jax.runtime.errors import UserError
 from u2s_jax.stages import BEST, STAGES, Stage
-from u2s_jax.state import TrainState
-from u2s_jax.training import rate as rate_lib
-from u2s_jax.training import start, steps
-from u2s_jax.training.pictures import Pictures
-from u2s_jax.workdir import Workdir
+from u2s_jax.training import optimizer, schedules, start, steps
+from u2s_jax.training.mask_summary import MaskSummary
+from u2s_jax.training.meter import Meter, MetricWriter, Profiler
+
+Metadata = Mapping[str, Any]
 
 
 def is_finished(workdir: Workdir) -> bool:
-  """Tells, by host 0's word, whether the run came to its end; if so, prints it."""
+  """Returns whether the run is finished, as seen by host 0, and logs missing result files."""
   finished = bool(devices.broadcast_from_host0(workdir.summary.exists()))
   if finished:
     log(f"{workdir.root}: this run is finished, see {workdir.summary}; nothing to do")
@@ -41,242 +41,243 @@ def train(
   config: ml_collections.ConfigDict,
   workdir: Workdir,
   source: Source,
-  board: Board,
+  writer: MetricWriter,
   config_name: str,
 ) -> None:
-  """Trains all stages and evaluates, from wherever `workdir` left off.
+  """Trains all stages and evaluates, or resumes from the newest checkpoint in `workdir`.
 
   Args:
-    config: see `configs/default.py`.
-    workdir: the run's folder.
-    source: of the batches.
-    board: takes what TensorBoard shows; called on all hosts.
-    config_name: for the summary.
+    config: a config that passed `validation.check`.
+    writer: receives scalars and images; called on all hosts.
+    config_name: name of the config file, for the summary.
 
   Raises:
-    UserError: a config that cannot work, or is not that of the run in `workdir`; a loss or a
-      gradient is not finite: the last good checkpoint stays.
+    UserError: if the data set has no training clips or differs from that of the run in `workdir`,
+      or a loss, gradient or score is not finite; the last good checkpoint is kept.
+    Interrupted: if the process receives a signal to stop; all steps are saved.
   """
-  settings.check(config, workdir)
   if is_finished(workdir):
     return
   if not source.num_train:
     raise UserError(
       f"data set {source.name}: no training clips; use it to evaluate trained runs only"
     )
-  run = open_run(config, workdir, source, config_name)
+  run = open_run(config, workdir, source, config_name, optimizer.sgd(**config.optimizer))
   profiler = Profiler(workdir.profile, config.profile)
-  # Closing waits for a checkpoint that is just being written, whatever happens.
+  # Closing waits for a checkpoint that is still being written, also after an exception:
+  # `Interrupted` is raised right after a save has started.
   with contextlib.closing(run.checkpoints):
-    state, record, done = None, None, -1
-    latest = run.restore_latest()
-    if latest:
-      name, state, record = latest
-      _check_same_data(run, record)
-      done = STAGES.index(name)
-      log(f"going on at stage {name}, step {int(state.step)}, from {workdir.checkpoints}")
-    for index in range(max(done, 0), len(run.stages)):
+    state, metadata, resumed_index = None, None, -1
+    if restored := run.restore_latest():
+      name, state, metadata = restored
+      _check_same_data(run, metadata)
+      resumed_index = STAGES.index(name)
+      log(f"resuming at stage {name}, step {int(state.step)}, from {workdir.checkpoints}")
+    # The stage of the newest checkpoint is run even if the checkpoint is its last, because its
+    # validation or scores may be missing. Only later stages begin with `begin_stage`.
+    for index in range(max(resumed_index, 0), len(run.stages)):
       stage = run.stages[index]
-      if index > done:
-        state, record = start.begin_stage(run, stage, state, record)
-        if latest is None and index == 0:
+      if index > resumed_index:
+        state, metadata = start.begin_stage(run, stage, state, metadata)
+        if index == 0:
           _check_first_checkpoint(run, stage)
-      with interruption.deferred():
-        state = run_stage(run, stage, state, record, board, profiler)
-      if index == 0:  # whenever stage 1 ends in this process: stage 2 has no checkpoint yet
+      state = run_stage(run, stage, state, metadata, writer, profiler)
+      if index == 0:
+        # Before stage 2 has a checkpoint, so that an interrupt here repeats the scoring on resume.
         evaluate.score_one_pass(run, state)
     evaluate.final_evaluation(run, state)
-
-
-def _check_first_checkpoint(run: Run, stage: Stage) -> None:
-  """Restores a run's first checkpoint, before anything is trained that could not be restored.
-
-  Raises:
-    UserError: what was written is not what is read there.
-  """
-  run.checkpoints.wait()
-  try:
-    run.restore(stage.name, 0)
-  except DamagedError as error:
-    raise UserError(
-      f"{run.workdir.checkpoints}: the first checkpoint cannot be read back ({error}); choose a"
-      " workdir on another disk"
-    ) from error
-
-
-def _check_same_data(run: Run, record: dict[str, Any]) -> None:
-  """Raises UserError where a run resumes on other data than its checkpoint was trained on."""
-  known, now = record.get("data_digest"), run.source.digest
-  if known and now and known != now:
-    raise UserError(
-      f"{run.workdir.root}: this run began with another data set (digest {known}) than data.dir"
-      f" holds now ({run.source.name}, {now}); restore data.dir or choose another workdir"
-    )
 
 
 def run_stage(
   run: Run,
   stage: Stage,
   state: TrainState,
-  record: dict[str, Any],
-  board: Board,
+  metadata: Metadata,
+  writer: MetricWriter,
   profiler: Profiler,
 ) -> TrainState:
   """Trains one stage from `state.step` to its end, and returns its last state.
 
   Args:
-    run: the run.
-    stage: that is trained.
-    state: the stage's first one, or of a checkpoint.
-    record: saved beside it.
-    board: takes what TensorBoard shows.
-    profiler: of the process.
+    state: the first state of the stage, or the state of a checkpoint; donated.
+    metadata: the metadata saved with `state`.
+    profiler: records one profile per process.
 
   Raises:
-    UserError: a number is not finite.
-    Interrupted: the process is asked to end, and all steps are saved.
+    UserError: if a loss, gradient, parameter or score is not finite.
+    Interrupted: if the process receives a signal to stop; all steps are saved.
   """
-  config, first, total = run.config, int(state.step), run.total_steps(stage)
-  plateau = rate_lib.Plateau(**record["plateau"])
-  pictures, offset = Pictures(run, board.write_images), run.steps_before(stage)
-  best = record.get("best")
-  if not record.get("validated", True):  # earlier versions saved afterwards
-    top1 = validate(run, stage, state, plateau, board, pictures)
-    best = keep_best(run, stage, state, record, top1, best)
+  config, first, total = run.config, int(state.step), run.count_steps(stage)
+  mesh, num_train = devices.data_mesh(), run.source.num_train
+  validator = Validator(run, stage, metadata, writer)
+  # A state is saved before its validation, marked as not validated. If the run stopped in between,
+  # the validation is repeated here, because plateau and best checkpoint depend on its result.
+  if not metadata.get("validated", True):
+    validator.validate(state, metadata)
   if first >= total:
     return state
-  mesh, num_train = devices.data_mesh(), run.source.num_train
-  train_step = steps.train_step(
-    run.network,
-    stage,
-    run.tx,
-    config.regularizer_weight,
-    config.label_smoothing,
-    config.seed,
-    config.accumulate_steps,
-  )
-  neighbours = None
-  if stage.regularized:  # of the CSM, which does not change within a stage
-    neighbours = jax.device_put(csm.neighbours(state.csm.matrix), devices.replicated(mesh))
+  train_step = _jit_stage_step(run, stage)
+  pairs = _replicate_pairs(state, mesh) if stage.regularized else None
   meter = Meter(
     stage,
     first,
     total,
     batch_size=config.batch_size,
     num_train=num_train,
-    write_scalars=lambda step, scalars: board.write_scalars(offset + step, scalars),
+    writer=writer,
+    step_offset=run.count_steps_before(stage),
   )
   log(f"stage {stage.name}: {stage.epochs:g} epochs, {total} steps of {config.batch_size} clips")
+  # Batches are a function of stage and step alone, so the stream of a resumed stage continues
+  # exactly where it stopped.
   batches = run.source.train_batches(run.stages.index(stage), first)
   for step in range(first + 1, total + 1):
-    batch = devices.global_batch(next(batches), mesh)
-    seen = (step - 1) * config.batch_size / num_train
-    rate = rate_lib.learning_rate(stage, seen, plateau)
-    state, scalars = train_step(state, batch, rate, neighbours)
-    meter.add(step, scalars)
-    profiler.after(step, first, total, scalars)
+    batch = devices.make_global_batch(next(batches), mesh)
+    epoch = (step - 1) * config.batch_size / num_train
+    rate = schedules.learning_rate(stage, epoch, validator.plateau)
+    state, step_metrics = train_step(state, batch, rate, pairs)
+    meter.add(step, step_metrics)
+    profiler.after_step(step, first, total, step_metrics)
+
     epoch_done = meter.ends_epoch(step)
-    due = meter.ends_epoch(step, config.eval.every_epochs)  # of an evaluation
-    ends = interruption.reached(offset + step)
-    save = due or ends or step == total or step % config.checkpoint_every_steps == 0
+    validation_due = meter.ends_epoch(step, config.eval.every_epochs)
+    # Synchronizes the processes, so every process must call it once per step, on any path. All of
+    # them return True at the same step.
+    stop = distributed.should_stop()
+    save = validation_due or stop or step == total or step % config.checkpoint_every_steps == 0
     if epoch_done or save or step % config.log_every_steps == 0:
-      meter.tell_later(step, rate)
+      meter.report_async(step, rate)
+    # Before a save: if a loss is not finite, this raises, and the last good checkpoint remains the
+    # newest one.
     if epoch_done or save:
       meter.flush()
     if save:
-      if not state_lib.all_finite(state):
-        raise stage.diverged(step, "a parameter or statistic is not finite")
-      # Orbax would begin a new folder. Of host 0: others' views of a shared one may be old.
-      if jax.process_index() == 0 and not run.workdir.config.exists():
-        raise UserError(f"{run.workdir.config}: gone while the run was training; it ends here")
-      beside = record | rate_lib.record(run, stage, plateau, best, validated=not due)
-      run.checkpoints.save(stage.name, step, state, beside)
-    if ends:
-      raise interruption.Interrupted(f"saved at stage {stage.name}, step {step}")
-    if due:
-      top1 = validate(run, stage, state, plateau, board, pictures)
-      best = keep_best(run, stage, state, beside, top1, best)
+      metadata = save_checkpoint(run, stage, step, state, validator, validated=not validation_due)
+    if stop:
+      raise signals.Interrupted(f"saved at stage {stage.name}, step {step}")
+    if validation_due:
+      validator.validate(state, metadata)
+    # The speed of the next epoch must not include saving and validation.
     if epoch_done:
       meter.restart(step)
+  # Before the next stage saves its first state: on resume, its checkpoint would hide this stage.
   run.checkpoints.wait()
   return state
 
 
-def validate(
+def _jit_stage_step(run: Run, stage: Stage) -> steps.TrainStep:
+  config = run.config
+  options = steps.StepOptions(
+    regularizer_weight=config.regularizer_weight,
+    label_smoothing=config.label_smoothing,
+    seed=config.seed,
+    accumulate_steps=config.accumulate_steps,
+  )
+  return steps.jit_train_step(run.network, stage, run.tx, options)
+
+
+def _replicate_pairs(state: TrainState, mesh: jax.sharding.Mesh) -> jax.Array:
+  """Returns the confusing classes on all devices; computed once, as the CSM is fixed in a stage."""
+  pairs = csm.confusing_classes(state.csm.matrix)
+  return jax.device_put(pairs, devices.replicated_sharding(mesh))
+
+
+def save_checkpoint(
   run: Run,
   stage: Stage,
+  step: int,
   state: TrainState,
-  plateau: rate_lib.Plateau,
-  board: Board,
-  pictures: Pictures,
-) -> float:
-  """Evaluates a state between two steps, on the centre view: shows it, and tells the plateau.
+  validator: "Validator",
+  *,
+  validated: bool,
+) -> Metadata:
+  """Starts to save a state, and returns the metadata saved with it.
+
+  The state may be donated after the call, while the checkpoint is still being written.
 
   Args:
-    run: the run.
-    stage: of the state.
-    state: the networks.
-    plateau: history of the learning rate.
-    board: takes what TensorBoard shows.
-    pictures: of the stage.
-
-  Returns:
-    Top-1 in percent of all predictions together.
+    validated: False if a validation of this state follows; a run that resumes here repeats it.
 
   Raises:
-    UserError: a score is not finite.
-    Interrupted: the process is asked to end.
+    UserError: if an array is not finite, or the workdir has lost its config.
   """
-  step = run.steps_before(stage) + int(state.step)
-  with interruption.deferred(False):
-    accuracies = validation_accuracies(run, state)
-    pictures.write(stage, state, step)
-  board.write_scalars(step, {f"{stage.name}/validation_{k}": v for k, v in accuracies.items()})
-  top1 = list(accuracies.values())[-1]
-  if stage.decay == "plateau":
-    plateau.update(1 - top1 / 100, stage.patience)
-  return top1
+  if not state_lib.is_finite(state):
+    raise stage.make_divergence_error(step, "a parameter or statistic is not finite")
+  # If the workdir was deleted, Orbax would create it again, without a config. Only host 0 checks,
+  # because the other hosts' view of a network file system may be stale.
+  if jax.process_index() == 0 and not run.workdir.config.exists():
+    raise UserError(
+      f"{run.workdir.config}: deleted while the run was training; restore it, then rerun the same"
+      " command to resume"
+    )
+  metadata = validator.make_metadata(validated=validated)
+  run.checkpoints.save(stage.name, step, state, metadata)
+  return metadata
 
 
-def keep_best(
-  run: Run,
-  stage: Stage,
-  state: TrainState,
-  record: dict[str, Any],
-  top1: float,
-  best: float | None,
-) -> float | None:
-  """Keeps a state of the last stage where it is the best so far, and the config asks for that.
+class Validator:
+  """Validates a stage between its steps, and tracks the plateau and the best checkpoint.
 
   Args:
-    run: the run.
-    stage: of the state.
-    state: the networks, whose own checkpoint is begun.
-    record: saved beside it.
-    top1: of the state, as `validate` returned it.
-    best: of the best one so far; None: there is none.
+    metadata: metadata of the checkpoint that the stage starts or resumes from.
 
-  Returns:
-    The best one's from now on.
+  Attributes:
+    plateau: history of the validation error, for the learning rate.
+    best: top-1 accuracy of the best checkpoint in percent, None if none is kept.
   """
-  if not run.config.eval.keep_best or stage.name != STAGES[-1]:
-    return None
-  if best is not None and top1 <= best:
-    return best
-  run.checkpoints.save(BEST, int(state.step), state, record)
-  run.checkpoints.wait()  # before a later checkpoint says that there is this one
-  return top1
+
+  def __init__(self, run: Run, stage: Stage, metadata: Metadata, writer: MetricWriter):
+    self._run, self._stage, self._writer = run, stage, writer
+    self._metadata = metadata
+    self._mask_summary = MaskSummary(run, writer)
+    self.plateau = schedules.Plateau(**metadata["plateau"])
+    self.best: float | None = metadata.get("best")
+
+  def make_metadata(self, *, validated: bool) -> Metadata:
+    """Returns the metadata of a checkpoint saved now, see `start.make_metadata`."""
+    updated = start.make_metadata(
+      self._run, self._stage, self.plateau, best=self.best, validated=validated
+    )
+    return {**self._metadata, **updated}
+
+  def validate(self, state: TrainState, metadata: Metadata) -> None:
+    """Validates a state on the centre view, updates the plateau and saves a new best checkpoint.
+
+    Args:
+      state: a state that is saved in the stage's own checkpoints.
+      metadata: the metadata saved with it.
+
+    Raises:
+      UserError: if a score is not finite.
+      Interrupted: if the process receives a signal to stop.
+    """
+    run, stage = self._run, self._stage
+    step = run.count_steps_before(stage) + int(state.step)
+    accuracies = compute_accuracies(run, state)
+    self._mask_summary.write(stage, state, step)
+    self._writer.write_scalars(
+      step, {f"{stage.name}/validation_{name}": value for name, value in accuracies.items()}
+    )
+    top1 = list(accuracies.values())[-1]  # of the merged prediction
+    if stage.decay == "plateau":
+      self.plateau.update(1 - top1 / 100, stage.patience)
+    if run.config.eval.keep_best and stage.name == STAGES[-1]:
+      self._keep_best(state, metadata, top1)
+
+  def _keep_best(self, state: TrainState, metadata: Metadata, top1: float) -> None:
+    if self.best is not None and top1 <= self.best:
+      return
+    self._run.checkpoints.save(BEST, int(state.step), state, metadata)
+    # Metadata of later checkpoints refers to this one as the best, so it must be complete before.
+    self._run.checkpoints.wait()
+    self.best = top1
 
 
-def validation_accuracies(run: Run, state: TrainState) -> dict[str, float]:
-  """Returns top-1 in percent of every prediction and, last, of their mean, on the centre view.
-
-  Args:
-    run: the run.
-    state: the networks.
+def compute_accuracies(run: Run, state: TrainState) -> dict[str, float]:
+  """Returns the validation top-1 of every prediction and, last, of their mean, in percent.
 
   Raises:
-    UserError: a score is not finite.
+    UserError: if a score is not finite.
   """
   scores = evaluate.score(run, state, "center", VALIDATION_SPLIT)
   by_name = dict(scores.predictions)
@@ -288,3 +289,29 @@ def validation_accuracies(run: Run, state: TrainState) -> dict[str, float]:
   bound = " (upper bounds: labels select the masks)" if evaluate.is_upper_bound(run, state) else ""
   log("  validation top-1: " + "  ".join(f"{k} {v:.1f} %" for k, v in accuracies.items()) + bound)
   return accuracies
+
+
+def _check_first_checkpoint(run: Run, stage: Stage) -> None:
+  """Checks that the first checkpoint can be restored, before hours of training depend on it.
+
+  Raises:
+    UserError: if it cannot be restored, or differs from the saved state.
+  """
+  run.checkpoints.wait()
+  try:
+    run.restore(stage.name, 0)
+  except DamagedError as error:
+    raise UserError(
+      f"{run.workdir.checkpoints}: the first checkpoint cannot be read back ({error}); choose a"
+      " workdir on another disk"
+    ) from error
+
+
+def _check_same_data(run: Run, metadata: Metadata) -> None:
+  """Raises UserError if the data set differs from the one that the checkpoint was trained on."""
+  saved, current = metadata.get("data_digest"), run.source.digest
+  if saved and current and saved != current:
+    raise UserError(
+      f"{run.workdir.root}: trained on another data set (digest {saved}) than data.dir contains"
+      f" ({run.source.name}, {current}); restore data.dir or choose another workdir"
+    )

@@ -1,17 +1,18 @@
-"""Frames that are already extracted: lists as TSM and mmaction2 write them, class folders, CSV."""
+"""Extracted frames: lists of TSM and mmaction2, class folders, CSV."""
 
 import av
 import numpy as np
 import pytest
 from PIL import Image
 
-from data import decode, images, prepare
-from data.decode import Storage
+from data.preparation import decoding, prepare
 from data.sources import frame_lists
-from u2s_jax.errors import UserError
+from u2s_jax.runtime.errors import UserError
+from u2s_jax.video import decode, images
+from u2s_jax.video.decode import Storage
 
 
-def extract(video, folder, name="img_{:05d}.png"):
+def extract_frames(video, folder, name="img_{:05d}.png"):
   folder.mkdir(parents=True)
   with av.open(str(video)) as container:
     for k, frame in enumerate(container.decode(video=0), 1):
@@ -24,43 +25,43 @@ def moving(tmp_path, write_video):
   return write_video(tmp_path / "a.webm", [np.roll(noise, k, axis=1) for k in range(12)])
 
 
-def test_frames_of_a_folder_are_those_of_the_video(moving, tmp_path):
-  extract(moving, tmp_path / "a", name="{}.png")  # 10 comes behind 9
+def test_frame_folder_equals_video(moving, tmp_path):
+  extract_frames(moving, tmp_path / "a", name="{}.png")  # 10 after 9
   (tmp_path / "a/flow_x_00001.jpg").write_bytes(b"")
   (tmp_path / "a/notes.txt").touch()
   for storage in (Storage("rgb", 32, 90), Storage("flow", 32, 90, "dis")):
-    expected = decode.whole(str(moving), storage)
-    found = decode.frames_of(str(tmp_path / "a"), storage, is_image=False)
+    expected = decode.decode_video(str(moving), storage)
+    found = decode.decode_file(str(tmp_path / "a"), storage, is_image=False)
     if storage.modality == "rgb":
       assert found == expected
-    else:  # grey by way of a JPEG
+    else:  # grey values have passed through a JPEG
       pixels = [
         [np.asarray(Image.open(decode.io.BytesIO(j)), int) for j in js] for js in (found, expected)
       ]
       assert len(found) == len(expected) == 22
       assert np.mean(np.abs(np.array(pixels[0]) - np.array(pixels[1]))) < 2
-  (part,) = decode.parts_of(str(tmp_path / "a"), Storage("rgb", 32, 90), [(0.0, 1.0)])
+  (part,) = decoding.decode_spans(str(tmp_path / "a"), Storage("rgb", 32, 90), [(0.0, 1.0)])
   assert "no time stamps" in part.reason
 
 
-def test_folders_that_cannot_be(moving, tmp_path):
-  extract(moving, tmp_path / "a")
+def test_invalid_folders_are_errors(moving, tmp_path):
+  extract_frames(moving, tmp_path / "a")
   Image.new("RGB", (32, 32)).save(tmp_path / "a/img_00013.png")
-  with pytest.raises(UserError, match="img_00013.png is of another size"):
-    list(images.folder_frames(str(tmp_path / "a"), 32, 90))
+  with pytest.raises(UserError, match="img_00013.png: has .* after resizing"):
+    list(images.encode_frame_folder(str(tmp_path / "a"), 32, 90))
   (tmp_path / "a/img_00001.png").write_bytes(b"no image")
-  with pytest.raises(UserError, match="img_00001.png: it does not decode"):
-    list(images.folder_frames(str(tmp_path / "a"), 32, 90))
+  with pytest.raises(UserError, match="img_00001.png: cannot be decoded"):
+    list(images.encode_frame_folder(str(tmp_path / "a"), 32, 90))
   (tmp_path / "a/1.jpg").touch()
-  with pytest.raises(UserError, match="have one number"):
-    list(images.folder_frames(str(tmp_path / "a"), 32, 90))
+  with pytest.raises(UserError, match="same number"):
+    list(images.encode_frame_folder(str(tmp_path / "a"), 32, 90))
   (tmp_path / "a/1.jpg").unlink()
   (tmp_path / "a/first.png").touch()
-  with pytest.raises(UserError, match="first.png has no number"):
-    list(images.folder_frames(str(tmp_path / "a"), 32, 90))
+  with pytest.raises(UserError, match="first.png: the name has no number"):
+    list(images.encode_frame_folder(str(tmp_path / "a"), 32, 90))
   (tmp_path / "empty").mkdir()
-  with pytest.raises(UserError, match="holds no frames"):
-    list(images.folder_frames(str(tmp_path / "empty"), 32, 90))
+  with pytest.raises(UserError, match="contains no frames"):
+    list(images.encode_frame_folder(str(tmp_path / "empty"), 32, 90))
 
 
 @pytest.mark.parametrize(
@@ -70,8 +71,8 @@ def test_folders_that_cannot_be(moving, tmp_path):
     ("0.04", "0.08", "0.16", "0.2", "0.24", "1.0", "1.04", "12.5"),  # as Python prints seconds
     ("t0.5s", "t0.75s", "t1.0s", "t10.25s"),
     ("shot.8", "shot.9", "shot.10", "shot.100"),
-    ("1.8", "1.9", "1.10", "1.11"),  # no decimal numbers: they would not end in zero
-    ("9.5", "9.90000000", "10.7", "10.30000000"),  # seconds.nanoseconds, without zeros in front
+    ("1.8", "1.9", "1.10", "1.11"),  # not decimal numbers, which would not end in zero
+    ("9.5", "9.90000000", "10.7", "10.30000000"),  # seconds.nanoseconds, without leading zeros
     ("img_1", "img_2", "img_00010"),
     ("f1_320x240", "f2_320x240", "f10_320x240"),
     ("1_1", "1_2", "2_1", "10_1"),
@@ -79,17 +80,17 @@ def test_folders_that_cannot_be(moving, tmp_path):
     ("2024-01-31_23-59-58", "2024-01-31_23-59-59", "2024-02-01_00-00-00"),
   ],
 )
-def test_numbers_in_names_are_ordered_as_numbers(names):
+def test_frames_are_sorted_by_number(names):
   files = [f"{name}.png" for name in names]
   assert images.sort_by_number(sorted(files, reverse=True)) == files
 
 
-def test_a_running_number_at_the_end_counts():
-  names = ["7_0001.jpg", "3_0002.jpg", "5_0003.jpg"]  # behind a track's number, say
+def test_frames_are_sorted_by_last_number():
+  names = ["7_0001.jpg", "3_0002.jpg", "5_0003.jpg"]  # after the number of a track, for example
   assert images.sort_by_number(sorted(names)) == names
 
 
-def test_names_that_say_two_orders_are_refused():
+def test_ambiguous_order_is_an_error():
   seconds = [f"12-30-{k:02d}.jpg" for k in range(30, 60)] + [
     f"12-31-{k:02d}.jpg" for k in range(30)
   ]
@@ -98,9 +99,9 @@ def test_names_that_say_two_orders_are_refused():
   assert images.sort_by_number(sorted(seconds[1:], reverse=True)) == seconds[1:]
 
 
-def test_lists_class_folders_and_csv_are_the_same_clips(moving, tmp_path, capsys):
+def test_lists_class_folders_and_csv_are_equivalent(moving, tmp_path, capsys):
   for k in range(4):
-    extract(moving, tmp_path / f"frames/rawframes/clip {k}")
+    extract_frames(moving, tmp_path / f"frames/rawframes/clip {k}")
   (tmp_path / "frames/some_train_list_rawframes.txt").write_text("clip 0 12 1\nclip 1 12 0\n")
   (tmp_path / "frames/some_val_list_rawframes.txt").write_text("clip 2 12 1\nclip 3 12 0\n\n")
   (tmp_path / "frames/category.txt").write_text("no\nyes\n")
@@ -110,7 +111,7 @@ def test_lists_class_folders_and_csv_are_the_same_clips(moving, tmp_path, capsys
   ]
   (tmp_path / "frames/all.csv").write_text("\n".join(["path,label,split", *rows]))
   for k in range(4):
-    extract(
+    extract_frames(
       moving,
       tmp_path / f"folders/{'val' if k > 1 else 'train'}/{'yes' if k in (0, 2) else 'no'}/{k}",
     )
@@ -130,46 +131,49 @@ def test_lists_class_folders_and_csv_are_the_same_clips(moving, tmp_path, capsys
   assert found[0] == found[1] == found[2] and len(found[0][0]) == 12
 
 
-def test_a_frame_that_is_mended_is_read_again(moving, tmp_path, capsys):
+def test_retries_clip_after_a_frame_changed(moving, tmp_path, capsys):
   for k in range(6):
-    extract(moving, tmp_path / f"source/{'train' if k < 4 else 'val'}/{'ab'[k % 2]}/{k}")
-  Image.new("RGB", (48, 32)).save(tmp_path / "source/val/a/5.png")  # beside the clips' folders
+    extract_frames(moving, tmp_path / f"source/{'train' if k < 4 else 'val'}/{'ab'[k % 2]}/{k}")
+  Image.new("RGB", (48, 32)).save(tmp_path / "source/val/a/5.png")  # next to the clips' folders
   frame = tmp_path / "source/train/a/0/img_00003.png"
-  whole = frame.read_bytes()
-  frame.write_bytes(b"x" * len(whole))
+  content = frame.read_bytes()
+  frame.write_bytes(b"x" * len(content))
   arguments = ["--dataset=frames", f"--source={tmp_path}/source", f"--out={tmp_path}/out"]
   with pytest.raises(SystemExit, match="1 of 6 clips cannot be read"):
     prepare.main([*arguments, "--short_edge=32", "--workers=1"])
-  assert "ignored 1 images that lie in no clip's folder" in capsys.readouterr().out
+  assert "ignored images outside the clips' folders: 1" in capsys.readouterr().out
   with open(frame, "r+b") as file:
-    file.write(whole)
+    file.write(content)
   prepare.main([*arguments, "--short_edge=32", "--workers=1"])
   assert prepare.store.open_dataset(tmp_path / "out").class_sizes() == (2, 2)
 
 
 @pytest.mark.parametrize(
-  ("files", "words"),
+  ("files", "message"),
   [
-    ({"a_train.txt": "clip 12 0 x"}, "line 1: 'clip 12 0 x' should be '<folder> <frames> <label>'"),
-    ({"a_train.txt": "clip 12 2", "classes.txt": "a\nb"}, "the label 2, but 2 classes are named"),
+    ({"a_train.txt": "clip 12 0 x"}, "line 1: 'clip 12 0 x' must be '<folder> <frames> <label>'"),
+    (
+      {"a_train.txt": "clip 12 2", "classes.txt": "a\nb"},
+      "label 2 must be < 2, the number",
+    ),
     ({"a_train.txt": "clip 12 0\nclip 12 0"}, "line 2: clip occurs twice"),
-    ({"a_train.txt": "clip 12 0", "b_train.txt": ""}, "a_train.txt is of train too"),
-    ({"train_val.txt": "clip 12 0"}, "its name says train and validation"),
+    ({"a_train.txt": "clip 12 0", "b_train.txt": ""}, "a_train.txt is also a list of train"),
+    ({"train_val.txt": "clip 12 0"}, "the name contains train and validation"),
     ({"a_train.txt": b"caf\xe9 12 0"}, "a_train.txt: the file is not UTF-8"),
     ({"a_train.txt": "clip 12 0"}, "validation"),
   ],
 )
-def test_lists_that_cannot_be(tmp_path, files, words):
+def test_invalid_lists_are_errors(tmp_path, files, message):
   for name, text in files.items():
     (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
-  with pytest.raises(UserError, match=words):
-    frame_lists.listing(tmp_path)
+  with pytest.raises(UserError, match=message):
+    frame_lists.list_clips(tmp_path)
 
 
-def test_a_test_list_stands_in_for_validation_and_numbers_for_names(tmp_path):
+def test_test_list_replaces_validation_and_numbers_replace_names(tmp_path):
   (tmp_path / "train.txt").write_text("a 1 0\nb 1 2\nc 1 1\n")
   (tmp_path / "test.txt").write_text("d 1 2\n")
-  found = frame_lists.listing(tmp_path)
+  found = frame_lists.list_clips(tmp_path)
   assert found.names == ["0", "1", "2"] and [*found.splits] == ["train", "validation"]
   with pytest.raises(UserError, match="--group_pattern"):
-    frame_lists.listing(tmp_path, "x")
+    frame_lists.list_clips(tmp_path, "x")

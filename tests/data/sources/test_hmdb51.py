@@ -1,9 +1,9 @@
-"""HMDB51 in its owner's layout; no video is needed to list them."""
+"""HMDB51 in its official layout; listing requires no video files."""
 
 import pytest
 
 from data.sources import hmdb51
-from u2s_jax.errors import UserError
+from u2s_jax.runtime.errors import UserError
 
 LISTS = {
   "wave": ["20060723_w_nm_np1_fr_med_0.avi 1 ", "b_w_nm.avi 2 ", "c_w_nm.avi 0 "],
@@ -13,11 +13,11 @@ LISTS = {
 
 @pytest.fixture
 def source(tmp_path):
-  _lay_out(tmp_path, "", "testTrainMulti_7030_splits")
+  _write_layout(tmp_path, "", "testTrainMulti_7030_splits")
   return tmp_path
 
 
-def _lay_out(source, videos, lists):
+def _write_layout(source, videos, lists):
   (source / lists).mkdir(parents=True, exist_ok=True)
   for name, lines in LISTS.items():
     (source / videos / name).mkdir(parents=True)
@@ -26,10 +26,10 @@ def _lay_out(source, videos, lists):
       (source / lists / f"{name}_test_split{split}.txt").write_text(text)
 
 
-def test_what_is_listed(source):
+def test_lists_clips(source):
   (source / "__skip").touch()
   (source / ".hidden").mkdir()
-  found = hmdb51.listing(source, 1)
+  found = hmdb51.list_clips(source, 1)
   assert list(found.names) == ["brush_hair", "wave"]
   assert [(clip.id, clip.label, clip.path) for clip in found.splits["train"]] == [
     (
@@ -53,32 +53,32 @@ def test_what_is_listed(source):
 @pytest.mark.parametrize(
   "videos, lists", [("videos", "splits"), ("hmdb51_org", ""), ("", ""), ("", "splits")]
 )
-def test_other_places(tmp_path, videos, lists):
-  _lay_out(tmp_path, videos, lists)
-  found = hmdb51.listing(tmp_path, 3)
+def test_other_folders(tmp_path, videos, lists):
+  _write_layout(tmp_path, videos, lists)
+  found = hmdb51.list_clips(tmp_path, 3)
   assert list(found.names) == ["brush_hair", "wave"]
   assert found.splits["train"][0].path.startswith(str(tmp_path / videos / "brush_hair"))
 
 
-def test_splits(source):
+def test_second_split(source):
   path = source / "testTrainMulti_7030_splits/wave_test_split2.txt"
   path.write_text("b_w_nm.avi 1 \r\nc_w_nm.avi 2 \r\n\r\n")
-  found = hmdb51.listing(source, 2)
+  found = hmdb51.list_clips(source, 2)
   assert [clip.id for clip in found.splits["train"]][1:] == ["wave/b_w_nm"]
   assert [clip.id for clip in found.splits["validation"]][1:] == ["wave/c_w_nm"]
 
 
 def _fails(source, kind, *parts, split=1):
   with pytest.raises(kind) as caught:
-    hmdb51.listing(source, split)
+    hmdb51.list_clips(source, split)
   message = str(caught.value)
   assert "\n" not in message
   for part in parts:
     assert part in message
 
 
-def test_what_is_missing(source):
-  _fails(source, UserError, "--split is 0", split=0)
+def test_missing_files_are_errors(source):
+  _fails(source, UserError, "--split: 0 must be", split=0)
   _fails(source / "nowhere", FileNotFoundError, "nowhere", "not a folder")
   (source / "clap").mkdir()
   _fails(source, FileNotFoundError, "clap_test_split1.txt", str(source / "clap"))
@@ -90,13 +90,13 @@ def test_what_is_missing(source):
 
 
 @pytest.mark.parametrize("line", ["d.avi 3 ", "d.avi", "d.avi -1", "1"])
-def test_bad_lists(source, line):
+def test_invalid_lines_are_errors(source, line):
   path = source / "testTrainMulti_7030_splits/wave_test_split1.txt"
   path.write_text("\n".join([*LISTS["wave"], line]))
   _fails(source, UserError, f"{path}, line 4", repr(line.strip()))
 
 
-def test_bad_listings(source):
+def test_invalid_listings_are_errors(source):
   path = source / "testTrainMulti_7030_splits/wave_test_split1.txt"
   path.write_text("a.avi 1 \na.avi 2 \n")
   _fails(source, UserError, "wave/a occurs twice")

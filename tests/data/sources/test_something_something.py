@@ -1,4 +1,4 @@
-"""Reading the label files of Something-Something V2, and what happens when they are bad."""
+"""The label files of Something-Something V2, valid and invalid."""
 
 import json
 import shutil
@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from data.sources import something_something
-from u2s_jax.errors import UserError
+from u2s_jax.runtime.errors import UserError
 
 TEMPLATES = ['Pushing [something] to [part], "softly"', "Bending [something]", "Doing nothing"]
 NAMES = [template.replace("[", "").replace("]", "") for template in TEMPLATES]
@@ -14,7 +14,7 @@ NAMES = [template.replace("[", "").replace("]", "") for template in TEMPLATES]
 
 @pytest.fixture
 def source(tmp_path):
-  """A small data set in the folder layout of the data set's owner."""
+  """Writes a small data set in the official layout."""
   (tmp_path / "labels").mkdir(parents=True)
   (tmp_path / something_something.VIDEO_FOLDER).mkdir()
   # Not in index order, as in the real file.
@@ -40,34 +40,34 @@ def _labels(found, split):
 
 
 @pytest.mark.parametrize("layout", ["modern", "older"])
-def test_what_is_listed(source, layout):
+def test_lists_clips(source, layout):
   if layout == "older":
     for path in (source / "labels").iterdir():
       older = f"something-something-v2-{path.name}" if path.suffix == ".json" else path.name
       shutil.move(path, source / older)
     (source / "labels").rmdir()
-  found = something_something.listing(source)
+  found = something_something.list_clips(source)
   assert list(found.names) == NAMES and not found.images
   assert _labels(found, "train") == {"0": 0, "1": 1, "2": 2}
   assert _labels(found, "validation") == {"3": 0, "4": 1}
   assert _labels(found, "test") == {"5": 0, "6": -1}
-  # The video is not there: whoever decodes counts it.
+  # The video is missing; decoding reports it.
   clip = found.splits["test"][1]
   assert clip.path == str(source / something_something.VIDEO_FOLDER / "6.webm")
   assert clip.load is None
   assert found.official == {"train": 168913, "validation": 24777, "test": 27157}
 
 
-def test_the_test_split_may_be_missing(source):
+def test_test_split_is_optional(source):
   (source / "labels/test-answers.csv").unlink()
-  assert _labels(something_something.listing(source), "test") == {"5": -1, "6": -1}
+  assert _labels(something_something.list_clips(source), "test") == {"5": -1, "6": -1}
   (source / "labels/test.json").unlink()
-  assert set(something_something.listing(source).splits) == {"train", "validation"}
+  assert set(something_something.list_clips(source).splits) == {"train", "validation"}
 
 
 def _fails(source, kind, *parts):
   with pytest.raises(kind) as caught:
-    something_something.listing(source)
+    something_something.list_clips(source)
   message = str(caught.value)
   assert "\n" not in message
   for part in parts:
@@ -86,7 +86,7 @@ def test_missing_label_file(source, name):
   _fails(source, FileNotFoundError, f"labels/{name}.json", f"something-something-v2-{name}.json")
 
 
-def test_bad_label_files(source):
+def test_invalid_label_files_are_errors(source):
   train = source / "labels/train.json"
   _write(train, [_entry(0) | {"template": "Eating [something]"}])
   _fails(source, UserError, "train.json", "'Eating something'", "entry 0", "labels.json")
@@ -97,17 +97,17 @@ def test_bad_label_files(source):
   _write(train, [_entry(0), {"template": "x"}])
   _fails(source, UserError, "train.json", 'entry 1 has no "id"')
   _write(train, [{"id": "0", "template": None}])
-  _fails(source, UserError, "train.json", "template of entry 0 is None")
+  _fails(source, UserError, "train.json", "template of entry 0 must be a string, not None")
   _write(train, [])
   _fails(source, UserError, "train.json", "no entries")
   _write(train, {})
-  _fails(source, UserError, "train.json", "a JSON list is expected")
+  _fails(source, UserError, "train.json", "must be a JSON list")
   train.write_text('[{"id": ')
   _fails(source, UserError, "train.json", "not a valid JSON file")
   train.write_bytes(b'[{"id": "\xff"}]')
   _fails(source, UserError, "train.json", "not a valid JSON file")
   _write(train, [_entry(0)])
-  _fails(source, UserError, str(source), "no training clip is of the class", "Bending something")
+  _fails(source, UserError, str(source), "no training clip", "Bending something")
   _write(train, [_entry(clip_id) for clip_id in range(4)])
   _fails(source, UserError, str(source), "id 3 occurs twice", "in train and in validation")
   _write(train, [_entry(clip_id) for clip_id in range(3)])

@@ -1,9 +1,9 @@
-"""UCF101 in its owner's layout, with empty files for the videos."""
+"""UCF101 in its official layout, with empty files for the videos."""
 
 import pytest
 
 from data.sources import ucf101
-from u2s_jax.errors import UserError
+from u2s_jax.runtime.errors import UserError
 
 TRAIN = """ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1\r
 ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c02.avi 1\r
@@ -25,7 +25,7 @@ def source(tmp_path):
     _write(lists / f"trainlist0{split}.txt", TRAIN)
     _write(lists / f"testlist0{split}.txt", TEST)
   for line in (TRAIN + TEST).splitlines():
-    # Only the lists have a large S.
+    # Only the lists write a capital S.
     path = tmp_path / "UCF-101" / line.split()[0].replace("HandStand", "Handstand")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
@@ -41,8 +41,8 @@ def _paths(found, source):
   return {clip.id: clip.path.removeprefix(f"{source}/") for clip in clips}
 
 
-def test_what_is_listed(source):
-  found = ucf101.listing(source, 1)
+def test_lists_clips(source):
+  found = ucf101.list_clips(source, 1)
   assert list(found.names) == ["ApplyEyeMakeup", "HandStandPushups", "YoYo"]
   assert [(clip.id, clip.label) for clip in found.splits["train"]] == [
     ("v_ApplyEyeMakeup_g08_c01", 0),
@@ -67,18 +67,18 @@ def test_case_of_handstand_pushups(source, folder, file):
   (root / "HandstandPushups").rename(root / folder)
   for path in list((root / folder).iterdir()):
     path.rename(path.with_name(path.name.replace("HandstandPushups", file)))
-  paths = _paths(ucf101.listing(source, 1), source)
+  paths = _paths(ucf101.list_clips(source, 1), source)
   expected = f"UCF-101/{folder}/v_{file}_g01_c01.avi"
   assert paths["v_HandStandPushups_g01_c01"] == expected
   assert (source / expected).is_file()
-  # The same where classInd.txt has the name of the folder and the other lists do not.
+  # The same if classInd.txt, unlike the other lists, has the name of the folder.
   _write(source / "ucfTrainTestlist/classInd.txt", "1 ApplyEyeMakeup\n2 HandstandPushups\n3 YoYo\n")
-  found = ucf101.listing(source, 1)
+  found = ucf101.list_clips(source, 1)
   assert found.names[1] == "HandstandPushups" and _paths(found, source) == paths
 
 
 @pytest.mark.parametrize("place", ["videos", ""])
-def test_other_places(source, place):
+def test_other_folders(source, place):
   if place:
     (source / "UCF-101").rename(source / place)
   else:
@@ -86,21 +86,21 @@ def test_other_places(source, place):
       folder.rename(source / folder.name)
     (source / "UCF-101").rmdir()
     (source / "ucfTrainTestlist").rmdir()
-  paths = _paths(ucf101.listing(source, 1), source)
+  paths = _paths(ucf101.list_clips(source, 1), source)
   assert len(paths) == 7 and all((source / path).is_file() for path in paths.values())
 
 
-def test_a_missing_video_is_left_to_who_decodes(source):
+def test_missing_video_is_listed(source):
   (source / "UCF-101/YoYo/v_YoYo_g01_c01.avi").unlink()
-  paths = _paths(ucf101.listing(source, 1), source)
+  paths = _paths(ucf101.list_clips(source, 1), source)
   assert paths["v_YoYo_g01_c01"] == "UCF-101/YoYo/v_YoYo_g01_c01.avi"
 
 
 def test_splits(source):
   lists = source / "ucfTrainTestlist"
   _write(lists / "trainlist02.txt", "\n".join(TRAIN.splitlines()[1:]))
-  assert len(ucf101.listing(source, 2).splits["train"]) == 3
-  official = [ucf101.listing(source, split).official for split in (1, 2, 3)]
+  assert len(ucf101.list_clips(source, 2).splits["train"]) == 3
+  official = [ucf101.list_clips(source, split).official for split in (1, 2, 3)]
   assert official == [
     {"train": 9537, "validation": 3783},
     {"train": 9586, "validation": 3734},
@@ -111,15 +111,15 @@ def test_splits(source):
 
 def _fails(source, kind, *parts, split=1):
   with pytest.raises(kind) as caught:
-    ucf101.listing(source, split)
+    ucf101.list_clips(source, split)
   message = str(caught.value)
   assert "\n" not in message
   for part in parts:
     assert part in message
 
 
-def test_what_is_missing(source):
-  _fails(source, UserError, "--split is 4", split=4)
+def test_missing_files_are_errors(source):
+  _fails(source, UserError, "--split: 4 must be", split=4)
   _fails(source / "nowhere", FileNotFoundError, "nowhere", "not a folder")
   (source / "ucfTrainTestlist/testlist03.txt").unlink()
   _fails(source, FileNotFoundError, "ucfTrainTestlist/testlist03.txt", split=3)
@@ -143,8 +143,8 @@ def test_what_is_missing(source):
     ("trainlist01", "\n".join(TRAIN.splitlines()[:3]), ["no training clip", "'YoYo'"]),
   ],
 )
-def test_bad_lists(source, name, text, parts):
+def test_invalid_lists_are_errors(source, name, text, parts):
   path = source / f"ucfTrainTestlist/{name}.txt"
   _write(path, text)
-  where = f"{path}, " if parts[0].startswith("line") else f"{source}: "
-  _fails(source, UserError, where, *parts)
+  prefix = f"{path}, " if parts[0].startswith("line") else f"{source}: "
+  _fails(source, UserError, prefix, *parts)

@@ -1,4 +1,4 @@
-"""The rendered data set: its files, its labels, its chance, and that the classes differ."""
+"""The rendered data set: files, labels, reproducibility, and differences between classes."""
 
 import collections
 import csv
@@ -13,7 +13,7 @@ import pytest
 
 from data.tiny_something import actions, render
 from data.tiny_something.render import Settings
-from u2s_jax.errors import UserError
+from u2s_jax.runtime.errors import UserError
 
 _SETTINGS = {"num_train": 70, "num_validation": 36, "num_test": 35, "height": 32, "seed": 3}
 
@@ -47,7 +47,7 @@ def _contents(folder):
 
 
 def _drift(clip):
-  """How far right, in pixels, what moves is in the second half, against the first."""
+  """Returns how far motion moves right, in pixels, from the first to the second half."""
   motion = np.abs(np.diff(clip.astype(float), axis=0)).sum(axis=-1)
   motion[motion < 90] = 0
   columns = motion.sum(axis=1)
@@ -95,7 +95,7 @@ def test_label_files(root):
   assert files == {f"{video_id}.webm" for video_id in ids}
 
 
-def test_classes_are_balanced_and_ids_tell_nothing(root):
+def test_classes_are_balanced_and_ids_are_random(root):
   for split in ("train", "validation"):
     counts = collections.Counter(entry["template"] for entry in _labels(root, split))
     assert len(counts) == len(actions.CLASSES)
@@ -110,7 +110,7 @@ def test_classes_are_balanced_and_ids_tell_nothing(root):
 
 def test_videos_decode_to_what_was_rendered(root):
   widths = set()
-  for split, video_id, class_index, seed in render._clips(Settings(**_SETTINGS))[::4]:
+  for split, video_id, class_index, seed in render._list_clips(Settings(**_SETTINGS))[::4]:
     path = root / render.VIDEO_FOLDER / f"{video_id}.webm"
     codec, rate, frames = _decode(path)
     assert "vp9" in codec and rate == pytest.approx(12, abs=0.1)
@@ -126,7 +126,7 @@ def test_videos_decode_to_what_was_rendered(root):
 
 
 @pytest.mark.parametrize("difficulty", [0.0, 0.5, 1.0])
-def test_every_class_renders_from_its_generator_alone(difficulty):
+def test_clip_depends_only_on_its_generator(difficulty):
   for index in range(len(actions.CLASSES)):
     clips = [
       actions.render_clip(index, np.random.default_rng(seed), height=32, difficulty=difficulty)[0]
@@ -158,11 +158,11 @@ def test_files_do_not_depend_on_the_number_of_workers(tmp_path):
   assert all(
     one[name].shape != other[name].shape or np.any(one[name] != other[name]) for name in clips
   )
-  # Nothing half-made lies beside them.
+  # No temporary folder is left.
   assert {path.name for path in tmp_path.iterdir()} == {"1", "2", "other"}
 
 
-def test_existing_root(root, tmp_path):
+def test_existing_folder(root, tmp_path):
   before = _contents(root)
   render.render(root, Settings(**_SETTINGS), num_workers=1)
   with pytest.raises(UserError, match="height=32") as error:
@@ -176,7 +176,7 @@ def test_existing_root(root, tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
+def test_interruption_leaves_no_files(tmp_path, monkeypatch):
   def fail(*_):
     raise KeyboardInterrupt
 
@@ -196,7 +196,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
     {"num_workers": 0},
   ],
 )
-def test_arguments_out_of_range(tmp_path, change):
+def test_arguments_out_of_range_are_errors(tmp_path, change):
   with pytest.raises(UserError, match=next(iter(change)).replace("num_train", "counts")):
     arguments = {**_SETTINGS, **change}
     num_workers = arguments.pop("num_workers", 1)
@@ -204,7 +204,7 @@ def test_arguments_out_of_range(tmp_path, change):
   assert list(tmp_path.iterdir()) == []
 
 
-def test_the_renderer_imports_neither_tensorflow_nor_jax():
+def test_renderer_imports_neither_tensorflow_nor_jax():
   code = (
     "import data.tiny_something.render, sys; "
     "assert not {'tensorflow', 'jax', 'cv2'} & set(sys.modules)"
@@ -214,7 +214,7 @@ def test_the_renderer_imports_neither_tensorflow_nor_jax():
 
 
 @pytest.mark.parametrize("verb", ["Pushing", "Pulling"])
-def test_pushes_and_pulls_go_where_their_name_says(verb):
+def test_pushes_and_pulls_move_in_the_named_direction(verb):
   right = [_drift(_clip(f"{verb} [something] from left to right", seed)) for seed in range(12)]
   left = [_drift(_clip(f"{verb} [something] from right to left", seed)) for seed in range(12)]
   assert np.mean(np.array(right) > 0) > 0.9
@@ -233,16 +233,16 @@ def test_pushes_and_pulls_go_where_their_name_says(verb):
     ("Moving [something] closer to [something]", "Moving [something] away from [something]"),
   ],
 )
-def test_reversed_classes_begin_where_the_other_ends(forwards, backwards):
-  # One generator paints the same scene for both. Nothing happens at the ends, so these compare.
-  def unlike(one, other):
-    # Only clear changes count: noise is in both.
+def test_reversed_class_starts_where_the_other_ends(forwards, backwards):
+  # One seed paints the same scene for both. The first and last frames are idle, so they compare.
+  def measure_difference(one, other):
+    # Large changes only, as both have noise.
     return np.mean(np.abs(one.astype(float) - other).max(axis=-1) > 60)
 
   for seed in range(6):
     one, other = _clip(forwards, seed), _clip(backwards, seed)
-    same_way = unlike(one[0], other[0]) + unlike(one[-1], other[-1])
-    turned = unlike(one[0], other[-1]) + unlike(one[-1], other[0])
+    same_way = measure_difference(one[0], other[0]) + measure_difference(one[-1], other[-1])
+    turned = measure_difference(one[0], other[-1]) + measure_difference(one[-1], other[0])
     assert turned < 0.3 * same_way
 
 
@@ -277,15 +277,15 @@ def test_reversed_classes_begin_where_the_other_ends(forwards, backwards):
     ),
   ],
 )
-def test_outcomes_differ_and_difficulty_hides_them(moving, still):
-  # The same generator gives both members the same scene up to where they part.
+def test_difficulty_reduces_differences_of_outcome(moving, still):
+  # One seed paints the same scene for both up to the outcome.
   gaps = {}
   for difficulty in (0.0, 1.0):
     gap = []
     for seed in range(8):
       one, other = _clip(moving, seed, difficulty), _clip(still, seed, difficulty)
       last = len(one) * 7 // 8
-      # Away from the noise: only what differs clearly counts.
+      # Large changes only, as both have noise.
       changed = np.abs(one[last].astype(float) - other[last]).max(axis=-1) > 60
       gap.append(changed.mean())
     gaps[difficulty] = np.mean(gap)
@@ -293,7 +293,7 @@ def test_outcomes_differ_and_difficulty_hides_them(moving, still):
   assert gaps[1.0] < gaps[0.0]
 
 
-def test_clutter_leaves_less_of_the_frame_to_the_action():
+def test_clutter_reduces_the_area_of_the_action():
   name = "Putting [something] next to [something]"
   index, changed = actions.CLASSES.index(name), {}
   for clutter in (0.0, 1.0):
@@ -303,5 +303,5 @@ def test_clutter_leaves_less_of_the_frame_to_the_action():
       clip = actions.render_clip(index, rng, height=64, difficulty=0.0, clutter=clutter)[0]
       shares.append((np.abs(clip[0].astype(float) - clip[len(clip) // 2]).max(-1) > 60).mean())
     changed[clutter] = np.mean(shares)
-  # Half the height is a quarter of the area; things that drift add to it.
+  # Half the height is a quarter of the area; drifting objects add to it.
   assert 0.1 * changed[0.0] < changed[1.0] < 0.6 * changed[0.0]

@@ -1,0 +1,1 @@
+"""Studies: variants of a config, trained over several seeds or folds, with their controls."""

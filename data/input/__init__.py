@@ -1,0 +1,1 @@
+"""The input pipeline: reads batches from a prepared data set."""

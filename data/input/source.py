@@ -1,0 +1,120 @@
+"""Connects a config to the input pipeline: its data set, clip format and augmentation."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from typing import Any
+
+import ml_collections
+
+from data.input import pipeline, store
+from data.input.pipeline import Batches, BatchSpec
+from data.input.store import PreparedDataset
+from u2s_jax.runtime.errors import UserError
+from u2s_jax.video import clips
+from u2s_jax.video.clips import Augmentation, ClipSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedSource:
+  """Batches of a prepared data set.
+
+  Attributes:
+    dataset: the data set.
+    clip: format of the clips.
+    augmentation: random augmentation of training clips.
+    training: batch settings of training.
+    testing: batch settings of evaluation.
+    seed: determines the order and augmentation of training clips.
+  """
+
+  dataset: PreparedDataset
+  clip: ClipSpec
+  augmentation: Augmentation
+  training: BatchSpec
+  testing: BatchSpec
+  seed: int
+
+  def fields(self) -> dict[str, Any]:
+    """Returns the arguments of `u2s_jax.run.Source`, which this package does not import."""
+    splits = self.dataset.info.splits
+    return {
+      "class_names": self.dataset.class_names,
+      "num_train": splits["train"].num_examples if "train" in splits else 0,
+      "channels": self.clip.channels,
+      "train_batches": self.train_batches,
+      "eval_batches": self.eval_batches,
+      "stored": self.dataset.storage_settings(),
+      "class_sizes": self.dataset.class_sizes(),
+      "paths": self.dataset.paths,
+      "name": self.dataset.folder.name,
+      "digest": compute_digest(self.dataset),
+    }
+
+  def train_batches(self, stage: int, first_step: int) -> Batches:
+    """Yields the training batches of a stage from `first_step` on, without end."""
+    return pipeline.train_batches(
+      self.dataset.split("train"),
+      self.clip,
+      self.augmentation,
+      self.training,
+      seed=self.seed,
+      stage=stage,
+      first_step=first_step,
+    )
+
+  def eval_batches(self, split: str, views: str) -> Batches:
+    """Yields the batches of a split, one epoch in order."""
+    return pipeline.eval_batches(self.dataset.split(split), self.clip, self.testing, views)
+
+
+def compute_digest(dataset: PreparedDataset) -> str:
+  """Returns a digest of classes, clip ids, labels, storage settings and number of bytes.
+
+  The folder is not included, so a data set may be moved. Empty for a data set of an earlier version
+  or of another tool, which has no digest of its clips.
+  """
+  try:
+    clips_digest = json.loads((dataset.folder / store.SETTINGS).read_text())["clips"]
+  except (OSError, ValueError, LookupError):
+    return ""
+  # The number of bytes distinguishes data sets whose files have equal names.
+  splits = {
+    name: [split.num_examples, split.num_bytes] for name, split in dataset.info.splits.items()
+  }
+  content = [clips_digest, dataset.modality, dataset.storage_settings(), sorted(splits.items())]
+  return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def open_source(
+  config: ml_collections.ConfigDict,
+  folder: str | os.PathLike[str],
+  process_index: int,
+  process_count: int,
+) -> PreparedSource:
+  """Opens the data set of a config.
+
+  Args:
+    config: see `configs/default.py`.
+    folder: the prepared data set.
+    process_index: this process's index.
+    process_count: number of processes that share a batch.
+
+  Raises:
+    FileNotFoundError: if there is no data set, or it is not finished.
+    UserError: if a field of the section `data` is not valid or does not match the data set.
+  """
+  clip, augmentation = clips.read_config(config.data)
+  dataset = store.open_dataset(folder)
+  if dataset.modality != clip.modality:
+    raise UserError(f"data.modality: {clip.modality!r}, but {folder} holds {dataset.modality!r}")
+  share = process_index, process_count, config.data.num_threads
+  return PreparedSource(
+    dataset,
+    clip,
+    augmentation,
+    training=BatchSpec(config.batch_size, *share),
+    testing=BatchSpec(config.eval.batch_size, *share),
+    seed=config.seed,
+  )

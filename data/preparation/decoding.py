@@ -1,0 +1,87 @@
+"""The task of a decoding process: decodes files or segments of videos, with fingerprints."""
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from data.preparation import fingerprints, workers
+from data.preparation.workers import Decoded, Skipped
+from u2s_jax.runtime.errors import UserError
+from u2s_jax.video import decode
+from u2s_jax.video.decode import Storage
+
+
+def decode_spans(
+  file: str | io.BytesIO, storage: Storage, spans: Sequence[tuple[float, float]]
+) -> list[Decoded | Skipped]:
+  """Decodes segments of a video in one pass.
+
+  Args:
+    file: path or open file.
+    storage: how frames are resized and encoded.
+    spans: start and end of each segment in seconds, sorted by the start.
+
+  Returns:
+    One result for each span. `Skipped` if more than 15 % of a segment lie after the video's end, or
+    if decoding fails before the segment is complete.
+  """
+  segments, reason = {}, None
+  try:
+    for segment in decode.decode_segments(file, storage, spans, strict=True):
+      segments[segment.start, segment.planned] = segment
+  except UserError as error:
+    reason = " ".join(str(error).split())
+  results = []
+  for span in spans:
+    segment = segments.get(tuple(span))
+    if segment is None or not segment.frames:
+      results.append(Skipped(reason or "the video has no frames there"))
+      continue
+    # 0.1 s of tolerance, as the last frame's duration is often unknown.
+    seconds = segment.end - segment.start
+    if seconds < 0.85 * (segment.planned - segment.start) - 0.1:
+      results.append(Skipped(f"the video ends there after {seconds:.1f} seconds"))
+    else:
+      results.append(_add_fingerprint(segment.frames, storage))
+  return results
+
+
+def make_decoder(
+  storage: dict[str, Any], is_image: bool
+) -> Callable[[tuple[str, bytes | None, Sequence | None]], Decoded | Skipped | list]:
+  """Returns the function of a worker process: (path, content or None, spans or None) to results.
+
+  Args:
+    storage: fields of `Storage`.
+    is_image: whether the files are images.
+  """
+  storage_settings = Storage(**storage)
+  if storage_settings.modality == "rgb":
+    fingerprints.import_imagehash()  # else the first clip's time would include it
+
+  def answer(request):
+    path, content, spans = request
+    file = path if content is None else io.BytesIO(content)
+    try:
+      if spans:
+        return decode_spans(file, storage_settings, [tuple(span) for span in spans])
+      frames = decode.decode_file(file, storage_settings, is_image=is_image)
+      return _add_fingerprint(frames, storage_settings)
+    except UserError as error:
+      return Skipped(" ".join(str(error).split()))
+    except MemoryError:
+      return Skipped(f"decoding takes more than {workers.MAX_MEMORY >> 30} GiB of memory")
+    except OSError as error:
+      return skip_unreadable(error)
+
+  return answer
+
+
+def _add_fingerprint(frames: list[bytes], storage: Storage) -> Decoded:
+  is_rgb = storage.modality == "rgb"
+  return Decoded(frames, fingerprints.compute_fingerprint(frames) if is_rgb else "")
+
+
+def skip_unreadable(error: OSError) -> Skipped:
+  """Returns the result for a file that could not be read; a retry may succeed."""
+  return Skipped(f"it cannot be read ({error.strerror or error})", retry=True)

@@ -1,0 +1,476 @@
+"""Turns videos or images into a data set that the pipeline reads.
+
+  python -m data.prepare --dataset=videos --source=/my/videos --out=/data/mine
+
+After an interruption the same command resumes. An unfinished data set cannot be opened.
+"""
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import datetime
+import functools
+import itertools
+import json
+import os
+import pathlib
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import tqdm
+
+from data.input import store
+from data.preparation import cluster as cluster_lib
+from data.preparation import file_states, finalize, shard_writer, shards
+from data.preparation.shard_writer import Job, OnClipDone, Plan
+from data.preparation.workers import Decoded
+from data.sources import frame_lists, hmdb51, something_something, tfds_images, ucf101
+from u2s_jax.runtime import files, signals
+from u2s_jax.runtime.errors import (
+  INTERRUPTED,
+  UserError,
+  check_repeated,
+  escape,
+  one_line_errors,
+)
+from u2s_jax.video import decode, flow, folders
+from u2s_jax.video import listing as listing_lib
+from u2s_jax.video.decode import Storage
+from u2s_jax.video.listing import Clip, Listing
+
+VERSION = 1  # incremented when the same settings lead to other shards or other pixels
+NAMES_SHOWN = 10
+# The cost of at least MIN_ESTIMATED clips is estimated first, from up to SAMPLE_SIZE of them and
+# for about SAMPLE_SECONDS. As clips differ, only an estimate of more than MARGIN times the free
+# disk space is an error.
+MIN_ESTIMATED = {"rgb": 240, "flow": 48}
+SAMPLE_SIZE, SAMPLE_SECONDS, MARGIN = 24, 60.0, 2.0
+# (job, todo, on_clip_done=...) -> shards as they are written.
+ShardWriter = Callable[..., Iterator[tuple[shards.Key, shards.Shard]]]
+
+# Values of --dataset -> function from the parsed arguments to the listing.
+DATASETS = {
+  "ssv2": lambda args: something_something.list_clips(args.source),
+  "ucf101": lambda args: ucf101.list_clips(args.source, args.split),
+  "hmdb51": lambda args: hmdb51.list_clips(args.source, args.split),
+  "cars196": lambda args: tfds_images.list_clips(args.source, "cars196"),
+  "stanford_dogs": lambda args: tfds_images.list_clips(args.source, "stanford_dogs"),
+  "videos": lambda args: folders.list_videos(args.source, args.group_pattern),
+  "frames": lambda args: frame_lists.list_clips(args.source, args.group_pattern),
+  "images": lambda args: folders.list_images(args.source, args.group_pattern),
+}
+
+
+def prepare(
+  listing: Listing,
+  out: str | os.PathLike[str],
+  storage: Storage,
+  *,
+  origin: Mapping[str, Any],
+  num_workers: int,
+  max_unreadable: float = 0.01,
+  cluster: str | None = None,
+  compare_files: bool = True,
+) -> store.PreparedDataset:
+  """Decodes all clips of a listing into `out`; resumes an unfinished data set there.
+
+  Clips that cannot be read are left out and listed in `<out>/skipped.csv`. Until the data set is
+  finished, each call retries those whose file has changed. The result depends neither on
+  `num_workers` nor on interruptions. A resumed preparation requires the same listing, and files of
+  the same size and modification time as those that were decoded.
+
+  Args:
+    listing: the clips.
+    out: output directory, created if missing.
+    storage: how frames are resized and encoded.
+    origin: where the listing comes from, JSON-serializable; must not change between calls.
+    num_workers: decoding processes, at least 1.
+    max_unreadable: share of the clips, 0 to 1, that may be left out.
+    cluster: address of a Dask scheduler whose workers write the shards; see
+      `data.preparation.cluster`.
+    compare_files: whether a changed source file is an error. False if `origin` determines the
+      content of the files, which may then be regenerated.
+
+  Raises:
+    UserError: if a setting is not valid, `out` holds something else or was made from other files,
+      or too many clips cannot be read; one line.
+  """
+  _check_arguments(listing, storage, num_workers, max_unreadable)
+  out = pathlib.Path(out)
+  settings = {
+    "version": VERSION,
+    "origin": dict(origin),
+    **dataclasses.asdict(storage),
+    "clips": shards.compute_digest(listing),
+  }
+  settings = json.loads(json.dumps(settings))
+  shards.check_folder(out, settings)
+  plan = shards.plan_shards(listing, storage.modality)
+  job = Job(out, tuple(listing.names), listing.images, storage, shards.count_shards(plan))
+  if cluster:
+    write = functools.partial(cluster_lib.write_shards, address=cluster)
+  else:
+    write = functools.partial(shard_writer.write_shards, num_workers=num_workers)
+  if compare_files and store.is_finished(out):
+    advice = f", or delete {out}/states_*.npy if only the times differ"
+    file_states.check_source(out, file_states.load_states(listing, out), advice)
+  # Before anything is written: a complete data set may lie on a read-only disk.
+  if store.is_finished(out) and not shards.find_missing(out, plan):
+    return store.open_dataset(out)
+  out.mkdir(parents=True, exist_ok=True)
+  refusal = f"{out}: another process is preparing it; wait until it has finished"
+  with files.file_lock(out / shards.LOCK, refusal):
+    # Again, under the lock: another process may have started or finished in the meantime.
+    shards.check_folder(out, settings)
+    if store.is_finished(out):
+      _restore_missing_shards(listing, job, plan, write)
+      return store.open_dataset(out)
+    shards.write_settings(out, settings)
+    _check_present(listing, max_unreadable)
+    progress = shards.Progress(out, job.num_shards)
+    if compare_files:
+      advice = f", or delete {out} to start over"
+      file_states.check_source(out, progress.states(plan), advice)
+    todo = {key: clips for key, clips in plan.items() if key not in progress.done}
+    if not cluster:
+      estimate_cost(job, todo, num_workers)
+    with _progress_bar(listing, todo) as on_clip_done:
+      for key, shard in write(job, todo, on_clip_done=on_clip_done):
+        progress.add(key, shard)
+        signals.raise_if_requested()
+    _check_unchanged(progress, plan)
+    done = {key: progress.done[key] for key in plan}
+    finalize.finalize_dataset(listing, out, settings, done, max_unreadable)
+    progress.delete()
+  return store.open_dataset(out)
+
+
+def _check_arguments(
+  listing: Listing, storage: Storage, num_workers: int, max_unreadable: float
+) -> None:
+  if storage.modality == "flow":
+    if listing.images:
+      raise UserError("modality: images have no flow; set it to 'rgb'")
+    flow.make_algorithm(storage.flow_algorithm)  # raises here instead of in every worker
+  if num_workers < 1:
+    raise UserError(f"workers: {num_workers} must be >= 1")
+  if not 0 <= max_unreadable <= 1:
+    raise UserError(f"max_unreadable: {max_unreadable} must be in [0, 1]")
+
+
+def _check_unchanged(progress: shards.Progress, plan: Plan) -> None:
+  """Raises UserError if files changed after they were decoded, as when still being copied.
+
+  Drops their shards, which the next call decodes again.
+  """
+  states = [(clip, state) for clip, state in progress.states(plan) if clip.load is None]
+  changed = file_states.find_changed(states)
+  if not changed:
+    return
+  ids = {clip.id for clip, _ in changed}
+  progress.drop([key for key, clips in plan.items() if any(clip.id in ids for clip in clips)])
+  clip, difference = changed[0]
+  raise UserError(
+    f"{clip.path}: the file changed during the preparation ({difference}), {len(changed)} files"
+    " in all; rerun the same command when they are complete to decode them again"
+  )
+
+
+def estimate_cost(job: Job, todo: Plan, num_workers: int) -> None:
+  """Decodes a sample of the clips and prints the disk space and time that all of them need.
+
+  Does nothing for fewer than `MIN_ESTIMATED` clips.
+
+  Raises:
+    UserError: if the disk is too small by far.
+  """
+  clips = list(itertools.chain.from_iterable(todo.values()))
+  if len(clips) < MIN_ESTIMATED[job.storage.modality]:
+    return
+  groups = list(shard_writer.group_clips(job, clips))
+  sample = groups[len(groups) // (2 * SAMPLE_SIZE) :: max(1, len(groups) // SAMPLE_SIZE)]
+  sample = sample[:SAMPLE_SIZE]
+  random.Random(0).shuffle(sample)  # the part decoded within the time limit covers all classes
+  timings, sizes, skipped, start, startup = {}, [], [], time.monotonic(), None
+  with contextlib.closing(shard_writer.decode_clips(job, sample, num_workers, timings)) as answers:
+    for clip, (answer, _) in zip(itertools.chain.from_iterable(sample), answers, strict=False):
+      if startup is None:  # seconds until the processes were ready
+        fastest = min((clock for clock, _ in timings.values()), default=0.0)
+        startup = time.monotonic() - start - fastest
+      if isinstance(answer, Decoded):
+        sizes.append(sum(map(len, answer.frames)))
+      else:
+        skipped.append(f"{clip.path}: {answer.reason}")
+      signals.raise_if_requested()
+      if time.monotonic() - start > SAMPLE_SECONDS:
+        break
+  if not sizes:
+    message = f"none of the first {len(skipped)} sampled clips can be read: {skipped[0]}"
+    print(escape(f"note: {message}"), flush=True)
+    return
+  num_timed = sum(len(sample[number]) for number in timings)
+  seconds = startup + len(clips) * _seconds_per_clip(timings.values(), num_timed, num_workers)
+  needed, free = len(clips) * sum(sizes) / len(sizes), shutil.disk_usage(job.out).free
+  message = f"about {needed / 1e9:.1f} GB for {len(clips)} clips, estimated from {len(sizes)}"
+  if needed > MARGIN * free:
+    raise UserError(f"{job.out}: {message}, but only {free / 1e9:.1f} GB are free; free disk space")
+  if needed > free:
+    message += ", which may not fit"
+  duration = datetime.timedelta(seconds=round(seconds))
+  message += f"; {free / 1e9:.1f} GB are free"
+  message += f"; {duration} (h:mm:ss) with {num_workers} processes"
+  if job.storage.flow_algorithm == "tvl1":
+    message += "; --flow_algorithm=dis is far faster, TV-L1 is the paper's"
+  print(f"note: {message}", flush=True)
+
+
+def _seconds_per_clip(
+  timings: Collection[tuple[float, float]], num_clips: int, num_workers: int
+) -> float:
+  """Returns the seconds between two clips when all processes are busy.
+
+  Args:
+    timings: wall-clock and CPU seconds of each request.
+    num_clips: clips in these requests.
+    num_workers: decoding processes.
+  """
+  # From the time spent inside the processes: the time between two answers means nothing when they
+  # arrive all at once or wait for a long one. Wall-clock time is the bound when processes wait for
+  # a disk, CPU time when there are more processes than cores.
+  clock, cpu = (sum(seconds) / num_clips for seconds in zip(*timings, strict=True))
+  return max(clock / num_workers, cpu / min(num_workers, os.cpu_count()))
+
+
+def _restore_missing_shards(listing: Listing, job: Job, plan: Plan, write: ShardWriter) -> None:
+  """Writes the missing shards of a finished data set again.
+
+  Raises:
+    UserError: if a restored shard would hold other clips than the original.
+  """
+  todo = {key: plan[key] for key in shards.find_missing(job.out, plan)}
+  if not todo:
+    return
+  skipped_ids = shards.read_skipped_ids(listing, job.out)
+  with (
+    _progress_bar(listing, todo) as on_clip_done,
+    tempfile.TemporaryDirectory(dir=job.out, prefix=".again-") as folder,
+  ):
+    temp_job = dataclasses.replace(job, out=pathlib.Path(folder))
+    for key, shard in write(temp_job, todo, on_clip_done=on_clip_done):
+      path, temp_path = (
+        store.shard_path(directory, *key, job.num_shards[key[0]])
+        for directory in (job.out, temp_job.out)
+      )
+      skipped_paths = {clip.path for clip in shard.skipped}
+      for clip in todo[key]:
+        if (clip.path in skipped_paths) != (clip.id in skipped_ids):
+          is_skipped = clip.path in skipped_paths
+          change = "cannot be read, but could" if is_skipped else "can be read, but could not"
+          raise UserError(
+            f"{path}: {clip.path} {change} when the data set was prepared; restore the file, or"
+            " prepare the data set in another folder"
+          )
+      os.replace(temp_path, path)
+      files.sync(job.out)
+
+
+@contextlib.contextmanager
+def _progress_bar(listing: Listing, todo: Plan) -> Iterator[OnClipDone]:
+  """Shows a progress bar; yields the callback that advances it."""
+  total = sum(map(len, listing.splits.values()))
+  bar = tqdm.tqdm(
+    total=total,
+    initial=total - sum(map(len, todo.values())),
+    unit="image" if listing.images else "clip",
+    mininterval=0.5 if sys.stderr.isatty() else 30,  # in a log every update is a line
+    dynamic_ncols=True,
+  )
+
+  def on_clip_done(clip: Clip, reason: str | None) -> None:
+    bar.update()
+    if reason is not None:
+      bar.write(escape(f"skipped {clip.path}: {reason}"), file=sys.stderr)
+    # Here, because a shard of flow takes hours.
+    signals.raise_if_requested()
+
+  with bar:
+    yield on_clip_done
+
+
+def _check_present(listing: Listing, max_unreadable: float) -> None:
+  """Raises UserError if too many files are missing: early, as decoding may take days."""
+  clips = [clip for split in listing.splits.values() for clip in split if clip.load is None]
+  # One directory listing per folder: 220,000 single lookups take minutes on network file systems.
+  present = {}
+  for folder in {os.path.dirname(clip.file) for clip in clips}:
+    try:
+      present[folder] = set(os.listdir(folder or "."))
+    except OSError:
+      present[folder] = set()
+  missing = [
+    clip for clip in clips if os.path.basename(clip.file) not in present[os.path.dirname(clip.file)]
+  ]
+  total = sum(map(len, listing.splits.values()))
+  if len(missing) > max_unreadable * total:
+    share = finalize.format_percent(len(missing) / total)
+    raise UserError(
+      f"{missing[0].path}: missing, as {len(missing)} of {total} clips are ({share};"
+      f" --max_unreadable is {finalize.format_percent(max_unreadable)}); add the files"
+    )
+
+
+def report(dataset: store.PreparedDataset, listing: Listing) -> str:
+  """Returns a summary of a prepared data set, with differences from the official counts."""
+  names = dataset.class_names
+  unit = "images" if listing.images else "clips"
+  shown = ", ".join(names[:NAMES_SHOWN])
+  return "\n".join(
+    [
+      f"{dataset.folder}: {len(names)} classes",
+      *_report_splits(dataset, listing, unit),
+      *_report_problems(dataset, unit),
+      *_report_rare_classes(listing, names, unit),
+      f"  classes: {shown}{', ...' if len(names) > NAMES_SHOWN else ''}",
+    ]
+  )
+
+
+def _report_splits(dataset: store.PreparedDataset, listing: Listing, unit: str) -> Iterator[str]:
+  for split, info in dataset.info.splits.items():
+    line = f"  {split}: {info.num_examples} {unit}, {info.num_bytes / 1e9:.2f} GB"
+    official = listing.official.get(split)
+    if official is not None:
+      listed = len(listing.splits[split])
+      difference = info.num_examples - official
+      line += f"; officially {official}: " + (
+        "complete"
+        if not difference
+        else f"a difference of {difference:+d} ({listed - official:+d} in the lists,"
+        f" {listed - info.num_examples} skipped)"
+      )
+    yield line
+  for split in listing.official.keys() - dataset.info.splits.keys():
+    yield f"  {split}: missing; officially {listing.official[split]}"
+
+
+def _report_problems(dataset: store.PreparedDataset, unit: str) -> Iterator[str]:
+  """Yields a line each on skipped clips, copies and clips that were not compared."""
+  metadata, leaks_path = dataset.info.metadata, dataset.folder / finalize.LEAKS
+  if skipped := metadata["skipped"]:
+    yield f"  skipped: {skipped}, see {dataset.folder / shards.SKIPPED}"
+  if leaks := metadata.get("leaks", 0):
+    yield (
+      f"  {leaks} {unit} look like a training one (copies or the same scene), so the accuracy may"
+      f" be too high; see {leaks_path}"
+    )
+  if share := metadata.get("share_alike"):
+    yield (
+      f"  {finalize.format_percent(share)} of the training {unit} look like one of another class,"
+      f" as with a fixed camera; copies cannot be detected, so {leaks_path} lists none"
+    )
+  if not_compared := metadata.get("not_compared", 0):
+    yield f"  {not_compared} {unit} are too plain to be compared with others"
+
+
+def _report_rare_classes(listing: Listing, names: Sequence[str], unit: str) -> Iterator[str]:
+  counts = collections.Counter(clip.label for clip in listing.splits.get("train", ()))
+  rare = [
+    f"{name} ({counts[i]})" for i, name in enumerate(names) if counts[i] < listing_lib.FEW_CLIPS
+  ]
+  if not (rare and counts):
+    return
+  more = f" and {len(rare) - NAMES_SHOWN} more" if len(rare) > NAMES_SHOWN else ""
+  yield (
+    f"  fewer than {listing_lib.FEW_CLIPS} training {unit}: {', '.join(rare[:NAMES_SHOWN])}{more};"
+    " data.balance draws rare classes more often"
+  )
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+  """Parses the command line."""
+  parser = argparse.ArgumentParser(
+    prog="python -m data.prepare", description=__doc__.split("\n")[0]
+  )
+  add = parser.add_argument
+  add("--dataset", required=True, choices=DATASETS)
+  add("--source", required=True, help="the data set's folder, or a CSV file")
+  add("--out", required=True, help="folder for the prepared data set")
+  add("--split", type=int, default=1, help="official split of ucf101 and hmdb51 (default: 1)")
+  add(
+    "--group_pattern",
+    default="",
+    help="for folders of videos or images: regular expression; clips whose paths match it with the"
+    " same text, for example one person's, are kept in one split",
+  )
+  add("--modality", choices=listing_lib.MODALITIES, default="rgb")
+  add("--flow_algorithm", choices=flow.ALGORITHMS, default="tvl1", help="'dis' is far faster")
+  add("--short_edge", type=int, default=240, help="pixels of the stored frames (default: 240)")
+  add(
+    "--jpeg_quality", type=int, default=decode.JPEG_QUALITY, help="1 to 100 (default: %(default)s)"
+  )
+  add("--workers", type=int, default=os.cpu_count(), help="processes that decode (default: cores)")
+  add("--cluster", help="address of a Dask scheduler whose workers decode (docs/scaling.md)")
+  add(
+    "--max_unreadable",
+    type=float,
+    default=0.01,
+    help="share of clips that may be unreadable; skipped.csv lists them (default: 0.01)",
+  )
+  return parser.parse_args(argv)
+
+
+@one_line_errors()
+def main(argv: Sequence[str] | None = None) -> None:
+  """Runs the command; user errors, SIGTERM and Ctrl-C are reported in one line."""
+  args = parse(argv)
+  check_repeated(sys.argv if argv is None else ["", *argv])
+  try:
+    with signals.signal_handlers():
+      _prepare_listing(args)
+  except signals.Interrupted as interrupted:
+    print(f"{interrupted}; rerun the same command to resume {args.out}", file=sys.stderr)
+    sys.exit(INTERRUPTED)
+
+
+def _prepare_listing(args: argparse.Namespace) -> None:
+  """Lists the clips, prepares them and prints a report."""
+  out = files.parse_data_dir(args.out, "--out")
+  args.source = files.parse_local_path(args.source)
+  if args.dataset in ("videos", "images", "frames"):  # the others name their folders
+    _check_outside_source(args.source, out)
+  listing = DATASETS[args.dataset](args)
+  listing_lib.check_listing(listing, str(args.source))
+  listing_lib.check_trainable_classes(listing, str(args.source))
+  listing = shards.match_earlier_splits(listing, out)
+  for note in listing.notes:
+    print(escape(f"note: {note}"), flush=True)
+  signals.raise_if_requested()
+  origin = {"dataset": args.dataset}
+  if args.dataset in ("ucf101", "hmdb51"):
+    origin["split"] = args.split
+  algorithm = args.flow_algorithm if args.modality == "flow" else None
+  dataset = prepare(
+    listing,
+    out,
+    Storage(args.modality, args.short_edge, args.jpeg_quality, algorithm),
+    origin=origin,
+    num_workers=args.workers,
+    max_unreadable=args.max_unreadable,
+    cluster=args.cluster,
+  )
+  print(escape(report(dataset, listing)))
+
+
+def _check_outside_source(source: pathlib.Path, out: pathlib.Path) -> None:
+  """Raises UserError if `out` lies in `source`, where the next listing would find it."""
+  if (out / store.SETTINGS).exists():  # started by a version that allowed it
+    return
+  parents = pathlib.Path(os.path.realpath(out)).parents
+  if pathlib.Path(os.path.realpath(source)) in parents:
+    raise UserError(f"--out {out}: lies in --source {source}; choose a folder outside of it")

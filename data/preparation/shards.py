@@ -1,0 +1,244 @@
+"""Plan and progress of a preparation: the shards of a data set, and which of them are done.
+
+preparation.json   settings of the preparation; other settings are refused
+.lock              held by the process that prepares
+.progress.jsonl    a line for each shard that is done
+skipped.csv        clips that could not be read, with the reasons
+states_*.npy       size and modification time of each clip's file before it was decoded; without
+                   these files changes of the source are not detected
+leaks.csv          RGB: validation and test clips that look like a training clip
+"""
+
+import collections
+import contextlib
+import csv
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from data.input import store
+from data.preparation import file_states
+from data.preparation.file_states import State
+from u2s_jax.runtime import files
+from u2s_jax.runtime.errors import UserError, escape_cell
+from u2s_jax.video.listing import Clip, Listing
+
+LOCK = ".lock"
+PROGRESS = ".progress.jsonl"
+SKIPPED = "skipped.csv"
+# Few, as a reader keeps all shards open. More for flow, which takes a hundred times as long: an
+# interruption loses up to one shard.
+MAX_SHARDS = {"rgb": 128, "flow": 512}
+MIN_SHARD_CLIPS = 16
+
+Key = tuple[str, int]  # split, shard
+
+
+class SkippedClip(NamedTuple):
+  """A clip that could not be read.
+
+  Attributes:
+    path: the clip's path.
+    reason: one line.
+    state: state of the file before it was read; None: retried even if the file does not change.
+    file: path of the file if the clip is a segment of it.
+  """
+
+  path: str
+  reason: str
+  state: State | None
+  file: str = ""
+
+
+class Shard(NamedTuple):
+  """A shard that is done.
+
+  Attributes:
+    count: number of clips.
+    bytes: total size of the records.
+    skipped: planned clips that are left out.
+    fingerprints: one for each planned clip, empty for those that are skipped or have none.
+    states: states of the files of all planned clips before they were read; empty if an earlier
+      version wrote the shard.
+  """
+
+  count: int
+  bytes: int
+  skipped: list[SkippedClip]
+  fingerprints: list[str]
+  states: Sequence[State | None] = ()
+
+
+def compute_digest(listing: Listing) -> str:
+  """Returns a digest of classes, labels and clip ids; not of paths, so a source may be moved."""
+  clips = {
+    split: [(clip.id, clip.label) for clip in clips] for split, clips in listing.splits.items()
+  }
+  content = json.dumps([list(listing.names), clips])
+  return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def check_folder(out: pathlib.Path, settings: Mapping[str, Any]) -> None:
+  """Raises UserError if a folder holds anything but output of these settings."""
+  # Files that an interruption right at the start leaves, also one of an earlier version.
+  leftovers = {LOCK, f".{store.SETTINGS}", files.temp_path(out / store.SETTINGS).name}
+  if not out.exists() or not {entry.name for entry in out.iterdir()} - leftovers:
+    return
+  saved = _read_settings(out)
+  if saved is None:
+    raise UserError(f"{out}: not a prepared data set; choose an empty folder")
+  for field, value in settings.items():
+    if saved.get(field) != value:
+      difference = f"{field} = {saved.get(field)}, not {value}"
+      if field == "clips":
+        difference = "other classes, labels or clips"
+      raise UserError(f"{out}: was started with {difference}; choose another folder or delete it")
+
+
+def _read_settings(out: pathlib.Path) -> dict[str, Any] | None:
+  try:
+    settings = json.loads((out / store.SETTINGS).read_text())
+  except (OSError, ValueError):
+    return None
+  return settings if isinstance(settings, dict) else None
+
+
+def match_earlier_splits(listing: Listing, out: pathlib.Path) -> Listing:
+  """Returns the listing, with the splits of an earlier version if `out` was started with them."""
+  saved = _read_settings(out)
+  if listing.earlier is None or saved is None or saved.get("clips") == compute_digest(listing):
+    return listing
+  with contextlib.suppress(UserError):  # the earlier version refused this source
+    earlier = listing.earlier()
+    if saved.get("clips") == compute_digest(earlier):
+      return dataclasses.replace(listing, splits=earlier.splits, notes=earlier.notes)
+  return listing
+
+
+def write_settings(out: pathlib.Path, settings: Mapping[str, Any]) -> None:
+  """Writes the settings of a preparation, which `check_folder` compares."""
+  with files.atomic_open(out / store.SETTINGS) as file:
+    file.write(json.dumps(settings, indent=2) + "\n")
+
+
+def plan_shards(listing: Listing, modality: str) -> dict[Key, Sequence[Clip]]:
+  """Returns the clips of every shard, in the order of the listing.
+
+  Args:
+    listing: the clips.
+    modality: 'rgb' or 'flow'.
+  """
+  shards = {}
+  for split, clips in listing.splits.items():
+    size = max(MIN_SHARD_CLIPS, -(-len(clips) // MAX_SHARDS[modality]))
+    for shard, first in enumerate(range(0, len(clips), size)):
+      shards[split, shard] = clips[first : first + size]
+  return shards
+
+
+def count_shards(plan: Mapping[Key, Sequence[Clip]]) -> Mapping[str, int]:
+  """Returns the number of shards of each split."""
+  return collections.Counter(split for split, _ in plan)
+
+
+def find_missing(out: pathlib.Path, plan: Mapping[Key, Sequence[Clip]]) -> list[Key]:
+  """Returns the shards of a plan that have no file."""
+  num_shards = count_shards(plan)
+  return [
+    key for key in plan if not store.shard_path(out, *key, num_shards=num_shards[key[0]]).exists()
+  ]
+
+
+class Progress:
+  """The shards that are done, in memory and on disk.
+
+  Args:
+    out: folder of the data set.
+    num_shards: by split.
+
+  Attributes:
+    done: by split and shard; without those that hold a skipped clip to be retried.
+  """
+
+  def __init__(self, out: pathlib.Path, num_shards: Mapping[str, int]):
+    self._path = out / PROGRESS
+    self.done = self._read(out, num_shards)
+    # Rewrites the file: after a crash its last line may be truncated, and `add` would append to it.
+    self.drop(())
+
+  def add(self, key: Key, shard: Shard) -> None:
+    """Adds a shard after its file is written."""
+    self.done[key] = shard
+    with open(self._path, "a") as file:
+      file.write(self._format_line(key, shard))
+
+  def drop(self, keys: Iterable[Key]) -> None:
+    """Removes shards, which are then written again."""
+    for key in keys:
+      del self.done[key]
+    with files.atomic_open(self._path) as file:
+      file.write("".join(self._format_line(key, shard) for key, shard in self.done.items()))
+
+  def states(self, plan: Mapping[Key, Sequence[Clip]]) -> list[tuple[Clip, State | None]]:
+    """Returns the clips of all shards that are done with the states of their files."""
+    pairs = []
+    for key, shard in self.done.items():
+      if shard.states:
+        pairs += zip(plan[key], shard.states, strict=True)
+    return pairs
+
+  def delete(self) -> None:
+    """Deletes the file, after the data set is finished."""
+    self._path.unlink()
+
+  def _read(self, out: pathlib.Path, num_shards: Mapping[str, int]) -> dict[Key, Shard]:
+    done = {}
+    with contextlib.suppress(FileNotFoundError):
+      for line in self._path.read_text().splitlines():
+        with contextlib.suppress(ValueError):  # a truncated last line
+          entry = json.loads(line)
+          skipped = [SkippedClip(*clip) for clip in entry["skipped"]]
+          # Earlier versions wrote neither fingerprints nor states.
+          no_fingerprints = [""] * (entry["count"] + len(skipped))
+          done[tuple(entry["key"])] = Shard(
+            entry["count"],
+            entry["bytes"],
+            skipped,
+            entry.get("fingerprints", no_fingerprints),
+            entry.get("states", ()),
+          )
+    return {
+      key: shard
+      for key, shard in done.items()
+      if not any(map(_should_retry, shard.skipped))
+      and store.shard_path(out, *key, num_shards[key[0]]).exists()
+    }
+
+  def _format_line(self, key: Key, shard: Shard) -> str:
+    return json.dumps({"key": key, **shard._asdict()}) + "\n"
+
+
+def _should_retry(clip: SkippedClip) -> bool:
+  return not clip.state or file_states.read_file_state(clip.file or clip.path) != clip.state
+
+
+def read_skipped_ids(listing: Listing, out: pathlib.Path) -> set[str]:
+  """Returns the ids of the clips that a finished data set left out, even if its source moved."""
+  skipped_paths = set()
+  if (out / SKIPPED).exists():
+    with open(out / SKIPPED, newline="", encoding="utf-8") as file:
+      skipped_paths = {row["path"] for row in csv.DictReader(file)}
+  ids = set()
+  for split, clips in listing.splits.items():
+    stored_paths = store.read_paths(out, split)
+    for clip in clips:
+      if clip.load is None and stored_paths:
+        is_skipped = clip.id not in stored_paths
+      else:  # not in a file of its own, or prepared by an earlier version
+        is_skipped = escape_cell(clip.path) in skipped_paths
+      if is_skipped:
+        ids.add(clip.id)
+  return ids

@@ -1,0 +1,1 @@
+"""What a run is and keeps: its config, state, checkpoints and working directory."""

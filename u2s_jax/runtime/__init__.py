@@ -1,0 +1,1 @@
+"""Processes, files, devices and terminals; independent of the U2S method."""

@@ -1,0 +1,64 @@
+"""Parses command lines with several modes, each with its own flags."""
+
+import argparse
+import itertools
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from u2s_jax.runtime.errors import UserError, check_repeated
+
+# Mode -> flag -> keyword arguments of `argparse.ArgumentParser.add_argument`.
+Modes = Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+
+class _Parser(argparse.ArgumentParser):
+  """A parser that raises instead of exiting with usage lines."""
+
+  def error(self, message: str) -> NoReturn:
+    raise UserError(message.removeprefix("argument "))
+
+
+def parse(
+  program: str, description: str, argv: Sequence[str] | None, modes: Modes
+) -> argparse.Namespace:
+  """Parses a command line `[--mode=<mode>] --workdir=<path> ...`.
+
+  Args:
+    program: name shown by `--help`.
+    description: text shown by `--help`.
+    argv: the arguments, without the program's name; None for those of this process.
+    modes: the flags of each mode; the first mode is the default.
+
+  Raises:
+    UserError: if a flag is unknown, belongs to another mode, or is missing, invalid or repeated.
+  """
+  argv = sys.argv[1:] if argv is None else argv
+  mode = _find_mode(argv, next(iter(modes)))
+  if mode not in modes:
+    raise UserError(f"--mode: {mode!r} is not one of {', '.join(modes)}")
+  parser = _Parser(program, description=description, allow_abbrev=False)
+  parser.add_argument("--mode", choices=modes, default=mode)
+  parser.add_argument("--workdir", required=True, help="directory of the run")
+  for flag, keywords in modes[mode].items():
+    parser.add_argument(flag, **keywords)
+  repeatable = {
+    flag.lstrip("-") for flag, keywords in modes[mode].items() if keywords.get("action") == "append"
+  }
+  check_repeated(["", *argv], repeatable)
+  args, unknown = parser.parse_known_args(argv)
+  for flag in (argument.partition("=")[0] for argument in unknown):
+    owners = [f"--mode={other}" for other, flags in modes.items() if flag in flags]
+    if owners:
+      raise UserError(f"{flag}: belongs to {' and '.join(owners)}, not to --mode={mode}")
+    raise UserError(f"{flag}: unknown flag; --help lists those of --mode={mode}")
+  return args
+
+
+def _find_mode(argv: Sequence[str], default: str) -> str:
+  """Returns the value of `--mode`, which decides what flags the parser knows."""
+  for argument, following in itertools.pairwise([*argv, ""]):
+    flag, has_value, value = argument.partition("=")
+    if flag == "--mode":
+      return value if has_value else following
+  return default

@@ -1,0 +1,228 @@
+"""Commands on a trained run.
+
+python -m u2s_jax.serving.cli --mode=predict --workdir=/runs/mine --video=clip.mp4
+python -m u2s_jax.serving.cli --mode=export --workdir=/runs/mine
+"""
+
+import argparse
+import itertools
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from u2s_jax.run import settings
+from u2s_jax.run.workdir import Workdir, write_npz
+from u2s_jax.runtime import command_line, devices, files
+from u2s_jax.runtime.errors import (
+  INTERRUPTED,
+  UserError,
+  describe_disk_error,
+  escape,
+  one_line_errors,
+)
+from u2s_jax.serving import export, formatting, predict
+from u2s_jax.serving.intervals import Gap
+from u2s_jax.serving.model import SHORTEST, STRIDE, THRESHOLD, Model, check_windows
+from u2s_jax.serving.predict import Prediction
+from u2s_jax.video import folders, reader
+
+BEST = dict(action="store_true", help="the checkpoint that eval.keep_best kept, not the last one")
+MODES = {
+  "predict": {
+    "--video": dict(
+      action="append",
+      default=[],
+      help="a video or image, a directory of them, or a pattern in quotes; with --window also a"
+      " camera, rtsp://... or /dev/video0; repeatable",
+    ),
+    "--views": dict(help="center, 3crop, 5crop or 10crop; default: those of the evaluation"),
+    "--best": BEST,
+    "--details": dict(action="store_true", help="every prediction and fusion, not only the mean"),
+    "--json": dict(action="store_true", help="a line of JSON per result"),
+    "--csv": dict(action="store_true", help="CSV, which data.prepare reads"),
+    "--vtt": dict(action="store_true", help="WebVTT subtitles; requires --window"),
+    "--window": dict(type=float, help="seconds; scores windows of a long video"),
+    "--stride": dict(type=float, help=f"seconds from window to window ({STRIDE}); with --window"),
+    "--threshold": dict(
+      type=float, help=f"score, 0 to 1, below which a window has no class ({THRESHOLD})"
+    ),
+    "--shortest": dict(type=float, help=f"least seconds of an interval ({SHORTEST})"),
+    "--features": dict(help=".npz file for the features that the classifiers read"),
+    "--overlay": dict(help=".mp4 file for the clip with its mask"),
+  },
+  "export": {
+    "--best": BEST,
+    "--control": dict(help="workdir of the same run with control=True, trained as long"),
+  },
+}
+
+
+@one_line_errors()
+def main(argv: Sequence[str] | None = None) -> None:
+  """Runs a command; its exit status is 1 if a file cannot be scored."""
+  args = command_line.parse("python -m u2s_jax.serving.cli", __doc__, argv, MODES)
+  workdir = Workdir.open(args.workdir)
+  if args.mode == "export":
+    control = Workdir(files.parse_path(args.control)) if args.control else None
+    export.export(predict.load(workdir, args.best), workdir, control)
+    print(f"written: {workdir.export}")
+    return
+  try:
+    all_scored = predict_files(args, workdir)
+  except KeyboardInterrupt:
+    print("interrupted (SIGINT)", file=sys.stderr)
+    sys.exit(INTERRUPTED)
+  sys.exit(0 if all_scored else 1)
+
+
+def predict_files(args: argparse.Namespace, workdir: Workdir) -> bool:
+  """Prints predictions for `--video`, and returns whether all files could be read.
+
+  Raises:
+    UserError: flags that exclude each other, or the run cannot be loaded.
+  """
+  output_format = choose_format(args)
+  videos = find_videos(args)
+  overlay = check_output_path(args.overlay, "--overlay", ".mp4", videos)
+  features = check_output_path(args.features, "--features", ".npz", videos)
+  devices.use_compilation_cache(workdir.compiled)
+  model = Model(predict.load(workdir, args.best), args.views)
+  if enlargement := settings.describe_enlargement(model.trained.config, model.trained.stored):
+    print(enlargement, file=sys.stderr)
+  if overlay and not model.has_masks:
+    raise UserError("--overlay: this run has no mask network")
+  headers = formatting.HEADERS if args.window is None else formatting.INTERVAL_HEADERS
+  if output_format in headers:
+    print(headers[output_format], flush=True)
+  vectors, all_scored = {}, True
+  predictions = model.predict_each(videos) if args.window is None else itertools.repeat(None)
+  for file, prediction in zip(videos, predictions, strict=False):
+    try:
+      if isinstance(prediction, Exception):
+        raise prediction
+      if prediction is None:
+        print_intervals(args, model, file, output_format)
+      else:
+        print_prediction(file, prediction, output_format, args.details)
+      if overlay:
+        formatting.write_video(overlay, model.masked(file))
+      if features:
+        vectors[file] = model.features(file)
+    except BrokenPipeError:  # the reader of the output has enough, like `head`
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      all_scored = False
+      if not features:
+        break
+    except (UserError, OSError) as error:
+      if describe_disk_error(error):
+        raise
+      all_scored = False
+      reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+      line = formatting.format_error(file, reason, output_format)
+      print(line, file=sys.stdout if output_format == "json" else sys.stderr, flush=True)
+  if vectors:
+    arrays = {"ids": np.array([*vectors], str), "names": np.array(model.feature_names())}
+    write_npz(features, arrays | {"vectors": np.stack([*vectors.values()])})
+  return all_scored
+
+
+def find_videos(args: argparse.Namespace) -> list[str]:
+  """Returns the files and cameras that `--video` names, each once."""
+  if not args.video:
+    raise UserError("--video: not set; name a video or image, a directory, or a pattern")
+  videos = []
+  for name in args.video:
+    camera = reader.parse_camera(name)
+    if camera and args.window is None:
+      raise UserError(f"--video {name}: a live stream requires --window")
+    videos += [name] if camera else folders.find_files(name)
+  videos = list(dict.fromkeys(videos))  # two patterns may match the same file
+  if args.vtt and len(videos) > 1:
+    raise UserError(f"--vtt: requires one video, but --video names {len(videos)}")
+  return videos
+
+
+def choose_format(args: argparse.Namespace) -> str:
+  """Returns 'text', 'json', 'csv' or 'vtt'.
+
+  Raises:
+    UserError: flags that exclude each other.
+  """
+  formats = [name for name in ("json", "csv", "vtt") if getattr(args, name)]
+  if len(formats) > 1:
+    raise UserError(f"--{formats[0]} and --{formats[1]}: choose one")
+  if args.vtt and args.window is None:
+    raise UserError("--vtt: requires --window")
+  if args.details and args.csv:
+    raise UserError("--details and --csv: choose one; CSV has the best class only")
+  if args.window is None:
+    for name in ("stride", "threshold", "shortest"):
+      if getattr(args, name) is not None:
+        raise UserError(f"--{name}: requires --window")
+  else:
+    for name in ("features", "overlay", "details"):
+      if getattr(args, name):
+        raise UserError(f"--{name}: not available with --window")
+    check_windows(args.window, **interval_options(args))
+  return formats[0] if formats else "text"
+
+
+def interval_options(args: argparse.Namespace) -> dict[str, float]:
+  """Returns the options of `Model.intervals` that are set."""
+  options = {name: getattr(args, name) for name in ("stride", "threshold", "shortest")}
+  return {name: value for name, value in options.items() if value is not None}
+
+
+def print_prediction(file: str, prediction: Prediction, output_format: str, details: bool) -> None:
+  """Prints the prediction for a file."""
+  line = formatting.format_prediction(file, prediction, output_format, details)
+  print(line, flush=True)
+
+
+def print_intervals(args: argparse.Namespace, model: Model, file: str, output_format: str) -> None:
+  """Prints the intervals of a video as they are found, with a progress bar."""
+  if output_format == "text":
+    print(escape(file), flush=True)
+  seconds = reader.read_duration(file)
+  with formatting.progress_bar(seconds) as bar:
+    intervals = model.intervals(
+      file,
+      args.window,
+      **interval_options(args),
+      on_window=lambda window: bar.update(window.end - bar.n),
+    )
+    for interval in intervals:
+      with bar.external_write_mode():
+        print(formatting.format_interval(file, interval, output_format, seconds), flush=True)
+        if output_format == "csv" and isinstance(interval, Gap):  # a row has no reason
+          reason = formatting.format_interval(file, interval, "text")
+          print(f"{file}:", reason, file=sys.stderr)
+
+
+def check_output_path(
+  name: str | None, flag: str, suffix: str, videos: Sequence[str]
+) -> pathlib.Path | None:
+  """Returns the path of an output file, None if no file is asked for.
+
+  Raises:
+    UserError: it cannot be written, or exists.
+  """
+  if not name:
+    return None
+  path = files.parse_local_path(name)
+  if flag == "--overlay" and len(videos) > 1:
+    raise UserError(f"{flag} {path}: requires one video, but --video names {len(videos)}")
+  if path.suffix != suffix:
+    raise UserError(f"{flag} {path}: must be an {suffix} file")
+  if not path.parent.is_dir():
+    raise UserError(f"{flag} {path}: no directory {path.parent}")
+  if path.exists():
+    raise UserError(f"{flag} {path}: already exists; choose another file")
+  return path
+
+
+if __name__ == "__main__":
+  main()

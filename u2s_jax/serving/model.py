@@ -1,0 +1,259 @@
+"""The Python API of a trained run: `u2s_jax.load` returns a `Model`."""
+
+import concurrent.futures
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from u2s_jax.evaluation import inference, overlay
+from u2s_jax.run.workdir import Workdir
+from u2s_jax.runtime import devices, files
+from u2s_jax.runtime.errors import UserError
+from u2s_jax.serving import predict
+from u2s_jax.serving.intervals import Gap, Interval, ScoredWindow, merge_windows
+from u2s_jax.serving.predict import Prediction, Scorer, TrainedRun
+from u2s_jax.video import clip_views, clips, decode, reader
+
+WINDOW, STRIDE = 2.0, 0.5  # seconds
+THRESHOLD = 0.0  # least score of an interval's windows
+SHORTEST = 0.0  # seconds of an interval
+NETWORKS = ("universal", "specific")  # in the order of their features
+
+PathLike = str | os.PathLike[str]
+T = TypeVar("T")
+
+
+class Model:
+  """Scores videos and images with a trained run.
+
+  Args:
+    trained: from `serving.predict.load`.
+    views: views to average scores over, one of `views.VIEWS`; None: those of the run's evaluation.
+
+  Attributes:
+    trained: see Args.
+
+  Raises:
+    UserError: if the views are unknown, or mirrored and the network was trained without flips.
+  """
+
+  def __init__(self, trained: TrainedRun, views: str | None = None):
+    self.trained = trained
+    self._views = trained.config.eval.views if views is None else views
+    self._clip, _ = clips.read_config(trained.config.data)
+    self._storage = decode.Storage(modality=self._clip.modality, **trained.stored)
+    self._score = Scorer(trained, self._views)
+
+  def __reduce__(self):
+    return Model, (self.trained, self._views)  # compiled programs cannot be pickled
+
+  @property
+  def class_names(self) -> tuple[str, ...]:
+    """Class names, in the order of the labels."""
+    return self.trained.class_names
+
+  @property
+  def has_masks(self) -> bool:
+    """Whether the run has a mask network."""
+    return "mask" in self.trained.state.params
+
+  def predict(self, file: PathLike) -> Prediction:
+    """Scores a video or image.
+
+    Returns:
+      A prediction with `label`, `score`, the five `best` classes, and all `scores`.
+
+    Raises:
+      UserError: if the file cannot be decoded; one line, without the file's name.
+      OSError: if it cannot be read.
+    """
+    return self._score(
+      [clip_views.read_views(parse_video(file), self._clip, self._storage, self._views)]
+    )[0]
+
+  def predict_each(self, files: Iterable[PathLike]) -> Iterator[Prediction | UserError | OSError]:
+    """Scores videos or images in order; the next ones are read while the device computes.
+
+    Yields:
+      For each file the prediction that `predict` returns, or the error that it raises.
+    """
+
+    def read(file: PathLike) -> UInt8[np.ndarray, "v t h w c"] | UserError | OSError:
+      try:
+        return clip_views.read_views(parse_video(file), self._clip, self._storage, self._views)
+      except (UserError, OSError) as error:
+        return error
+
+    with concurrent.futures.ThreadPoolExecutor(self._score.clips) as pool:
+      batches = (list(pool.map(read, batch)) for batch in _batch(files, self._score.clips))
+      for batch in _prefetch(batches):
+        scored = iter(self._score([views for views in batch if isinstance(views, np.ndarray)]))
+        for views in batch:
+          yield next(scored) if isinstance(views, np.ndarray) else views
+
+  def windows(
+    self, file: PathLike, window: float = WINDOW, stride: float = STRIDE
+  ) -> Iterator[ScoredWindow | Gap]:
+    """Scores windows of a video in order, in one pass; memory does not grow with its length.
+
+    The bits of a window's scores are those of a file that was cut there without loss, except for
+    interlaced video. A place that cannot be decoded is a `Gap`; the windows continue after it.
+
+    Args:
+      file: the video's path, or a camera: `rtsp://...` or, on Linux, `/dev/video0`.
+      window: length, seconds > 0.
+      stride: between the starts of two windows, seconds > 0.
+
+    Yields:
+      The windows; the last ones, and those before a gap, have at least half the length. Between
+      them gaps, which no window spans, and jumps of the video's clock.
+
+    Raises:
+      UserError: if a length is not > 0; or if the file is not a video or is incomplete, after the
+        windows before that.
+      OSError: if it cannot be read.
+    """
+    check_windows(window, stride)
+    read = clip_views.read_windows(
+      parse_video(file), self._clip, self._storage, self._views, length=window, stride=stride
+    )
+    for batch in _prefetch(_batch(read, self._score.clips)):
+      windows = [item.views for item in batch if isinstance(item, clip_views.Window)]
+      predictions = iter(self._score(windows) if windows else ())
+      for item in batch:
+        if isinstance(item, clip_views.Window):
+          yield ScoredWindow(item.start, item.end, next(predictions))
+        else:
+          yield Gap(item.start, item.end, item.reason)
+
+  def intervals(
+    self,
+    file: PathLike,
+    window: float = WINDOW,
+    stride: float = STRIDE,
+    *,
+    threshold: float = THRESHOLD,
+    shortest: float = SHORTEST,
+    on_window: Callable[[ScoredWindow | Gap], object] = lambda window: None,
+  ) -> Iterator[Interval | Gap]:
+    """Yields intervals of a video with one class each, and gaps, see `intervals.merge_windows`.
+
+    Args:
+      file: see `windows`.
+      window: see `windows`.
+      stride: see `windows`.
+      threshold: least score of a window's best class, in [0, 1].
+      shortest: least length of an interval, seconds.
+      on_window: called with every scored window and every gap.
+
+    Raises:
+      UserError: as `windows`, after the intervals before that.
+      OSError: as `windows`.
+    """
+    check_windows(window, stride, threshold, shortest)
+
+    def windows() -> Iterator[ScoredWindow | Gap]:
+      for scored in self.windows(file, window, stride):
+        on_window(scored)
+        yield scored
+
+    return merge_windows(windows(), stride=stride, threshold=threshold, shortest=shortest)
+
+  def features(self, file: PathLike) -> Float[np.ndarray, " c"]:
+    """Computes the features before the classifiers for the centre view of a video or image.
+
+    Returns:
+      The feature maps averaged over space and time: the universal network's channels and, after
+      stage 1, the masked ones of the specific network.
+
+    Raises:
+      UserError: if the file cannot be decoded; one line, without the file's name.
+      OSError: if it cannot be read.
+    """
+    pooled = self._feature_program(self.trained.state, self._centre(file)[None])
+    return np.concatenate([np.asarray(pooled[name])[0] for name in NETWORKS if name in pooled])
+
+  def feature_names(self) -> tuple[str, ...]:
+    """Returns the network of every component of `features`."""
+    video = np.zeros((1, *self._clip.shape), np.uint8)
+    shapes = jax.eval_shape(self._feature_program, self.trained.state, video)
+    return tuple(name for name in NETWORKS if name in shapes for _ in range(shapes[name].shape[1]))
+
+  def masked(self, file: PathLike) -> UInt8[np.ndarray, "t h w 3"]:
+    """Returns the centre view of a video or image overlaid with its mask, see `overlay.blend`.
+
+    Raises:
+      UserError: if the file cannot be decoded.
+      KeyError: if the run has no mask network, see `has_masks`.
+      OSError: if it cannot be read.
+    """
+    clip = self._centre(file)
+    return overlay.blend(clip, np.asarray(self._output_program(clip[None])["mask"])[0])
+
+  def _centre(self, file: PathLike) -> UInt8[np.ndarray, "t h w c"]:
+    return clip_views.read_views(parse_video(file), self._clip, self._storage, "center")[0]
+
+  @functools.cached_property
+  def _feature_program(self) -> Callable:
+    step = inference.make_feature_step(self.trained.network)
+    return jax.jit(step, compiler_options=devices.get_compiler_options())
+
+  @functools.cached_property
+  def _output_program(self) -> Callable:
+    return jax.jit(self.trained.outputs, compiler_options=devices.get_compiler_options())
+
+
+def parse_video(file: PathLike) -> str:
+  """Returns the path of a video, absolute and with `~` expanded, or the address of a camera."""
+  text = os.fspath(file)
+  return text if reader.parse_camera(text) else str(files.parse_local_path(text))
+
+
+def check_windows(
+  window: float, stride: float, threshold: float = THRESHOLD, shortest: float = SHORTEST
+) -> None:
+  """Raises UserError if an argument of `Model.intervals` is out of range."""
+  if not (0 < window < np.inf and 0 < stride < np.inf):
+    raise UserError(f"window {window:g}, stride {stride:g}: must be seconds > 0")
+  if not 0 <= threshold <= 1:
+    raise UserError(f"threshold {threshold:g}: must be in [0, 1]")
+  if not 0 <= shortest < np.inf:
+    raise UserError(f"shortest {shortest:g}: must be seconds >= 0")
+
+
+def load(workdir: PathLike, views: str | None = None, best: bool = False) -> Model:
+  """Loads a run's newest checkpoint, see `u2s_jax.load`."""
+  return Model(predict.load(Workdir(files.parse_path(workdir)), best), views)
+
+
+def _batch(items: Iterable[T], size: int) -> Iterator[list[T]]:
+  """Yields items in lists of `size`, the last one shorter; the items before an error too."""
+  batch, error = [], None
+  try:
+    for item in items:
+      batch.append(item)
+      if len(batch) == size:
+        yield batch
+        batch = []
+  except (UserError, OSError) as item_error:
+    error = item_error
+  if batch:
+    yield batch
+  if error is not None:
+    raise error
+
+
+def _prefetch(items: Iterable[T]) -> Iterator[T]:
+  """Yields items while a thread computes the next one."""
+  items = iter(items)
+  end = object()
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    next_item = pool.submit(next, items, end)
+    while (item := next_item.result()) is not end:
+      next_item = pool.submit(next, items, end)
+      yield item

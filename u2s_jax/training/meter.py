@@ -1,0 +1,177 @@
+"""Reports of a training run: mean metrics, speed, and a profile."""
+
+import contextlib
+import datetime
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol, runtime_checkable
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from u2s_jax.runtime.console import log, log_live
+from u2s_jax.runtime.files import Path, output_dir
+from u2s_jax.stages import Stage
+
+PROFILE_AFTER, PROFILE_STEPS = 10, 5  # steps, in the first stage that a process trains
+STEPS_AHEAD = 2  # steps that the host may queue; each holds a batch in device memory
+
+
+@runtime_checkable
+class MetricWriter(Protocol):
+  """Writes scalars and images for TensorBoard, such as `clu.metric_writers.MetricWriter`."""
+
+  def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Writes numbers by name."""
+
+  def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+    """Writes images (n, h, w, 3) uint8 by name."""
+
+
+class Meter:
+  """Collects the metrics of a stage and reports their means and the speed.
+
+  The host runs at most `STEPS_AHEAD` steps ahead of the device. Means are reported after the next
+  step has been dispatched, so that fetching them does not stall the device.
+
+  Args:
+    first: steps of the stage that are already done.
+    total: steps of the stage.
+    batch_size: clips per step.
+    num_train: clips per epoch.
+    step_offset: steps of the previous stages, added to the steps of the writer.
+  """
+
+  def __init__(
+    self,
+    stage: Stage,
+    first: int,
+    total: int,
+    *,
+    batch_size: int,
+    num_train: int,
+    writer: MetricWriter,
+    step_offset: int = 0,
+  ):
+    self._stage, self._first, self._total = stage, first, total
+    self._batch_size, self._num_train = batch_size, num_train
+    self._writer, self._step_offset = writer, step_offset
+    self._pending: list[Mapping[str, Float[Array, ""]]] = []
+    self._report: Callable[[], None] | None = None
+    self.restart(first)
+
+  def ends_epoch(self, step: int, every: int = 1) -> bool:
+    """Returns whether `step` ends a period of `every` epochs; the last step always does.
+
+    Args:
+      step: step of the stage, from 1.
+      every: epochs per period.
+    """
+    clips = self._num_train * every
+    before, after = (math.floor(k * self._batch_size / clips) for k in (step - 1, step))
+    return step == self._total or after > before
+
+  def restart(self, step: int) -> None:
+    """Restarts the speed measurement at `step`, to exclude compilation and evaluation."""
+    self._started, self._counted = time.monotonic(), step
+
+  def add(self, step: int, metrics: Mapping[str, Float[Array, ""]]) -> None:
+    """Adds the metrics of a step that has just been dispatched; raises like `flush`."""
+    self.flush()
+    self._pending.append(metrics)
+    if len(self._pending) > STEPS_AHEAD:
+      jax.block_until_ready(self._pending[-1 - STEPS_AHEAD])
+    # The first step compiles.
+    if step == self._first + 1:
+      jax.block_until_ready(metrics)
+      self.restart(step)
+
+  def report_async(self, step: int, rate: float) -> None:
+    """Schedules a report of the means since the last report, for the next `add` or `flush`."""
+    pending, self._pending = self._pending, []
+    started, counted = self._started, self._counted
+
+    def report():
+      means = self._compute_means(step, pending) | {"learning_rate": rate}
+      if step > counted:
+        seconds = max(time.monotonic() - started, 1e-9)
+        means["clips_per_second"] = (step - counted) * self._batch_size / seconds
+      scalars = {f"{self._stage.name}/{name}": value for name, value in means.items()}
+      self._writer.write_scalars(self._step_offset + step, scalars)
+      (log if self.ends_epoch(step) else log_live)(self._format_line(step, means))
+
+    self._report = report
+
+  def flush(self) -> None:
+    """Writes the scheduled report, if any.
+
+    Raises:
+      UserError: if a mean is not finite.
+    """
+    report, self._report = self._report, None
+    if report:
+      report()
+
+  def _compute_means(self, step, pending):
+    fetched = jax.device_get(pending)
+    means = {name: float(np.mean([scalars[name] for scalars in fetched])) for name in fetched[0]}
+    for name, value in means.items():
+      if not math.isfinite(value):
+        raise self._stage.make_divergence_error(step, f"{name} is {value}")
+    return means
+
+  def _format_line(self, step: int, means: Mapping[str, float]) -> str:
+    """Returns the line for the terminal; the ETA is that of the end of the stage."""
+    stage, epoch = self._stage, step * self._batch_size / self._num_train
+    line = f"  {stage.name} epoch {epoch:.1f}/{stage.epochs:g} step {step}/{self._total}"
+    if "clips_per_second" in means:
+      left = datetime.timedelta(
+        seconds=round((self._total - step) * self._batch_size / means["clips_per_second"])
+      )
+      line += f"  {means['clips_per_second']:.0f} clips/s  ETA {left}"
+    line += f"  lr {means['learning_rate']:.2g}  loss {means['loss']:.3f}:"
+    for name in stage.losses:
+      line += f"  {name} {means[f'loss_{name}']:.3f} ({100 * means[f'accuracy_{name}']:.1f} %)"
+    if "regularizer" in means:
+      line += f"  regularizer {means['regularizer']:.3f}"
+    return line
+
+
+class Profiler:
+  """Writes one profile of a few training steps, which ui.perfetto.dev opens.
+
+  Args:
+    folder: directory of the profile, a path of `files.parse_path`.
+    enabled: whether to write a profile.
+  """
+
+  def __init__(self, folder: Path, enabled: bool):
+    self._folder, self._pending = folder, enabled
+    self._output = contextlib.ExitStack()
+    self._last: int | None = None  # last step of the current recording
+
+  def after_step(
+    self, step: int, first: int, total: int, metrics: Mapping[str, Float[Array, ""]]
+  ) -> None:
+    """Starts or stops the profile after its first or last step.
+
+    Args:
+      step: the step that has just been dispatched.
+      first: steps of the stage that were done before this process.
+      total: steps of the stage.
+      metrics: outputs of the step, which are ready once the device has finished it.
+    """
+    if self._last is not None and step in (self._last, total):
+      jax.block_until_ready(metrics)
+      jax.profiler.stop_trace()
+      self._output.close()
+      self._last = None
+      log(f"profile of {PROFILE_STEPS} steps: {self._folder}; see ui.perfetto.dev")
+    # At the latest before the last step, so that short stages have a profile, too.
+    elif self._pending and step == min(first + PROFILE_AFTER, total - 1):
+      jax.block_until_ready(metrics)
+      folder = self._output.enter_context(output_dir(self._folder))
+      jax.profiler.start_trace(folder, create_perfetto_trace=True)
+      self._pending, self._last = False, step + PROFILE_STEPS

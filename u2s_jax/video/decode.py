@@ -1,0 +1,306 @@
+"""Decodes a video, an image or a folder of frames into JPEG frames, as prepared data store them.
+
+Imports OpenCV only for flow, so that worker processes start faster without it.
+"""
+
+import contextlib
+import dataclasses
+import io
+import math
+import os
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from u2s_jax.runtime.errors import UserError
+from u2s_jax.video import images
+from u2s_jax.video.listing import MODALITIES
+from u2s_jax.video.reader import TimedFrame, VideoInput, decode_frames
+from u2s_jax.video.stream import MIN_GAP, Gap
+
+# A record must be smaller than 2 GB, and several are in memory at a time.
+MAX_CLIP_BYTES = 256 * 2**20
+MAX_FRAMES = 100_000  # of a clip
+MAX_SHOWN = 10.0  # seconds; a frame that is shown for longer is a frozen camera's last one
+JPEG_QUALITY = 95  # default quality of stored frames
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+  """How frames are stored in a prepared data set.
+
+  Attributes:
+    modality: 'rgb' or 'flow'.
+    short_edge: pixels of the stored frames; the long edge keeps the aspect.
+    jpeg_quality: 1 to 100.
+    flow_algorithm: one of `flow.ALGORITHMS`; None for 'rgb'.
+
+  Raises:
+    UserError: if a value is not one of these.
+  """
+
+  modality: str = "rgb"
+  short_edge: int = 240
+  jpeg_quality: int = JPEG_QUALITY
+  flow_algorithm: str | None = None
+
+  def __post_init__(self):
+    if self.modality not in MODALITIES:
+      raise UserError(f"modality: {self.modality!r} is not one of {', '.join(MODALITIES)}")
+    if self.short_edge < 1:
+      raise UserError(f"short_edge: must be >= 1 pixel, got {self.short_edge}")
+    if not 1 <= self.jpeg_quality <= 100:
+      raise UserError(f"jpeg_quality: must be between 1 and 100, got {self.jpeg_quality}")
+    if (self.modality == "flow") != (self.flow_algorithm is not None):
+      raise UserError(
+        f"flow_algorithm: {self.flow_algorithm!r} is not valid for the modality {self.modality!r}"
+      )
+
+
+class EncodedFrame(NamedTuple):
+  """A stored frame of a video, or the stored flow of a pair of frames.
+
+  Attributes:
+    start: seconds of the frame; of the first one for flow.
+    seconds: of the frame; of the second one for flow.
+    end: seconds until which that frame is shown.
+    jpegs: the frame, or the components x and y of the flow.
+  """
+
+  start: float
+  seconds: float
+  end: float
+  jpegs: tuple[bytes, ...]
+
+
+def encode_frames(
+  file: VideoInput, storage: Storage, start: float = -math.inf, *, strict: bool = True
+) -> Iterator[EncodedFrame | Gap]:
+  """Decodes a video, and encodes its frames or its flow as they are stored.
+
+  The components of flow are grey JPEGs: a colour one would store two of three channels, the chroma,
+  at half the resolution.
+
+  Args:
+    file: see `decode_frames`; or a folder of frames, see `images.encode_frame_folder`.
+    storage: how frames are stored.
+    start: see `decode_frames`.
+    strict: see `decode_frames`.
+
+  Raises:
+    UserError: as `decode_frames`, or if the video has only one frame and the modality is flow.
+  """
+  encode = _encode_rgb if storage.modality == "rgb" else _encode_flow
+  with _as_user_error():
+    yield from encode(file, storage, start, strict)
+
+
+def _encode_rgb(
+  file: VideoInput, storage: Storage, start: float, strict: bool
+) -> Iterator[EncodedFrame | Gap]:
+  if _is_folder(file):
+    for jpeg in images.encode_frame_folder(file, storage.short_edge, storage.jpeg_quality):
+      yield EncodedFrame(math.nan, math.nan, math.nan, (jpeg,))
+    return
+  for frame in decode_frames(file, storage.short_edge, "rgb24", start, strict=strict):
+    if isinstance(frame, Gap):
+      yield frame
+      continue
+    jpeg = images.encode_jpeg(Image.fromarray(frame.image), storage.jpeg_quality)
+    yield EncodedFrame(frame.seconds, frame.seconds, frame.end, (jpeg,))
+
+
+def _encode_flow(
+  file: VideoInput, storage: Storage, start: float, strict: bool
+) -> Iterator[EncodedFrame | Gap]:
+  import cv2
+
+  from u2s_jax.video import flow
+
+  cv2.setNumThreads(1)  # There is a process for every core already.
+  algorithm, previous, pairs = flow.make_algorithm(storage.flow_algorithm), None, 0
+  for frame in _decode_grey(file, storage.short_edge, start, strict):
+    if isinstance(frame, Gap):
+      if frame.end > frame.start:
+        previous = None  # no pair spans a gap
+      yield frame
+      continue
+    if previous is not None:
+      codes = flow.quantize(flow.compute(algorithm, previous.image, frame.image))
+      planes = (np.ascontiguousarray(codes[..., k]) for k in (0, 1))
+      jpegs = tuple(
+        images.encode_jpeg(Image.fromarray(plane), storage.jpeg_quality) for plane in planes
+      )
+      yield EncodedFrame(previous.seconds, frame.seconds, frame.end, jpegs)
+      pairs += 1
+    previous = frame
+  if not pairs and start <= 0:
+    raise UserError("has only one frame; optical flow requires two")
+
+
+def _decode_grey(
+  file: VideoInput, short_edge: int, start: float, strict: bool
+) -> Iterator[TimedFrame | Gap]:
+  """Yields the grey frames of a video, or of a folder of frames, which have no times."""
+  if not _is_folder(file):
+    yield from decode_frames(file, short_edge, "gray", start, strict=strict)
+    return
+  for jpeg in images.encode_frame_folder(file, short_edge, jpeg_quality=100):
+    with Image.open(io.BytesIO(jpeg)) as picture:
+      yield TimedFrame(math.nan, math.nan, np.asarray(picture.convert("L")))
+
+
+def _is_folder(file: VideoInput) -> bool:
+  return isinstance(file, str) and os.path.isdir(file)
+
+
+@dataclasses.dataclass
+class Segment:
+  """A segment of a video with its stored frames; or a gap, or a jump of the clock.
+
+  Attributes:
+    start: seconds since the video's first frame; frames from there on belong to the segment.
+    end: seconds; frames before it belong to the segment. At the video's end, and before a gap, the
+      end of the last frame.
+    reason: see `stream.Gap`; empty for a segment with frames.
+    frames: JPEG files, of flow two for each pair.
+    size: bytes of the frames.
+    planned: the requested end.
+  """
+
+  start: float
+  end: float
+  reason: str = ""
+  frames: list[bytes] = dataclasses.field(default_factory=list)
+  size: int = 0
+  planned: float = dataclasses.field(init=False)
+
+  def __post_init__(self):
+    self.planned = self.end
+
+  def add(self, frame: EncodedFrame) -> None:
+    """Adds a frame; raises UserError if the segment becomes too large for a record."""
+    for jpeg in frame.jpegs:
+      self.frames.append(jpeg)
+      self.size += len(jpeg)
+    if self.size > MAX_CLIP_BYTES:
+      raise UserError(
+        f"its first {len(self.frames)} JPEG frames exceed {MAX_CLIP_BYTES >> 20} MiB; cut it into"
+        " clips"
+      )
+    if len(self.frames) > MAX_FRAMES:
+      raise UserError(f"has more than {MAX_FRAMES} frames; cut it into clips")
+
+
+def decode_segments(
+  file: VideoInput, storage: Storage, spans: Iterable[tuple[float, float]], *, strict: bool = False
+) -> Iterator[Segment]:
+  """Decodes a video once, for segments that may overlap.
+
+  Args:
+    file: see `decode_frames`.
+    storage: how frames are stored.
+    spans: start and end of every segment, seconds, sorted by the start; may be endless.
+    strict: whether damage is an error, see `decode_frames`.
+
+  Yields:
+    The segments, each as soon as it is complete; at the video's end those that have started, which
+    then end with the last frame. Spans after the video's end have no segment. If not `strict`, gaps
+    and jumps of the clock too, as segments with a reason. No other segment spans a gap: those that
+    have started end before it, and what the longest of them has after the gap is a segment of its
+    own.
+
+  Raises:
+    UserError: as `encode_frames`; or if a segment is too long, or the video has no time stamps. If
+      not `strict`, after the segments before that.
+  """
+  spans = iter(spans)
+  next_span, active, error = next(spans, None), [], None
+  last_end = 0.0  # of the last frame
+  shown_until = 0.0  # likewise, but no longer than `MAX_SHOWN` after its start
+  try:
+    start = next_span[0] if next_span else 0.0
+    for item in encode_frames(file, storage, start, strict=strict):
+      gap = item if isinstance(item, Gap) else None
+      if gap and gap.start == gap.end:
+        yield Segment(*gap)
+        continue
+      if gap is None and math.isnan(item.seconds):
+        raise UserError("has no time stamps, which segments require; convert it, to .mp4 say")
+      if gap is None and not strict and item.seconds - shown_until > MIN_GAP:
+        # Time without frames is a gap only if a segment would have no frames because of it.
+        ending = [segment for segment in active if segment.end <= item.seconds]
+        is_skipped = next_span and next_span[1] <= item.seconds
+        if not all(segment.frames for segment in ending) or is_skipped:
+          gap = Gap(shown_until, item.seconds, "no frames")
+      if gap:
+        for segment in active:
+          segment.end = min(segment.end, gap.start)
+          yield segment
+        rest_end = max((segment.planned for segment in active), default=gap.end)
+        while next_span and next_span[0] < gap.end:
+          rest_end, next_span = max(rest_end, next_span[1]), next(spans, None)
+        active = [Segment(gap.end, rest_end)] if rest_end > gap.end else []
+        yield Segment(*gap)
+      if item is gap:
+        continue
+      while next_span and next_span[0] <= item.seconds:
+        active.append(Segment(*next_span))
+        next_span = next(spans, None)
+      for segment in [segment for segment in active if segment.end <= item.seconds]:
+        active.remove(segment)
+        yield segment
+      if not active and next_span is None:
+        return
+      for segment in active:
+        if segment.start <= item.start and item.seconds < segment.end:
+          segment.add(item)
+      last_end, shown_until = item.end, min(item.end, item.seconds + MAX_SHOWN)
+  except UserError as decode_error:
+    if strict:
+      raise
+    error = decode_error
+  for segment in active:
+    segment.end = min(segment.end, last_end)
+    yield segment
+  if error:
+    raise error
+
+
+def decode_video(file: str | io.BytesIO, storage: Storage) -> list[bytes]:
+  """Returns the stored frames of a video; raises as `encode_frames`, or if there are too many."""
+  segment = Segment(-math.inf, math.inf)
+  for frame in encode_frames(file, storage):
+    segment.add(frame)
+  return segment.frames
+
+
+def decode_file(file: str | io.BytesIO, storage: Storage, *, is_image: bool) -> list[bytes]:
+  """Returns the stored frames of a file: one JPEG a frame, or two for each pair of optical flow.
+
+  Args:
+    file: path, also of a folder of frames, or open file.
+    storage: how frames are stored.
+    is_image: whether the file is an image.
+
+  Raises:
+    UserError: if the file cannot be decoded; one line, without the file's name.
+    OSError: if it cannot be read.
+  """
+  if is_image:
+    with _as_user_error():
+      return [images.encode_image(file, storage.short_edge, storage.jpeg_quality)]
+  return decode_video(file, storage)
+
+
+@contextlib.contextmanager
+def _as_user_error() -> Iterator[None]:
+  """Raises UserError instead of the ValueErrors that libraries raise for unexpected content."""
+  try:
+    yield
+  except UserError:
+    raise
+  except ValueError as error:
+    raise UserError(f"cannot be decoded ({error})") from error
