@@ -96,7 +96,7 @@ def open_source(
   """Opens the data set of a config.
 
   Args:
-    config: see `configs/default.py`.
+    config: see `default_config.get_config`.
     folder: the prepared data set.
     process_index: this process's index.
     process_count: number of processes that share a batch.

@@ -17,7 +17,7 @@ def fit_pixels(config: ml_collections.ConfigDict, workdir: Workdir) -> ml_collec
   A resumed run keeps the statistics of its saved config.
 
   Args:
-    config: see `configs/default.py`; not modified.
+    config: see `default_config.get_config`; not modified.
     workdir: the run's workdir.
 
   Raises:

@@ -96,7 +96,7 @@ class Run:
   """A run, see `open_run`.
 
   Attributes:
-    config: see `configs/default.py`.
+    config: see `default_config.get_config`.
     name: file name of the config, for the summary.
     workdir: directory of the run.
     source: source of the batches.

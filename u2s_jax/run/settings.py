@@ -61,7 +61,7 @@ def resolve_stage1_config(config: ml_collections.ConfigDict) -> ml_collections.C
   the same.
 
   Args:
-    config: see `configs/default.py`.
+    config: see `default_config.get_config`.
 
   Returns:
     A config; with `universal.epochs` = 0 if stage 1 comes from a file of weights, or from a run
@@ -79,7 +79,7 @@ def find_pretrained_weights(config: ml_collections.ConfigDict) -> str:
   """Returns the path, as in `init_from`, of the pretrained weights that the CSN starts from.
 
   Args:
-    config: see `configs/default.py`.
+    config: see `default_config.get_config`.
 
   Returns:
     The path of the weights that stage 1 started from; '' if stage 1 was trained from scratch.
@@ -118,7 +118,7 @@ def fit_devices(config: ml_collections.ConfigDict, workdir: Workdir) -> ml_colle
   resumes with the batch size that it started with, on any number of devices.
 
   Args:
-    config: see `configs/default.py`; not modified.
+    config: see `default_config.get_config`; not modified.
     workdir: directory of the run.
   """
   config = config.copy_and_resolve_references()
@@ -173,7 +173,7 @@ def drop_late_decays(
   original, longer stage.
 
   Args:
-    config: see `configs/default.py`; not modified.
+    config: see `default_config.get_config`; not modified.
     changed: dotted names of the fields that the user overrode.
   """
   config = config.copy_and_resolve_references()
@@ -198,7 +198,7 @@ def describe_enlargement(
   """Returns a note if prepared frames must be upscaled, else None.
 
   Args:
-    config: see `configs/default.py`.
+    config: see `default_config.get_config`.
     stored: how the data set was prepared.
   """
   short_edge = stored.get("short_edge", math.inf)

@@ -57,7 +57,7 @@ def check(
   Covers all sections but `data`, which `video.clips` checks.
 
   Args:
-    config: see `configs/default.py`.
+    config: see `default_config.get_config`.
     workdir: directory of the run; if it has a `config.json`, the config must match it.
     free_fields: fields, or sections, that may differ from `config.json`.
 
@@ -99,7 +99,7 @@ def check_values(config: ml_collections.ConfigDict) -> None:
   """Checks everything that does not depend on devices and files, except the section `data`.
 
   Args:
-    config: see `configs/default.py`.
+    config: see `default_config.get_config`.
 
   Raises:
     UserError: if a field is invalid; names the field.
