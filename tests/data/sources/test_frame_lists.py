@@ -125,7 +125,7 @@ def test_lists_class_folders_and_csv_are_equivalent(moving, tmp_path, capsys):
     arguments = [f"--dataset={dataset}", f"--source={tmp_path / source}", f"--out={out}"]
     prepare.main([*arguments, "--short_edge=32", "--workers=1"])
     data = prepare.store.open_dataset(out)
-    records = [prepare.store.parse(data.split("validation").records[k]) for k in range(2)]
+    records = [prepare.store.parse_record(data.split("validation").records[k]) for k in range(2)]
     assert data.class_names == ("no", "yes") and data.class_sizes() == (1, 1)
     found.append({label: list(frames) for _, label, frames in records})
   assert found[0] == found[1] == found[2] and len(found[0][0]) == 12
