@@ -14,9 +14,10 @@ from u2s_jax.evaluation import metrics, results
 from u2s_jax.evaluation import scores as scores_lib
 from u2s_jax.evaluation.scores import Scores
 from u2s_jax.runtime import files
-from u2s_jax.runtime.errors import UserError, check_repeated, describe_error
+from u2s_jax.runtime.errors import UserError, check_repeated, one_line_errors
 
 
+@one_line_errors()
 def main(arguments: Sequence[str] | None = None) -> None:
   """Parses the command line and prints the accuracies of every stream and of their fusion."""
   parser = argparse.ArgumentParser(
@@ -28,16 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument("--weights", type=float, nargs="+", help="one for each file; default: equal")
   parser.add_argument("--out", type=str, metavar="NPZ", help="file for the fused scores")
   args = parser.parse_args(arguments)
-  try:
-    check_repeated(sys.argv if arguments is None else ["", *arguments])
-    paths = [files.parse_path(path) for path in args.scores]
-    out = files.parse_local_path(args.out) if args.out else None
-    streams, fused = fuse_files(paths, args.weights, out)
-  except (OSError, UserError) as error:
-    line = describe_error(error)
-    if line is None:
-      raise
-    sys.exit(f"error: {line}")
+  check_repeated(sys.argv if arguments is None else ["", *arguments])
+  paths = [files.parse_path(path) for path in args.scores]
+  out = files.parse_local_path(args.out) if args.out else None
+  streams, fused = fuse_files(paths, args.weights, out)
   if out:
     print(f"written: {out}")
   if fused.num_unknown:
