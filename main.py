@@ -85,17 +85,17 @@ def train_or_evaluate(args: argparse.Namespace, config_arguments: list[str]) -> 
     workdir, free = Workdir(files.parse_path(args.workdir)), settings.RESUMABLE_FIELDS
     config, changed, name = config_flags.read_config(config_arguments)
     config = settings.drop_late_decays(config, changed)
-  with distributed.distributed_session(args.distributed, config.dead_process_seconds):
-    files.make_dir(workdir.root)
-    config = fit_pixels(settings.fit_devices(config, workdir), workdir)
-    clips.read_config(config.data)  # raises before hours of preparation
-    validation.check(config, workdir, free)
-    if args.mode == "eval":
-      source, tx = open_source(config, workdir), optimizer.sgd(**config.optimizer)
-      evaluate.evaluate_latest(config, workdir, source, name, tx)
-    elif not train.is_finished(workdir):  # a finished run may be on a read-only disk
-      with training_lock(workdir):
-        train_run(config, workdir, name)
+  distributed.join_processes(args.distributed, config.dead_process_seconds)
+  files.make_dir(workdir.root)
+  config = fit_pixels(settings.fit_devices(config, workdir), workdir)
+  clips.read_config(config.data)  # raises before hours of preparation
+  validation.check(config, workdir, free)
+  if args.mode == "eval":
+    source, tx = open_source(config, workdir), optimizer.sgd(**config.optimizer)
+    evaluate.evaluate_latest(config, workdir, source, name, tx)
+  elif not train.is_finished(workdir):  # a finished run may be on a read-only disk
+    with training_lock(workdir):
+      train_run(config, workdir, name)
 
 
 def open_source(config: ml_collections.ConfigDict, workdir: Workdir) -> Source:

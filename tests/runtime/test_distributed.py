@@ -19,7 +19,8 @@ import sys, time
 from u2s_jax.runtime import distributed, signals
 from u2s_jax.runtime.errors import UserError
 try:
-  with signals.signal_handlers(), distributed.distributed_session(True, {TIMEOUT}):
+  with signals.signal_handlers():
+    distributed.join_processes(True, {TIMEOUT})
     print("joined", flush=True)
     exec(sys.argv[1])
 except UserError as error:
@@ -105,15 +106,14 @@ def test_killing_one_process_ends_the_other(pair, index):
 def test_both_processes_exit_normally(pair):
   processes = pair("pass", "time.sleep(2)")
   assert [wait(process) for process in processes] == [(0, ""), (0, "")]
-  with distributed.distributed_session(False, 40.0):
-    assert not distributed.should_stop()
+  distributed.join_processes(False, 40.0)
+  assert not distributed.should_stop()
 
 
 @pytest.mark.parametrize("timeout", [0.5, float("nan"), float("inf")])
 def test_invalid_timeout(timeout):
   with pytest.raises(UserError, match="dead_process_seconds: .* must be >= 10"):
-    with distributed.distributed_session(False, timeout):
-      pass
+    distributed.join_processes(False, timeout)
 
 
 @pytest.mark.parametrize(

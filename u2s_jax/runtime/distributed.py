@@ -3,14 +3,12 @@
 JAX's coordination service sends heartbeats. If one process misses them, JAX aborts all others.
 """
 
-import contextlib
 import importlib.util
 import math
 import os
 import pathlib
 import signal
 import sys
-from collections.abc import Iterator
 from typing import NoReturn
 
 import jax
@@ -26,8 +24,7 @@ OTHER_CLASSES = ("0x01", "0x02", "0x03")  # PCI classes: storage, network, displ
 _num_checks = 0  # calls of `should_stop`, equal on all processes
 
 
-@contextlib.contextmanager
-def distributed_session(requested: bool, timeout: float) -> Iterator[None]:
+def join_processes(requested: bool, timeout: float) -> None:
   """Joins the other processes of a run, if there are any.
 
   Detects Slurm steps with several tasks and TPU hosts. If JAX cannot detect the processes, set the
@@ -60,7 +57,6 @@ def distributed_session(requested: bool, timeout: float) -> Iterator[None]:
     if jax.process_count() > 1:
       # JAX's preemption notifier handles SIGTERM from now on; forward Ctrl-C to it.
       signal.signal(signal.SIGINT, lambda number, frame: signal.raise_signal(signal.SIGTERM))
-  yield
 
 
 def should_stop() -> bool:
