@@ -34,16 +34,11 @@ class Clock:
     self._pending_jumps = 0  # jumps of packets that are not yet seen in frames
 
   def read(self, stamp: float | None) -> bool:
-    """Takes the time stamp of the next packet in decoding order; returns whether it jumps.
-
-    Args:
-      stamp: seconds; None if the packet has none.
-    """
+    """Takes the time stamp of the next packet in decoding order; returns whether it jumps."""
     if stamp is None:
       return False
-    step = stamp - (stamp if self._last_read is None else self._last_read)
+    is_jump = self._last_read is not None and self._is_jump(stamp - self._last_read)
     self._last_read = stamp
-    is_jump = self._is_jump(step)
     self._pending_jumps += is_jump
     return is_jump
 
@@ -56,11 +51,7 @@ class Clock:
     return -math.inf if stamp is None else stamp - (self._start or 0.0) + self._offset
 
   def place(self, stamp: float | None, duration: float) -> tuple[float, float]:
-    """Places the next frame.
-
-    Args:
-      stamp: the frame's time stamp in seconds; None if it has none: it follows the last frame.
-      duration: of the frame, seconds.
+    """Places the next frame; one without a time stamp follows the last frame.
 
     Returns:
       Seconds since the start, NaN as long as no frame had a time stamp; and the seconds by which

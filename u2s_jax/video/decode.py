@@ -128,7 +128,7 @@ def _encode_flow(
       yield frame
       continue
     if previous is not None:
-      codes = flow.quantize(flow.compute(algorithm, previous.image, frame.image))
+      codes = flow.quantize(algorithm.calc(previous.image, frame.image, None))
       planes = (np.ascontiguousarray(codes[..., k]) for k in (0, 1))
       jpegs = tuple(
         images.encode_jpeg(Image.fromarray(plane), storage.jpeg_quality) for plane in planes
