@@ -19,22 +19,14 @@ from u2s_jax.video.listing import MODALITIES
 class ClipSpec:
   """Specification of the networks' input clips; fields as in the config's section `data`.
 
-  Attributes:
-    num_frames: frames of a clip, for flow the number of stacks, at least 1.
-    crop_size: edge of the square crops, pixels, at most `short_edge`.
-    short_edge: pixels of the short edge of the resized frames, which are then cropped.
-    modality: 'rgb' or 'flow'.
-    flow_pairs: consecutive pairs of frames in a stack of optical flow, at least 1.
-
-  Raises:
-    UserError: if a value is outside its range.
+  Raises UserError if a value is outside its range.
   """
 
-  num_frames: int
-  crop_size: int
-  short_edge: int
-  modality: str = "rgb"
-  flow_pairs: int = 5
+  num_frames: int  # at least 1; for flow the number of stacks
+  crop_size: int  # edge of the square crops, pixels, at most `short_edge`
+  short_edge: int  # pixels of the short edge of the resized frames, which are then cropped
+  modality: str = "rgb"  # or 'flow'
+  flow_pairs: int = 5  # consecutive pairs of frames in a stack of optical flow, at least 1
 
   def __post_init__(self):
     if self.num_frames < 1:
@@ -51,7 +43,6 @@ class ClipSpec:
 
   @property
   def is_flow(self) -> bool:
-    """Whether the clip is of optical flow."""
     return self.modality == "flow"
 
   @property
@@ -79,8 +70,7 @@ class Augmentation:
     balance: strength of class balancing, in [0, 1], see `sampling.class_shares`.
     offset_per_segment: whether to draw an offset for each segment instead of one for all.
 
-  Raises:
-    UserError: if a value is outside its range.
+  Raises UserError if a value is outside its range.
   """
 
   multi_scale: tuple[Real, ...] = ()
@@ -130,7 +120,6 @@ def choose_frames(
 
   Args:
     count: number of files of the stored clip; for flow two for each pair of frames.
-    clip: specification of the network's clip.
     offset: for all segments or (num_frames,), one each, see `sampling.segment_indices`.
 
   Returns:

@@ -20,20 +20,13 @@ T = TypeVar("T")
 
 
 class Orientation(NamedTuple):
-  """One of the eight ways to turn a picture upright: transposed first, then mirrored and flipped.
-
-  Attributes:
-    transposed: whether rows and columns are exchanged.
-    mirrored: whether left and right are exchanged.
-    flipped: whether top and bottom are exchanged.
-  """
+  """One of the eight ways to turn a picture upright: first transposed, then mirrored, flipped."""
 
   transposed: bool
-  mirrored: bool
-  flipped: bool
+  mirrored: bool  # left to right
+  flipped: bool  # top to bottom
 
   def apply(self, image: UInt8[np.ndarray, "h w *c"]) -> UInt8[np.ndarray, "h2 w2 *c"]:
-    """Returns the upright picture."""
     if self.transposed:
       image = image.swapaxes(0, 1)
     image = image[:: -1 if self.flipped else 1, :: -1 if self.mirrored else 1]

@@ -44,25 +44,15 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """A clip as a folder or CSV file lists it, before classes have indices.
+  """A clip as a folder or CSV file lists it, before classes have indices; see `Clip`."""
 
-  Attributes:
-    where: where it is listed, for messages: a folder, or a file and line.
-    id: see `Clip`.
-    file: see `Clip`.
-    name: name of its class; empty if it is unknown.
-    split: one of `SPLITS`; None if the source assigns no splits.
-    span: see `Clip`.
-    group: clips of one group must be in one split; empty: the clip is a group of its own.
-  """
-
-  where: str
+  where: str  # where it is listed, for messages: a folder, or a file and line
   id: str
   file: str
-  name: str
-  split: str | None
+  name: str  # of its class; empty if it is unknown
+  split: str | None  # one of `SPLITS`; None if the source assigns no splits
   span: tuple[float, float] | None = None
-  group: str = ""
+  group: str = ""  # is in one split only; empty: the clip is a group of its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,15 +86,7 @@ def span_suffix(span: tuple[float, float] | None) -> str:
 
 
 def check_names(names: Iterable[str], source: str) -> None:
-  """Checks that no two class names look the same: differ in case or Unicode normalization only.
-
-  Args:
-    names: class names.
-    source: file or folder to name in the message.
-
-  Raises:
-    UserError: if two do.
-  """
+  """Raises UserError if two class names differ only in case or Unicode normalization."""
   seen = {}
   for name in sorted(names):
     other = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
@@ -118,11 +100,7 @@ def check_names(names: Iterable[str], source: str) -> None:
 
 
 def check_listing(listing: Listing, source: str) -> None:
-  """Checks what every listing must fulfil.
-
-  Args:
-    listing: from any source.
-    source: file or folder to name in the message.
+  """Checks what every listing must fulfil; messages name the file or folder `source`.
 
   Raises:
     UserError: if a split is missing or empty, class names are invalid or look the same, a class has

@@ -33,17 +33,11 @@ MICROSECOND = Fraction(1, av.time_base)  # FFmpeg's time base of containers
 
 
 class Gap(NamedTuple):
-  """A time without frames, or a moment at which the video's clock jumps.
+  """A time without frames, or a moment at which the video's clock jumps."""
 
-  Attributes:
-    start: seconds since the video's first frame.
-    end: seconds; equal to `start` if the clock jumps: no frame is missing.
-    reason: a few words.
-  """
-
-  start: float
-  end: float
-  reason: str
+  start: float  # seconds since the video's first frame
+  end: float  # seconds; equal to `start` if the clock jumps: no frame is missing
+  reason: str  # a few words
 
 
 class _CodedFrame(NamedTuple):
