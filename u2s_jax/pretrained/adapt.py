@@ -137,14 +137,13 @@ def fit(
   initial = traverse_util.flatten_dict(initial, sep="/")
   log(f"starting from {weights.kind}")
   arrays = _fit_shapes(weights.arrays, initial, log)
-  reason = _why_no_classifier(weights, target, params)
-  if reason:
+  new = {}
+  if reason := _why_no_classifier(weights, target, params):
     log(f"  classifier: newly initialised, {reason}")
-    arrays = {name: value for name, value in arrays.items() if not name.startswith(HEAD)}
-    arrays |= {name: value for name, value in initial.items() if name.startswith(HEAD)}
+    new = {name: value for name, value in initial.items() if name.startswith(HEAD)}
+    arrays = {name: x for name, x in arrays.items() if not name.startswith(HEAD)} | new
   _check_shapes(weights.origin, arrays, initial)
-  new = sum(name.startswith(HEAD) for name in initial) if reason else 0
-  log(f"  {len(arrays) - new} of {len(initial)} arrays loaded")
+  log(f"  {len(arrays) - len(new)} of {len(initial)} arrays loaded")
   tree = traverse_util.unflatten_dict(arrays, sep="/")
   return tree["params"], tree["batch_stats"]
 

@@ -26,31 +26,19 @@ class Pixels(NamedTuple):
 
 
 class Source(NamedTuple):
-  """Names and conventions of a family of weight files.
+  """Names and conventions of a family of weight files."""
 
-  Attributes:
-    name: name for messages.
-    signature: pattern of an array's name that identifies the family.
-    rules: pairs of a pattern for a full module name and a function from the match to this package's
-      module name.
-    pixels: pixel statistics that its networks were trained with on RGB frames.
-    separator: separates a module's name from that of its leaf.
-    prefix: pattern of an optional prefix of all names.
-    epsilon: epsilon of its batch normalisation.
-    bgr: whether its first convolution expects the channels in the order blue, green, red.
-    preactivation: whether norms come before their convolutions.
-    required_fields: fields of `model.backbone` that the weights require and no shape reveals.
-  """
-
-  name: str
-  signature: str
+  name: str  # for messages
+  signature: str  # pattern of an array's name that identifies the family
+  # Patterns for full module names, and functions from the match to this package's module name.
   rules: tuple[tuple[str, Callable[[re.Match], str]], ...]
-  pixels: Pixels
-  separator: str = "."
-  prefix: str = ""
-  epsilon: float = 1e-5
-  bgr: bool = False
-  preactivation: bool = False
+  pixels: Pixels  # statistics that its networks were trained with on RGB frames
+  separator: str = "."  # between a module's name and that of its leaf
+  prefix: str = ""  # pattern of an optional prefix of all names
+  epsilon: float = 1e-5  # of its batch normalisation
+  bgr: bool = False  # whether its first convolution expects blue, green, red
+  preactivation: bool = False  # whether norms come before their convolutions
+  # Fields of `model.backbone` that the weights require and no shape reveals.
   required_fields: Mapping[str, str] = MappingProxyType({})
 
 
@@ -99,6 +87,7 @@ _SYMMETRIC = Pixels((0.5,), (0.5,))  # pixels in [-1, 1], Inception's in timm
 _CAFFE = Pixels((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3)
 _SHIFTED = MappingProxyType({"name": "tsm_resnet", "strided": "3x3"})
 _UNSHIFTED = MappingProxyType({"strided": "3x3"})  # no name: they fit `tsm_resnet` as well
+_I3D = {"Conv": "conv", "BatchNorm": "norm"}
 _TORCHVISION = Source(
   "torchvision ResNet",
   r"(module\.)?(base_model\.)?layer1\.0\.conv1\.weight",
@@ -164,15 +153,10 @@ SOURCES = (
     (
       (r"Conv3d_1a_7x7\|Conv_0", _to("stem")),
       (r"Conv3d_1a_7x7\|BatchNorm_0", _to("stem_norm")),
-      (r"(Conv3d_2[bc])_.x.\|Conv_0", lambda m: f"{m[1]}/conv"),
-      (r"(Conv3d_2[bc])_.x.\|BatchNorm_0", lambda m: f"{m[1]}/norm"),
+      (r"(Conv3d_2[bc])_.x.\|(Conv|BatchNorm)_0", lambda m: f"{m[1]}/{_I3D[m[2]]}"),
       (
-        r"(Mixed_..)\|(Branch_.)/Conv3d_(0[ab])_.x.\|Conv_0",
-        lambda m: f"{m[1]}/{m[2]}_{m[3]}/conv",
-      ),
-      (
-        r"(Mixed_..)\|(Branch_.)/Conv3d_(0[ab])_.x.\|BatchNorm_0",
-        lambda m: f"{m[1]}/{m[2]}_{m[3]}/norm",
+        r"(Mixed_..)\|(Branch_.)/Conv3d_(0[ab])_.x.\|(Conv|BatchNorm)_0",
+        lambda m: f"{m[1]}/{m[2]}_{m[3]}/{_I3D[m[4]]}",
       ),
       (r"Logits/Conv3d_0c_1x1\|Conv_0", _to("head")),
     ),

@@ -141,22 +141,16 @@ def _is_folder(file: VideoInput) -> bool:
 class Segment:
   """A segment of a video with its stored frames; or a gap, or a jump of the clock.
 
-  Attributes:
-    start: seconds since the video's first frame; frames from there on belong to the segment.
-    end: seconds; frames before it belong to the segment. At the video's end, and before a gap, the
-      end of the last frame.
-    reason: see `stream.Gap`; empty for a segment with frames.
-    frames: JPEG files, of flow two for each pair.
-    planned: the requested end.
+  At the video's end, and before a gap, `end` is the end of the last frame.
   """
 
-  start: float
-  end: float
-  reason: str = ""
-  frames: list[bytes] = dataclasses.field(default_factory=list)
+  start: float  # seconds since the video's first frame; the segment's frames are from there on
+  end: float  # seconds; the segment's frames are before it
+  reason: str = ""  # see `stream.Gap`; empty for a segment with frames
+  frames: list[bytes] = dataclasses.field(default_factory=list)  # JPEG, of flow two for each pair
 
   def __post_init__(self):
-    self.planned = self.end
+    self.planned = self.end  # as requested
     self._size = 0  # bytes of the frames
 
   def add(self, frame: EncodedFrame) -> None:
@@ -246,28 +240,24 @@ def decode_segments(
     raise error
 
 
-def decode_video(file: str | io.BytesIO, storage: Storage) -> list[bytes]:
-  """Returns the stored frames of a video; raises as `encode_frames`, or if there are too many."""
-  segment = Segment(-math.inf, math.inf)
-  for frame in encode_frames(file, storage):
-    segment.add(frame)
-  return segment.frames
-
-
-def decode_file(file: str | io.BytesIO, storage: Storage, *, is_image: bool) -> list[bytes]:
+def decode_file(file: str | io.BytesIO, storage: Storage, *, is_image: bool = False) -> list[bytes]:
   """Returns the stored frames of a file: one JPEG a frame, or two for each pair of optical flow.
 
   Args:
     file: path, also of a folder of frames, or open file.
 
   Raises:
-    UserError: if the file cannot be decoded; one line, without the file's name.
+    UserError: if the file cannot be decoded or is too large for a record; one line, without the
+      file's name.
     OSError: if it cannot be read.
   """
   if is_image:
     with _as_user_error():
       return [images.encode_image(file, storage.short_edge, storage.jpeg_quality)]
-  return decode_video(file, storage)
+  segment = Segment(-math.inf, math.inf)
+  for frame in encode_frames(file, storage):
+    segment.add(frame)
+  return segment.frames
 
 
 @contextlib.contextmanager

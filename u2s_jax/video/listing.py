@@ -20,20 +20,13 @@ MAX_ID_BYTES = 256  # scores are gathered from all hosts with ids of this size
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-  """A video, a segment of a video, or an image.
+  """A video, a segment of a video, or an image."""
 
-  Attributes:
-    id: unique in its data set, the same for RGB and flow, and on every machine.
-    label: index of its class, -1 if it is unknown.
-    file: its path; if the clip is not a file of its own, a description of where it is.
-    load: returns the content of a clip that is not a file of its own.
-    span: start and end of a segment, seconds since the video's first frame; None: the whole video.
-  """
-
-  id: str
-  label: int
-  file: str
-  load: Callable[[], bytes] | None = None
+  id: str  # unique in its data set, the same for RGB and flow, and on every machine
+  label: int  # index of its class, -1 if it is unknown
+  file: str  # its path; if the clip is not a file of its own, a description of where it is
+  load: Callable[[], bytes] | None = None  # reads a clip that is not a file of its own
+  # Start and end of a segment, seconds since the video's first frame; None: the whole video.
   span: tuple[float, float] | None = None
 
   @property
@@ -59,22 +52,16 @@ class Entry:
 class Listing:
   """The classes and clips of a data set.
 
-  Attributes:
-    names: class names in the order of the labels.
-    splits: clips by split, of `SPLITS`: `train`, `validation` and maybe `test`, or `test` alone. If
-      the data set is published with a train and a test list only, `validation` is the test list.
-    images: whether the clips are images instead of videos.
-    official: published number of clips by split; empty if there is none.
-    notes: what the user should know about how the listing was made, one line each.
-    earlier: returns the same clips in the splits that an earlier version chose; None if the splits
-      were not chosen by this program.
+  The splits are of `SPLITS`: `train`, `validation` and maybe `test`, or `test` alone. If the data
+  set is published with a train and a test list only, `validation` is the test list.
   """
 
-  names: Sequence[str]
+  names: Sequence[str]  # of the classes, in the order of the labels
   splits: Mapping[str, Sequence[Clip]]
-  images: bool = False
-  official: Mapping[str, int] = dataclasses.field(default_factory=dict)
-  notes: Sequence[str] = ()
+  images: bool = False  # whether the clips are images instead of videos
+  official: Mapping[str, int] = dataclasses.field(default_factory=dict)  # published sizes of splits
+  notes: Sequence[str] = ()  # on how the listing was made, for the user, one line each
+  # Returns the same clips in the splits that an earlier version of this program chose.
   earlier: Callable[[], "Listing"] | None = None
 
 
