@@ -60,25 +60,20 @@ class ClipSpec:
 class Augmentation:
   """Random augmentation of training clips, drawn once a clip; fields as in the config.
 
-  Attributes:
-    multi_scale: fractions of the short edge, in (0, 1], for height and width of the crop before it
-      is resized, see `image_ops.crop_edges`; empty: off.
-    color_jitter: maximum change of brightness, contrast and saturation (relative) and of hue
-      (fraction of the colour circle, up to 0.5); 0: off.
-    flip: whether to mirror half of the clips left to right.
-    flip_label_map: pairs of classes that mirror into each other, see `views.make_mirrored_labels`.
-    balance: strength of class balancing, in [0, 1], see `sampling.class_shares`.
-    offset_per_segment: whether to draw an offset for each segment instead of one for all.
-
   Raises UserError if a value is outside its range.
   """
 
+  # Fractions of the short edge, in (0, 1], for height and width of the crop before it is resized,
+  # see `image_ops.crop_edges`; empty: off.
   multi_scale: tuple[Real, ...] = ()
+  # Maximum change of brightness, contrast and saturation (relative) and of hue (fraction of the
+  # colour circle, up to 0.5); 0: off.
   color_jitter: tuple[Real, ...] = (0.0, 0.0, 0.0, 0.0)
-  flip: bool = False
+  flip: bool = False  # whether to mirror half of the clips left to right
+  # Pairs of classes that mirror into each other, see `views.make_mirrored_labels`.
   flip_label_map: tuple[tuple[int, int], ...] = ()
-  balance: float = 0.0
-  offset_per_segment: bool = False
+  balance: float = 0.0  # strength of class balancing, in [0, 1], see `sampling.class_shares`
+  offset_per_segment: bool = False  # whether to draw an offset for each segment, not one for all
 
   def __post_init__(self):
     for scale in self.multi_scale:

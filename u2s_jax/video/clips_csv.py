@@ -58,9 +58,7 @@ def read_csv(path: pathlib.Path) -> tuple[list[Entry], list[str]]:
     )
   entries = _group_segments(entries)
   # A video's segments are next to each other, so that it is decoded once.
-  order = {}
-  for entry in entries:
-    order.setdefault(entry.file, len(order))
+  order = {file: k for k, file in enumerate(dict.fromkeys(entry.file for entry in entries))}
   entries.sort(key=lambda entry: (order[entry.file], entry.span or (0, 0)))
   # `--mode=predict --csv` writes scores.
   unused = [repr(column) for column in header if column not in (*COLUMNS, "score")]

@@ -37,7 +37,7 @@ class Clock:
     """Takes the time stamp of the next packet in decoding order; returns whether it jumps."""
     if stamp is None:
       return False
-    is_jump = self._last_read is not None and self._is_jump(stamp - self._last_read)
+    is_jump = self._is_jump(self._last_read, stamp)
     self._last_read = stamp
     self._pending_jumps += is_jump
     return is_jump
@@ -63,11 +63,7 @@ class Clock:
     else:
       if self._start is None:
         self._start = stamp
-      if (
-        self._pending_jumps
-        and self._last_stamp is not None
-        and self._is_jump(stamp - self._last_stamp)
-      ):
+      if self._pending_jumps and self._is_jump(self._last_stamp, stamp):
         jump = self.convert(stamp) - self.end
         self._offset -= jump
         self._pending_jumps -= 1
@@ -78,5 +74,5 @@ class Clock:
     self._last_seconds, self.end = seconds, seconds + duration
     return seconds, jump
 
-  def _is_jump(self, step: float) -> bool:
-    return not -JITTER < step <= self._max_step
+  def _is_jump(self, last: float | None, stamp: float) -> bool:
+    return last is not None and not -JITTER < stamp - last <= self._max_step

@@ -46,11 +46,9 @@ def get_orientation(frame: av.VideoFrame) -> Orientation:
 def compute_size(
   width: int, height: int, pixel_aspect: Fraction | None, short_edge: int
 ) -> tuple[int, int]:
-  """Computes width and height of a resized frame with square pixels, before it is turned.
+  """Computes width and height of a resized coded frame with square pixels, before it is turned.
 
   Args:
-    width: pixels of the coded frame.
-    height: pixels of the coded frame.
     pixel_aspect: width of a pixel over its height; taken as 1 if None or outside 1/8 to 8.
     short_edge: pixels of the resized short edge; the long edge keeps the aspect and is even.
 

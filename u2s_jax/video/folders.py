@@ -242,7 +242,6 @@ def _match_group(clip_id: str, pattern: str) -> str:
 
 
 def _check_labels(entries: Sequence[Entry]) -> None:
-  """Raises UserError if a clip outside the test split has no label."""
   for entry in entries:
     if not entry.name and entry.split != "test":
       raise UserError(
@@ -251,7 +250,6 @@ def _check_labels(entries: Sequence[Entry]) -> None:
 
 
 def _check_groups(entries: Sequence[Entry]) -> None:
-  """Raises UserError if a group is in two splits."""
   first = {}
   for entry in entries:
     other = first.setdefault(entry.group, entry) if entry.group else entry
@@ -311,11 +309,7 @@ def _read_folder(
 def _find_split_folders(
   source: pathlib.Path,
 ) -> tuple[list[tuple[str, pathlib.Path]], list[str]]:
-  """Returns the folders of splits, none if `source` holds class folders, and notes.
-
-  Raises:
-    UserError: if two folders are the same split, or one is missing.
-  """
+  """Returns the folders of splits, none if `source` holds class folders, and notes."""
   folders, _ = _list_folder(source)
   # Classes may be called `train` and `bus`. So unless all folders have names of splits, only plain
   # names count, and only if there is a `train` that holds folders (of classes) itself.

@@ -92,9 +92,7 @@ def crop_offsets(
   """Computes the corners of the square crops of evaluation views.
 
   Args:
-    height: of the frame in pixels, at least `size`.
-    width: likewise.
-    size: edge of the crops in pixels.
+    size: edge of the crops in pixels, at most `height` and `width` of the frame.
     views: `center`; `3crop`: start, centre and end of the longer side; `5crop`: top left, top
       right, bottom left, bottom right, centre; `10crop`: these five, then their mirror images.
 
