@@ -30,8 +30,8 @@ class Source(NamedTuple):
 
   name: str  # for messages
   signature: str  # pattern of an array's name that identifies the family
-  # Patterns for full module names, and functions from the match to this package's module name.
-  rules: tuple[tuple[str, Callable[[re.Match], str]], ...]
+  # Patterns for full module names, and this package's name or a function from the match to it.
+  rules: tuple[tuple[str, str | Callable[[re.Match], str]], ...]
   pixels: Pixels  # statistics that its networks were trained with on RGB frames
   separator: str = "."  # between a module's name and that of its leaf
   prefix: str = ""  # pattern of an optional prefix of all names
@@ -58,28 +58,24 @@ def _keras(kind: str) -> Callable[[re.Match], str]:
   )
 
 
-def _to(name: str) -> Callable[[re.Match], str]:
-  return lambda match: name
-
-
 # TSM wraps the convolutions whose input it shifts; `.net` is the convolution.
 _RESNET = (
-  (r"conv1", _to("stem")),
-  (r"bn1", _to("stem_norm")),
+  (r"conv1", "stem"),
+  (r"bn1", "stem_norm"),
   (r"layer(\d)\.(\d+)\.conv(\d)(?:\.net)?", _block("conv", 1)),
   (r"layer(\d)\.(\d+)\.bn(\d)", _block("norm", 1)),
   (r"layer(\d)\.(\d+)\.downsample\.0", _block("projection", 1)),
   (r"layer(\d)\.(\d+)\.downsample\.1", _block("projection_norm", 1)),
-  (r"fc|new_fc", _to("head")),
+  (r"fc|new_fc", "head"),
 )
 _MMACTION2_RESNET = (
-  (r"conv1\.conv", _to("stem")),
-  (r"conv1\.bn", _to("stem_norm")),
+  (r"conv1\.conv", "stem"),
+  (r"conv1\.bn", "stem_norm"),
   (r"layer(\d)\.(\d+)\.conv(\d)\.conv(?:\.net)?", _block("conv", 1)),
   (r"layer(\d)\.(\d+)\.conv(\d)\.bn", _block("norm", 1)),
   (r"layer(\d)\.(\d+)\.downsample\.conv", _block("projection", 1)),
   (r"layer(\d)\.(\d+)\.downsample\.bn", _block("projection_norm", 1)),
-  (r"fc_cls", _to("head")),
+  (r"fc_cls", "head"),
 )
 _IMAGENET = Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mmaction2 has them times 255
 _SYMMETRIC = Pixels((0.5,), (0.5,))  # pixels in [-1, 1], Inception's in timm
@@ -121,12 +117,12 @@ SOURCES = (
     "timm resnetv2",
     r"stages\.0\.blocks\.0\.conv1\.weight",
     (
-      (r"stem\.conv", _to("stem")),
+      (r"stem\.conv", "stem"),
       (r"stages\.(\d)\.blocks\.(\d+)\.conv(\d)", _block("conv", 0)),
       (r"stages\.(\d)\.blocks\.(\d+)\.norm(\d)", _block("norm", 0)),
       (r"stages\.(\d)\.blocks\.(\d+)\.downsample\.conv", _block("projection", 0)),
-      (r"norm", _to("norm")),
-      (r"head\.fc", _to("head")),
+      (r"norm", "norm"),
+      (r"head\.fc", "head"),
     ),
     _SYMMETRIC,
     preactivation=True,
@@ -135,11 +131,11 @@ SOURCES = (
     "Keras ResNet",
     r"res2a_branch2a/kernel",
     (
-      (r"conv1", _to("stem")),
-      (r"bn_conv1", _to("stem_norm")),
+      (r"conv1", "stem"),
+      (r"bn_conv1", "stem_norm"),
       (r"res(\d)([a-z])_branch(1|2[abc])", _keras("conv")),
       (r"bn(\d)([a-z])_branch(1|2[abc])", _keras("norm")),
-      (r"fc1000", _to("head")),
+      (r"fc1000", "head"),
     ),
     _CAFFE,
     separator="/",
@@ -151,14 +147,14 @@ SOURCES = (
     "Inception-I3D",
     r"params\|Conv3d_1a_7x7\|Conv_0\|kernel",
     (
-      (r"Conv3d_1a_7x7\|Conv_0", _to("stem")),
-      (r"Conv3d_1a_7x7\|BatchNorm_0", _to("stem_norm")),
+      (r"Conv3d_1a_7x7\|Conv_0", "stem"),
+      (r"Conv3d_1a_7x7\|BatchNorm_0", "stem_norm"),
       (r"(Conv3d_2[bc])_.x.\|(Conv|BatchNorm)_0", lambda m: f"{m[1]}/{_I3D[m[2]]}"),
       (
         r"(Mixed_..)\|(Branch_.)/Conv3d_(0[ab])_.x.\|(Conv|BatchNorm)_0",
         lambda m: f"{m[1]}/{m[2]}_{m[3]}/{_I3D[m[4]]}",
       ),
-      (r"Logits/Conv3d_0c_1x1\|Conv_0", _to("head")),
+      (r"Logits/Conv3d_0c_1x1\|Conv_0", "head"),
     ),
     _SYMMETRIC,
     separator="|",
@@ -194,7 +190,8 @@ def translate(weights: Mapping[str, np.ndarray]) -> tuple[Source, dict[str, np.n
     if leaf == "num_batches_tracked":
       continue
     matches = ((re.fullmatch(pattern, stem), to) for pattern, to in source.rules)
-    module = next((to(match) for match, to in matches if match), None)
+    match, to = next((found for found in matches if found[0]), (None, None))
+    module = to(match) if callable(to) else to
     is_norm = module is not None and "norm" in module.rpartition("/")[2]
     if module is None or leaf not in (_NORM_LEAVES if is_norm else ("weight", "kernel", "bias")):
       raise UserError(f"{key}: unknown name in a {source.name}")
