@@ -25,7 +25,7 @@ def test_decodes_all_video_formats(tmp_path, name):
   if codec and codec not in av.codecs_available:
     pytest.skip(f"PyAV has no encoder {codec}")
   path = str(corpus.write_file(tmp_path, name))
-  frames = decode.decode_video(path, Storage("rgb", corpus.HEIGHT, 95))
+  frames = decode.decode_file(path, Storage("rgb", corpus.HEIGHT, 95))
   assert len(frames) == corpus.COUNT
   shape = corpus.SHAPES.get(name, (corpus.HEIGHT, corpus.WIDTH))
   for jpeg in frames:

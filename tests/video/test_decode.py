@@ -30,7 +30,7 @@ def _pixels(jpeg):
 
 
 def _video(path, short_edge=32):
-  return [_pixels(jpeg) for jpeg in decode.decode_video(str(path), Storage("rgb", short_edge, 100))]
+  return [_pixels(jpeg) for jpeg in decode.decode_file(str(path), Storage("rgb", short_edge, 100))]
 
 
 def _corners(image):
@@ -174,7 +174,7 @@ def test_rejects_sound_files_also_with_a_cover_picture(tmp_path):
 
 def test_rejects_videos_too_large_for_a_record(tmp_path, write_video, monkeypatch):
   path = write_video(tmp_path / "a.webm", 9)
-  size = sum(map(len, decode.decode_video(str(path), Storage("rgb", 32, 100))))
+  size = sum(map(len, decode.decode_file(str(path), Storage("rgb", 32, 100))))
   monkeypatch.setattr(decode, "MAX_CLIP_BYTES", size)
   assert len(_video(path)) == 9
   monkeypatch.setattr(decode, "MAX_CLIP_BYTES", size - 1)
@@ -335,7 +335,7 @@ def test_encodes_flow_of_pairs(tmp_path, write_video):
     frames.append(np.repeat(blob[..., None], 3, axis=-1).astype(np.uint8))
   path = write_video(tmp_path / "a.webm", frames)
   for algorithm in ("dis", "tvl1"):
-    jpegs = decode.decode_video(str(path), Storage("flow", 64, 95, algorithm))
+    jpegs = decode.decode_file(str(path), Storage("flow", 64, 95, algorithm))
     assert len(jpegs) == 4  # x and y of 2 pairs
     codes = [_pixels(jpeg) for jpeg in jpegs]
     assert all(code.shape == (64, 96) for code in codes)
@@ -345,7 +345,7 @@ def test_encodes_flow_of_pairs(tmp_path, write_video):
   _check_error(
     write_video(tmp_path / "one.webm", 1),
     "only one frame",
-    decoder=lambda path: decode.decode_video(str(path), Storage("flow", 32, 95, "dis")),
+    decoder=lambda path: decode.decode_file(str(path), Storage("flow", 32, 95, "dis")),
   )
 
 
@@ -356,7 +356,7 @@ def moving(tmp_path_factory, write_video):
   noise = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
   write_video(path, [np.roll(noise, k, axis=1) for k in range(360)])
   storage = Storage("rgb", 32, 100)
-  return str(path), storage, decode.decode_video(str(path), storage)
+  return str(path), storage, decode.decode_file(str(path), storage)
 
 
 def test_segments_have_the_frames_between_two_times(moving):
@@ -389,7 +389,7 @@ def test_the_last_segment_ends_with_the_last_frame(moving):
 def test_segments_require_time_stamps(tmp_path, write_video):
   path = str(write_video(tmp_path / "a.h264", 10, codec="libx264"))
   storage = Storage("rgb", 32, 100)
-  assert len(decode.decode_video(path, storage)) == 10
+  assert len(decode.decode_file(path, storage)) == 10
   (part,) = decoding.decode_spans(path, storage, [(0.0, 0.5)])
   assert "no time stamps" in part.reason
 
@@ -411,7 +411,7 @@ def test_segments_go_by_time_not_by_frame_number(tmp_path, write_video):
   times = [0, 1, 2, 6, 7, 12, 13, 14, 18, 24]  # twelfths of a second
   path = str(write_video(tmp_path / "a.webm", 10, times=times))
   storage = Storage("rgb", 32, 100)
-  frames = decode.decode_video(path, storage)
+  frames = decode.decode_file(path, storage)
   early, late = decoding.decode_spans(path, storage, [(0.0, 0.5), (0.5, 1.5)])
   assert early.frames == frames[:3] and late.frames == frames[3:8]
 
@@ -427,7 +427,7 @@ def test_incomplete_video_has_the_segments_before_its_end(moving, tmp_path):
 def test_flow_of_a_segment_has_only_its_own_pairs(moving):
   path = moving[0]
   storage = Storage("flow", 32, 95, "dis")
-  flow = decode.decode_video(path, storage)
+  flow = decode.decode_file(path, storage)
   (part,) = decoding.decode_spans(path, storage, [(1.0, 2.0)])
   assert part.frames == flow[2 * 12 : 2 * 23]  # 12 frames are 11 pairs
 

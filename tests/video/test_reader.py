@@ -158,7 +158,7 @@ def test_b_frames_in_avi_keep_their_times(tmp_path, codec):
   """AVI has no presentation times."""
   path = write(tmp_path / "a.avi", make_moving_noise(36), codec=codec, b_frames=2)
   assert [frame.seconds for frame in read(path)] == pytest.approx(np.arange(36) / RATE)
-  frames = decode.decode_video(path, SMALL)
+  frames = decode.decode_file(path, SMALL)
   segments = list(decode.decode_segments(path, SMALL, [(0.0, 1.0), (1.0, 2.0), (2.0, 3.0)]))
   assert [frame for segment in segments for frame in segment.frames] == frames
 
@@ -188,7 +188,7 @@ def concatenate(path, *lengths, starts=None, suffix="ts", **options):
 )
 def test_concatenated_recordings_follow_each_other(tmp_path, lengths, starts, places):
   path = concatenate(tmp_path / "a.ts", *lengths, starts=starts)
-  frames = decode.decode_video(path, SMALL)
+  frames = decode.decode_file(path, SMALL)
   assert len(frames) == RATE * sum(lengths)
   found, gaps, message = windows(path, length=0.5)
   assert [frame for part in found for frame in part.frames] == frames and not message
@@ -230,7 +230,7 @@ def test_frames_without_a_time_stamp_follow_the_last_one(tmp_path, monkeypatch):
     for k, coded in enumerate(original(self, strict)):
       yield coded._replace(stamp=None) if k in (0, 7, 8, 20) else coded
 
-  expected = decode.decode_video(path, SMALL)
+  expected = decode.decode_file(path, SMALL)
   monkeypatch.setattr(stream.StreamDecoder, "_decode", without_stamps)
   found, gaps, message = windows(path, length=0.5)
   assert [frame for part in found for frame in part.frames] == expected and not gaps and not message
@@ -245,17 +245,17 @@ def test_a_segment_of_interlaced_video_has_the_same_bits_after_a_seek(tmp_path):
       container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
     container.mux(stream.encode(None))
   (segment,) = decode.decode_segments(path, SMALL, [(15.0, 16.0)])
-  assert segment.frames == decode.decode_video(path, SMALL)[15 * RATE : 16 * RATE]
+  assert segment.frames == decode.decode_file(path, SMALL)[15 * RATE : 16 * RATE]
 
 
 def test_finds_a_segment_long_after_a_jump_of_the_clock(tmp_path):
   path = concatenate(tmp_path / "a.ts", 8, 8)
-  frames = decode.decode_video(path, SMALL)
+  frames = decode.decode_file(path, SMALL)
   (segment,) = decode.decode_segments(path, SMALL, [(13.0, 14.0)])
   assert segment.frames == frames[13 * RATE : 14 * RATE]
   single = concatenate(tmp_path / "b.ts", 16)  # reached by a seek
   (segment,) = decode.decode_segments(single, SMALL, [(13.0, 14.0)])
-  assert segment.frames == decode.decode_video(single, SMALL)[13 * RATE : 14 * RATE]
+  assert segment.frames == decode.decode_file(single, SMALL)[13 * RATE : 14 * RATE]
 
 
 def as_camera(monkeypatch, path):
@@ -297,7 +297,7 @@ def test_continues_after_damage_and_reports_it(tmp_path, name):
   damage(path, size=9000)
   if name != "e.flv":  # FFmpeg skips damaged packets of FLV silently
     with pytest.raises(UserError):
-      decode.decode_video(path, SMALL)
+      decode.decode_file(path, SMALL)
   found, gaps, message = windows(path)
   assert found[-1].end == pytest.approx(10, abs=0.1) and not message and gaps
   assert all(2.5 < gap.start < gap.end < 7 and gap.reason for gap in gaps)

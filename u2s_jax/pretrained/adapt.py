@@ -1,6 +1,7 @@
 """Fits pretrained weights to a run's networks: other frames, channels, classes."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,9 +24,8 @@ class Target:
   """The network that the weights are loaded into.
 
   Attributes:
-    backbone: `name` and fields of the backbone, as in `config.model.backbone`; must agree with the
-      weights' `required_fields`.
-    class_names: names of the classes, in the order of the labels.
+    backbone: as `config.model.backbone`; must agree with the weights' `required_fields`.
+    class_names: in the order of the labels.
     needs_classifier: whether the weights are used without further training. Then a classifier of
       other classes, an unfinished stage 1 and a jointly trained network are errors.
     pixels: statistics that the network's pixels are normalised with.
@@ -48,17 +48,6 @@ def average_first_convolution(
   return np.repeat(kernel.mean(axis=3, keepdims=True), channels, axis=3)
 
 
-def inflate(
-  kernel: Float[np.ndarray, "1 kh kw c d"], extent: int
-) -> Float[np.ndarray, "{extent} kh kw c d"]:
-  """Returns a 2D kernel inflated over frames, as in I3D (Carreira and Zisserman, CVPR 2017).
-
-  The kernel is repeated `extent` times and divided by `extent`, so the response to a clip of equal
-  frames does not change.
-  """
-  return np.repeat(kernel, extent, axis=0) / np.float32(extent)
-
-
 def load(
   path: Path,
   params: Variables,
@@ -78,18 +67,23 @@ def check(weights: Weights, params: Variables, target: Target, log: Callable[[st
   Logs a line if the pixel statistics are unknown, or differ and the classifier is new. With other
   statistics BN's running averages, which a frozen network keeps, are wrong.
 
-  Args:
-    weights: weights from `read.read`.
-    params: see `fit`.
-    target: the network to load them into.
-    log: is called with the line.
-
   Raises:
     UserError: if the backbone differs, stage 1 is unfinished, a classifier is needed and missing,
       or the classifier fits but was trained with other pixel statistics.
   """
-  _check_backbone(weights, target)
-  _check_steps(weights, target)
+  for name, required in weights.required_fields.items():
+    value = target.backbone.get(name, DEFAULTS.get(name))
+    # As JSON, because saved fields have lists instead of tuples.
+    if required is not None and json.dumps(value) != json.dumps(required):
+      raise UserError(
+        f"init_from: {weights.origin}: its network has backbone.{name} = {required}, not {value};"
+        f" set model.backbone.{name} to match"
+      )
+  step, total = weights.steps or (0, 0)
+  if step < total and (target.needs_classifier or step == 0):
+    raise UserError(
+      f"init_from: {weights.origin}: stage universal is at step {step} of {total}; finish it first"
+    )
   reason = _why_no_classifier(weights, target, params)
   if reason and target.needs_classifier:
     raise UserError(
@@ -129,10 +123,8 @@ def fit(
   files without class names: equally many). All other names and shapes must match.
 
   Args:
-    weights: weights from `read.read`.
     params: newly initialised parameters of `trunk` and `universal`, replicated.
     batch_stats: BN's running averages, likewise.
-    target: the network to load them into.
     log: is called with lines that describe what was done.
 
   Returns:
@@ -145,14 +137,13 @@ def fit(
   initial = traverse_util.flatten_dict(initial, sep="/")
   log(f"starting from {weights.kind}")
   arrays = _fit_shapes(weights.arrays, initial, log)
-  reason = _why_no_classifier(weights, target, params)
-  if reason:
+  new = {}
+  if reason := _why_no_classifier(weights, target, params):
     log(f"  classifier: newly initialised, {reason}")
-    arrays = {name: value for name, value in arrays.items() if not name.startswith(HEAD)}
-    arrays |= {name: value for name, value in initial.items() if name.startswith(HEAD)}
+    new = {name: value for name, value in initial.items() if name.startswith(HEAD)}
+    arrays = {name: x for name, x in arrays.items() if not name.startswith(HEAD)} | new
   _check_shapes(weights.origin, arrays, initial)
-  new = sum(name.startswith(HEAD) for name in initial) if reason else 0
-  log(f"  {len(arrays) - new} of {len(initial)} arrays loaded")
+  log(f"  {len(arrays) - len(new)} of {len(initial)} arrays loaded")
   tree = traverse_util.unflatten_dict(arrays, sep="/")
   return tree["params"], tree["batch_stats"]
 
@@ -168,30 +159,7 @@ def _grey_difference(trained: Pixels, used: Pixels) -> float:
 
 
 def _format(values: Sequence[float]) -> str:
-  """Formats numbers with three significant digits."""
   return f"({', '.join(f'{value:.3g}' for value in values)})"
-
-
-def _check_backbone(weights: Weights, target: Target) -> None:
-  """Raises UserError if the backbone differs in a field that no shape reveals."""
-  for name, required in weights.required_fields.items():
-    value = target.backbone.get(name, DEFAULTS.get(name))
-    if required is not None and _to_lists(value) != _to_lists(required):
-      raise UserError(
-        f"init_from: {weights.origin}: its network has backbone.{name} = {required}, not {value};"
-        f" set model.backbone.{name} to match"
-      )
-
-
-def _check_steps(weights: Weights, target: Target) -> None:
-  """Raises UserError for a stage 1 without a step, or an unfinished one that must be finished."""
-  if not weights.steps:
-    return
-  step, total = weights.steps
-  if step < total and (target.needs_classifier or step == 0):
-    raise UserError(
-      f"init_from: {weights.origin}: stage universal is at step {step} of {total}; finish it first"
-    )
 
 
 def _fit_shapes(
@@ -207,7 +175,8 @@ def _fit_shapes(
       log(f"  first convolution: mean over {shape[3]} input channels, for each of {wanted[3]}")
       fitted[name] = average_first_convolution(fitted[name], wanted[3])
     if shape[0] == 1 < wanted[0]:
-      fitted[name] = inflate(fitted[name], wanted[0])
+      # As in I3D (Carreira and Zisserman, CVPR 2017): the response to equal frames stays.
+      fitted[name] = np.repeat(fitted[name], wanted[0], axis=0) / np.float32(wanted[0])
       num_inflated += 1
   if num_inflated:
     log(f"  {num_inflated} convolutions inflated over time")
@@ -218,21 +187,16 @@ def _why_no_classifier(weights: Weights, target: Target, params: Variables) -> s
   """Returns why the classifier cannot be used, None if it can."""
   if weights.class_names is not None:
     return None if list(weights.class_names) == list(target.class_names) else "classes differ"
-  shapes = {
-    name.removeprefix(HEAD): value.shape
-    for name, value in weights.arrays.items()
-    if name.startswith(HEAD)
-  }
+  shapes = {name: x.shape for name, x in weights.arrays.items() if name.startswith(HEAD)}
   if not shapes:
     return "the file has none"
-  wanted = {name: value.shape for name, value in params["universal"]["head"].items()}
+  wanted = {HEAD + name: x.shape for name, x in params["universal"]["head"].items()}
   return None if shapes.items() <= wanted.items() else "classes differ"
 
 
 def _check_shapes(
   origin: Path, arrays: Mapping[str, np.ndarray], initial: Mapping[str, np.ndarray]
 ) -> None:
-  """Raises UserError if an array is missing, unexpected or of another shape."""
   # Parameters first: their shapes are more informative than those of statistics.
   names = sorted(
     initial.keys() | arrays.keys(), key=lambda name: (name.startswith("batch_stats"), name)
@@ -246,8 +210,3 @@ def _check_shapes(
         f"init_from: {origin}: {name} is {shape} in the weights, but {wanted} in this config; set"
         " model.backbone to match"
       )
-
-
-def _to_lists(value):
-  """Returns tuples as lists, as JSON returns them."""
-  return [_to_lists(item) for item in value] if isinstance(value, tuple | list) else value

@@ -5,7 +5,7 @@ The rules of a table map a source's module names to this package's, such as
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -18,9 +18,7 @@ from u2s_jax.runtime.errors import UserError
 class Pixels(NamedTuple):
   """Statistics that pixels are normalised with: (byte / 255 - mean) / std.
 
-  Attributes:
-    mean: mean of byte / 255, one value for all channels or one per channel, in the order of RGB.
-    std: standard deviation, likewise; positive.
+  Each has one value for all channels, or one per channel in the order of RGB; `std` is positive.
   """
 
   mean: tuple[float, ...]
@@ -28,136 +26,103 @@ class Pixels(NamedTuple):
 
 
 class Source(NamedTuple):
-  """Names and conventions of a family of weight files.
+  """Names and conventions of a family of weight files."""
 
-  Attributes:
-    name: name for messages.
-    signature: pattern of an array's name that identifies the family.
-    separator: separates a module's name from that of its leaf.
-    prefix: pattern of an optional prefix of all names.
-    rules: pairs of a pattern for a full module name and a function from the match to this package's
-      module name.
-    pixels: pixel statistics that its networks were trained with on RGB frames.
-    epsilon: epsilon of its batch normalisation.
-    bgr: whether its first convolution expects the channels in the order blue, green, red.
-    preactivation: whether norms come before their convolutions.
-    required_fields: fields of `model.backbone` that the weights require and no shape reveals.
-  """
-
-  name: str
-  signature: str
-  separator: str
-  prefix: str
-  rules: tuple[tuple[str, Callable[[re.Match], str]], ...]
-  pixels: Pixels
-  epsilon: float = 1e-5
-  bgr: bool = False
-  preactivation: bool = False
+  name: str  # for messages
+  signature: str  # pattern of an array's name that identifies the family
+  # Patterns for full module names, and this package's name or a function from the match to it.
+  rules: tuple[tuple[str, str | Callable[[re.Match], str]], ...]
+  pixels: Pixels  # statistics that its networks were trained with on RGB frames
+  separator: str = "."  # between a module's name and that of its leaf
+  prefix: str = ""  # pattern of an optional prefix of all names
+  epsilon: float = 1e-5  # of its batch normalisation
+  bgr: bool = False  # whether its first convolution expects blue, green, red
+  preactivation: bool = False  # whether norms come before their convolutions
+  # Fields of `model.backbone` that the weights require and no shape reveals.
   required_fields: Mapping[str, str] = MappingProxyType({})
 
 
 def _block(kind: str, layer: int) -> Callable[[re.Match], str]:
   """Maps the first two numbers of a match to group and block, and the third to `kind`'s number."""
-
-  def name(match: re.Match) -> str:
-    number = match[3] if match.re.groups > 2 else ""
-    return f"group{int(match[1]) - layer}/block{match[2]}/{kind}{number}"
-
-  return name
+  return lambda match: (
+    f"group{int(match[1]) - layer}/block{match[2]}/{kind}{''.join(match.groups()[2:])}"
+  )
 
 
 def _keras(kind: str) -> Callable[[re.Match], str]:
   """Maps `res4b_branch2c` to group 4 - 2, block b, convolution c; `branch1` is the projection."""
-
-  def name(match: re.Match) -> str:
-    group, block = int(match[1]) - 2, ord(match[2]) - ord("a")
-    branch = {"1": "projection" if kind == "conv" else "projection_norm"}
-    branch |= {f"2{letter}": f"{kind}{i}" for i, letter in enumerate("abc", start=1)}
-    return f"group{group}/block{block}/{branch[match[3]]}"
-
-  return name
-
-
-def _to(name: str) -> Callable[[re.Match], str]:
-  return lambda match: name
+  projection = "projection" if kind == "conv" else "projection_norm"
+  branch = {"1": projection, "2a": f"{kind}1", "2b": f"{kind}2", "2c": f"{kind}3"}
+  return lambda match: (
+    f"group{int(match[1]) - 2}/block{ord(match[2]) - ord('a')}/{branch[match[3]]}"
+  )
 
 
 # TSM wraps the convolutions whose input it shifts; `.net` is the convolution.
 _RESNET = (
-  (r"conv1", _to("stem")),
-  (r"bn1", _to("stem_norm")),
+  (r"conv1", "stem"),
+  (r"bn1", "stem_norm"),
   (r"layer(\d)\.(\d+)\.conv(\d)(?:\.net)?", _block("conv", 1)),
   (r"layer(\d)\.(\d+)\.bn(\d)", _block("norm", 1)),
   (r"layer(\d)\.(\d+)\.downsample\.0", _block("projection", 1)),
   (r"layer(\d)\.(\d+)\.downsample\.1", _block("projection_norm", 1)),
-  (r"fc|new_fc", _to("head")),
+  (r"fc|new_fc", "head"),
 )
-_MMACTION2 = (
-  (r"conv1\.conv", _to("stem")),
-  (r"conv1\.bn", _to("stem_norm")),
+_MMACTION2_RESNET = (
+  (r"conv1\.conv", "stem"),
+  (r"conv1\.bn", "stem_norm"),
   (r"layer(\d)\.(\d+)\.conv(\d)\.conv(?:\.net)?", _block("conv", 1)),
   (r"layer(\d)\.(\d+)\.conv(\d)\.bn", _block("norm", 1)),
   (r"layer(\d)\.(\d+)\.downsample\.conv", _block("projection", 1)),
   (r"layer(\d)\.(\d+)\.downsample\.bn", _block("projection_norm", 1)),
-  (r"fc_cls", _to("head")),
+  (r"fc_cls", "head"),
 )
-_TORCHVISION_PREFIX = r"(module\.)?(base_model\.)?"
-_MMACTION2_PREFIX = r"(backbone\.|cls_head\.)?"
 _IMAGENET = Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mmaction2 has them times 255
 _SYMMETRIC = Pixels((0.5,), (0.5,))  # pixels in [-1, 1], Inception's in timm
 # Bytes minus Caffe's means, not divided; here in the order RGB, as `translate` reorders the stem.
 _CAFFE = Pixels((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3)
 _SHIFTED = MappingProxyType({"name": "tsm_resnet", "strided": "3x3"})
 _UNSHIFTED = MappingProxyType({"strided": "3x3"})  # no name: they fit `tsm_resnet` as well
+_I3D = {"Conv": "conv", "BatchNorm": "norm"}
+_TORCHVISION = Source(
+  "torchvision ResNet",
+  r"(module\.)?(base_model\.)?layer1\.0\.conv1\.weight",
+  _RESNET,
+  _IMAGENET,
+  prefix=r"(module\.)?(base_model\.)?",
+  required_fields=_UNSHIFTED,
+)
+_MMACTION2 = Source(
+  "mmaction2 ResNet",
+  r"backbone\.layer1\.0\.conv1\.conv\.weight",
+  _MMACTION2_RESNET,
+  _IMAGENET,
+  prefix=r"(backbone\.|cls_head\.)?",
+  required_fields=_UNSHIFTED,
+)
 SOURCES = (
-  Source(
-    "torchvision ResNet",
-    _TORCHVISION_PREFIX + r"layer1\.0\.conv1\.weight",
-    ".",
-    _TORCHVISION_PREFIX,
-    _RESNET,
-    _IMAGENET,
-    required_fields=_UNSHIFTED,
-  ),
-  Source(
-    "TSM",
-    _TORCHVISION_PREFIX + r"layer1\.0\.conv1\.net\.weight",
-    ".",
-    _TORCHVISION_PREFIX,
-    _RESNET,
-    _IMAGENET,
+  _TORCHVISION,
+  _TORCHVISION._replace(
+    name="TSM",
+    signature=r"(module\.)?(base_model\.)?layer1\.0\.conv1\.net\.weight",
     required_fields=_SHIFTED,
   ),
-  Source(
-    "mmaction2 ResNet",
-    r"backbone\.layer1\.0\.conv1\.conv\.weight",
-    ".",
-    _MMACTION2_PREFIX,
-    _MMACTION2,
-    _IMAGENET,
-    required_fields=_UNSHIFTED,
-  ),
-  Source(
-    "mmaction2 TSM",
-    r"backbone\.layer1\.0\.conv1\.conv\.net\.weight",
-    ".",
-    _MMACTION2_PREFIX,
-    _MMACTION2,
-    _IMAGENET,
+  _MMACTION2,
+  _MMACTION2._replace(
+    name="mmaction2 TSM",
+    signature=r"backbone\.layer1\.0\.conv1\.conv\.net\.weight",
     required_fields=_SHIFTED,
   ),
   Source(
     "timm resnetv2",
     r"stages\.0\.blocks\.0\.conv1\.weight",
-    ".",
-    "",
     (
-      (r"stem\.conv", _to("stem")),
+      (r"stem\.conv", "stem"),
       (r"stages\.(\d)\.blocks\.(\d+)\.conv(\d)", _block("conv", 0)),
       (r"stages\.(\d)\.blocks\.(\d+)\.norm(\d)", _block("norm", 0)),
       (r"stages\.(\d)\.blocks\.(\d+)\.downsample\.conv", _block("projection", 0)),
-      (r"norm", _to("norm")),
-      (r"head\.fc", _to("head")),
+      (r"norm", "norm"),
+      (r"head\.fc", "head"),
     ),
     _SYMMETRIC,
     preactivation=True,
@@ -165,16 +130,15 @@ SOURCES = (
   Source(
     "Keras ResNet",
     r"res2a_branch2a/kernel",
-    "/",
-    "",
     (
-      (r"conv1", _to("stem")),
-      (r"bn_conv1", _to("stem_norm")),
+      (r"conv1", "stem"),
+      (r"bn_conv1", "stem_norm"),
       (r"res(\d)([a-z])_branch(1|2[abc])", _keras("conv")),
       (r"bn(\d)([a-z])_branch(1|2[abc])", _keras("norm")),
-      (r"fc1000", _to("head")),
+      (r"fc1000", "head"),
     ),
     _CAFFE,
+    separator="/",
     epsilon=1e-3,
     bgr=True,
     required_fields=MappingProxyType({"strided": "1x1"}),
@@ -182,24 +146,19 @@ SOURCES = (
   Source(
     "Inception-I3D",
     r"params\|Conv3d_1a_7x7\|Conv_0\|kernel",
-    "|",
-    r"(params\||batch_stats\|)",
     (
-      (r"Conv3d_1a_7x7\|Conv_0", _to("stem")),
-      (r"Conv3d_1a_7x7\|BatchNorm_0", _to("stem_norm")),
-      (r"(Conv3d_2[bc])_.x.\|Conv_0", lambda m: f"{m[1]}/conv"),
-      (r"(Conv3d_2[bc])_.x.\|BatchNorm_0", lambda m: f"{m[1]}/norm"),
+      (r"Conv3d_1a_7x7\|Conv_0", "stem"),
+      (r"Conv3d_1a_7x7\|BatchNorm_0", "stem_norm"),
+      (r"(Conv3d_2[bc])_.x.\|(Conv|BatchNorm)_0", lambda m: f"{m[1]}/{_I3D[m[2]]}"),
       (
-        r"(Mixed_..)\|(Branch_.)/Conv3d_(0[ab])_.x.\|Conv_0",
-        lambda m: f"{m[1]}/{m[2]}_{m[3]}/conv",
+        r"(Mixed_..)\|(Branch_.)/Conv3d_(0[ab])_.x.\|(Conv|BatchNorm)_0",
+        lambda m: f"{m[1]}/{m[2]}_{m[3]}/{_I3D[m[4]]}",
       ),
-      (
-        r"(Mixed_..)\|(Branch_.)/Conv3d_(0[ab])_.x.\|BatchNorm_0",
-        lambda m: f"{m[1]}/{m[2]}_{m[3]}/norm",
-      ),
-      (r"Logits/Conv3d_0c_1x1\|Conv_0", _to("head")),
+      (r"Logits/Conv3d_0c_1x1\|Conv_0", "head"),
     ),
     _SYMMETRIC,
+    separator="|",
+    prefix=r"(params\||batch_stats\|)",
     epsilon=1e-3,
   ),
 )
@@ -213,10 +172,7 @@ _TRUNK = re.compile(r"stem|group[01]/|Conv3d_|Mixed_3")
 
 
 def translate(weights: Mapping[str, np.ndarray]) -> tuple[Source, dict[str, np.ndarray]]:
-  """Translates the arrays of a weight file to this package's names and conventions.
-
-  Args:
-    weights: arrays by their names in the file.
+  """Translates the arrays of a weight file, by name, to this package's names and conventions.
 
   Returns:
     The matching source, and float32 arrays by names such as
@@ -234,15 +190,24 @@ def translate(weights: Mapping[str, np.ndarray]) -> tuple[Source, dict[str, np.n
     if leaf == "num_batches_tracked":
       continue
     matches = ((re.fullmatch(pattern, stem), to) for pattern, to in source.rules)
-    module = next((to(match) for match, to in matches if match), None)
-    if module is None or leaf not in _allowed_leaves(module):
+    match, to = next((found for found in matches if found[0]), (None, None))
+    module = to(match) if callable(to) else to
+    is_norm = module is not None and "norm" in module.rpartition("/")[2]
+    if module is None or leaf not in (_NORM_LEAVES if is_norm else ("weight", "kernel", "bias")):
       raise UserError(f"{key}: unknown name in a {source.name}")
     value = np.asarray(value, np.float32)
     part = f"{'trunk' if _TRUNK.match(module) else 'universal'}/{module}"
-    if leaf == "bias" and module != "head" and not _is_norm(module):
+    target = f"params/{part}/{'bias' if leaf == 'bias' else 'kernel'}"
+    if is_norm:
+      leaf = _NORM_LEAVES[leaf]
+      target = f"{'batch_stats' if leaf in ('mean', 'var') else 'params'}/{part}/{leaf}"
+      if leaf == "var":
+        value = value + np.float32(source.epsilon - EPSILON)
+    elif leaf != "bias":
+      value = _convert_kernel(source, module, leaf, value)
+    elif module != "head":
       biases[part] = value
       continue
-    target, value = _translate_array(source, module, part, leaf, value)
     if target in arrays:
       raise UserError(f"{key}: a second array for {target} of a {source.name}; remove one")
     arrays[target] = value
@@ -256,7 +221,6 @@ def translate(weights: Mapping[str, np.ndarray]) -> tuple[Source, dict[str, np.n
 
 
 def _find_source(weights: Mapping[str, np.ndarray]) -> Source:
-  """Returns the first source whose signature is among the names."""
   for source in SOURCES:
     if any(re.fullmatch(source.signature, key) for key in weights):
       return source
@@ -265,56 +229,19 @@ def _find_source(weights: Mapping[str, np.ndarray]) -> Source:
   raise UserError(f"unknown source of weights ({first}, ...); must be one of {known}")
 
 
-def _is_norm(module: str) -> bool:
-  return "norm" in module.rpartition("/")[2]
-
-
-def _allowed_leaves(module: str) -> Collection[str]:
-  return _NORM_LEAVES if _is_norm(module) else ("weight", "kernel", "bias")
-
-
-def _translate_array(
-  source: Source, module: str, part: str, leaf: str, value: np.ndarray
-) -> tuple[str, np.ndarray]:
-  """Returns name and value of an array in this package's convention.
-
-  Args:
-    source: the source of the array.
-    module: this package's name of the module, without the subnetwork.
-    part: `module` with the subnetwork.
-    leaf: the source's name of the leaf.
-    value: the source's array.
-  """
-  if _is_norm(module):
-    leaf = _NORM_LEAVES[leaf]
-    if leaf == "var":
-      value = value + np.float32(source.epsilon - EPSILON)
-    return f"{'batch_stats' if leaf in ('mean', 'var') else 'params'}/{part}/{leaf}", value
-  if module == "head":
-    if leaf == "bias":
-      return f"params/{part}/bias", value
-    return f"params/{part}/kernel", _convert_dense(value, leaf)
-  value = _convert_kernel(value, leaf)
-  if source.bgr and module == "stem":
-    value = value[..., ::-1, :]
-  return f"params/{part}/kernel", value
-
-
 def _norm_after(conv: str) -> str:
   """Returns the name of the norm after a convolution of a post-activation network."""
   folder, _, last = conv.rpartition("/")
   return f"{folder}/{last.replace('conv', 'norm') if 'conv' in last else f'{last}_norm'}"
 
 
-def _convert_kernel(value: np.ndarray, leaf: str) -> np.ndarray:
-  """Returns a convolution's kernel as (kt, kh, kw, c, d); PyTorch's has (d, c) first."""
-  if leaf == "weight":
+def _convert_kernel(source: Source, module: str, leaf: str, value: np.ndarray) -> np.ndarray:
+  """Returns a convolution's kernel as (kt, kh, kw, c, d), the classifier's as (c, m)."""
+  is_torch = leaf == "weight"  # PyTorch's kernels have (d, c) first.
+  if module == "head":  # may be a convolution of extent 1 in the source
+    return value.reshape(value.shape[:2]).T if is_torch else value.reshape(value.shape[-2:])
+  if is_torch:
     value = np.moveaxis(value, (1, 0), (-2, -1))
+  if source.bgr and module == "stem":
+    value = value[..., ::-1, :]
   return value[None] if value.ndim == 4 else value
-
-
-def _convert_dense(value: np.ndarray, leaf: str) -> np.ndarray:
-  """Returns a classifier's kernel as (c, m); the source's may be a convolution of extent 1."""
-  if leaf == "weight":
-    return value.reshape(value.shape[:2]).T
-  return value.reshape(value.shape[-2:])

@@ -12,13 +12,9 @@ from u2s_jax.runtime.errors import UserError
 
 
 def fit_pixels(config: ml_collections.ConfigDict, workdir: Workdir) -> ml_collections.ConfigDict:
-  """Returns a config whose empty pixel statistics are those of the pretrained weights.
+  """Returns a copy of the config with empty pixel statistics taken from the pretrained weights.
 
   A resumed run keeps the statistics of its saved config.
-
-  Args:
-    config: see `default_config.get_config`; not modified.
-    workdir: the run's workdir.
 
   Raises:
     UserError: if there are no pretrained weights, or their statistics are unknown.
@@ -46,10 +42,6 @@ def fit_pixels(config: ml_collections.ConfigDict, workdir: Workdir) -> ml_collec
   for field, values in zip(PIXEL_FIELDS, weights.pixels, strict=True):
     if field in empty:
       config.model[field] = values * (channels // len(values))
-      log(f"model.{field}: {_format(config.model[field])}, of {weights.origin}")
+      digits = ", ".join(f"{value:.4g}" for value in config.model[field])
+      log(f"model.{field}: ({digits}), of {weights.origin}")
   return config
-
-
-def _format(values):
-  """Formats numbers with four significant digits."""
-  return f"({', '.join(f'{value:.4g}' for value in values)})"

@@ -34,24 +34,15 @@ SUFFIXES = (*TORCH_SUFFIXES, ".safetensors", ".npz")
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-  """Weights of a one-pass model, under the names of this package.
+  """Weights of a one-pass model, under the names of this package."""
 
-  Attributes:
-    origin: the file or checkpoint that they were read from.
-    kind: description for messages.
-    arrays: arrays by names such as `params/trunk/stem/kernel`.
-    required_fields: fields of `model.backbone` that the weights require and no shape reveals.
-    pixels: pixel statistics of their training; None if unknown.
-    class_names: classes of the classifier; None if unknown.
-    steps: finished and total steps if they are a checkpoint of stage 1, else None.
-  """
-
-  origin: Path
-  kind: str
-  arrays: dict[str, np.ndarray]
-  required_fields: Mapping[str, Any]
-  pixels: Pixels | None = None
-  class_names: Sequence[str] | None = None
+  origin: Path  # the file or checkpoint that they were read from
+  kind: str  # description for messages
+  arrays: dict[str, np.ndarray]  # by names such as `params/trunk/stem/kernel`
+  required_fields: Mapping[str, Any]  # fields of `model.backbone` that no shape reveals
+  pixels: Pixels | None = None  # statistics of their training; None if unknown
+  class_names: Sequence[str] | None = None  # of the classifier; None if unknown
+  # Finished and total steps if they are a checkpoint of stage 1.
   steps: tuple[int, int] | None = None
 
   @property
@@ -167,7 +158,6 @@ def _from_file(path: pathlib.Path, one_pass: bool) -> Weights:
 
 
 def _pixels_of_metadata(metadata: Mapping[str, str]) -> Pixels | None:
-  """Returns the pixel statistics in a .safetensors file's metadata, which are JSON lists."""
   if "pixel_mean" not in metadata:
     return None
   return Pixels(*(tuple(json.loads(metadata[name])) for name in ("pixel_mean", "pixel_std")))
@@ -176,7 +166,6 @@ def _pixels_of_metadata(metadata: Mapping[str, str]) -> Pixels | None:
 def _from_export(
   path: pathlib.Path, arrays: dict[str, np.ndarray], metadata: Mapping[str, str], one_pass: bool
 ) -> Weights:
-  """Returns the one-pass model in a file that `export` or `write` wrote."""
   if _START_KEY in metadata:
     start = json.loads(metadata[_START_KEY])
     pixels = start["pixels"] and Pixels(*map(tuple, start["pixels"]))
@@ -199,7 +188,6 @@ def _from_export(
 
 
 def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """Reads a PyTorch state dict, alone or in a checkpoint, without executing pickled code."""
   try:
     import torch
   except ImportError as error:

@@ -22,14 +22,12 @@ from u2s_jax.video.stream import Gap
 def decode_jpegs(jpegs: Sequence[bytes], channels: int) -> UInt8[np.ndarray, "t h w {channels}"]:
   """Decodes JPEG files of one size.
 
-  The bits are those of TensorFlow's decoder with `dct_method='INTEGER_ACCURATE'`.
+  The bits are those of TensorFlow's decoder with `dct_method='INTEGER_ACCURATE'`. Raises ValueError
+  if a file cannot be decoded.
 
   Args:
     jpegs: at least one file.
     channels: 3, or 1 for grey.
-
-  Raises:
-    ValueError: if a file cannot be decoded.
   """
   color = cv2.IMREAD_COLOR_RGB if channels == 3 else cv2.IMREAD_GRAYSCALE
   frames = []
@@ -73,14 +71,11 @@ def resize_short_edge(
 def stack_flow(
   components: UInt8[np.ndarray, "f h w 1"], pairs: Int[np.ndarray, "t p"]
 ) -> UInt8[np.ndarray, "t h w c"]:
-  """Stacks optical flow along channels.
+  """Stacks optical flow along channels: x and y of each pair, in the order of `pairs`.
 
   Args:
     components: two per pair of frames: x0, y0, x1, y1, ...
     pairs: pair indices, p for each stack.
-
-  Returns:
-    The stacks, with 2 p channels: x and y of each pair, in the order of `pairs`.
   """
   files = np.stack([2 * pairs, 2 * pairs + 1], axis=-1).reshape(len(pairs), -1)
   return np.ascontiguousarray(np.moveaxis(components[files, ..., 0], 1, -1))
@@ -116,8 +111,6 @@ def read_views(
   """Reads the views of a video or image file; the pixels are those after `data.prepare`.
 
   Args:
-    path: path of the file.
-    clip: specification of the clip.
     storage: how the network's training frames were stored.
     views: see `make_views`.
 
@@ -131,16 +124,10 @@ def read_views(
 
 
 class Window(NamedTuple):
-  """The views of a window of a video.
+  """The views of a window of a video, see `make_views`."""
 
-  Attributes:
-    start: seconds since the video's first frame.
-    end: seconds; at the video's end, or before a gap, the end of the last frame.
-    views: see `make_views`.
-  """
-
-  start: float
-  end: float
+  start: float  # seconds since the video's first frame
+  end: float  # seconds; at the video's end, or before a gap, the end of the last frame
   views: UInt8[np.ndarray, "v num_frames crop_size crop_size c"]
 
 
@@ -154,7 +141,6 @@ def read_windows(
 
   Args:
     path: path of the file, or a camera's address, see `reader.parse_camera`.
-    clip: specification of a window's clip.
     storage: how the network's training frames were stored.
     views: see `make_views`.
     length: of a window, seconds > 0.

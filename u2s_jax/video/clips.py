@@ -19,22 +19,14 @@ from u2s_jax.video.listing import MODALITIES
 class ClipSpec:
   """Specification of the networks' input clips; fields as in the config's section `data`.
 
-  Attributes:
-    num_frames: frames of a clip, for flow the number of stacks, at least 1.
-    crop_size: edge of the square crops, pixels, at most `short_edge`.
-    short_edge: pixels of the short edge of the resized frames, which are then cropped.
-    modality: 'rgb' or 'flow'.
-    flow_pairs: consecutive pairs of frames in a stack of optical flow, at least 1.
-
-  Raises:
-    UserError: if a value is outside its range.
+  Raises UserError if a value is outside its range.
   """
 
-  num_frames: int
-  crop_size: int
-  short_edge: int
-  modality: str = "rgb"
-  flow_pairs: int = 5
+  num_frames: int  # at least 1; for flow the number of stacks
+  crop_size: int  # edge of the square crops, pixels, at most `short_edge`
+  short_edge: int  # pixels of the short edge of the resized frames, which are then cropped
+  modality: str = "rgb"  # or 'flow'
+  flow_pairs: int = 5  # consecutive pairs of frames in a stack of optical flow, at least 1
 
   def __post_init__(self):
     if self.num_frames < 1:
@@ -51,7 +43,6 @@ class ClipSpec:
 
   @property
   def is_flow(self) -> bool:
-    """Whether the clip is of optical flow."""
     return self.modality == "flow"
 
   @property
@@ -69,26 +60,20 @@ class ClipSpec:
 class Augmentation:
   """Random augmentation of training clips, drawn once a clip; fields as in the config.
 
-  Attributes:
-    multi_scale: fractions of the short edge, in (0, 1], for height and width of the crop before it
-      is resized, see `image_ops.crop_edges`; empty: off.
-    color_jitter: maximum change of brightness, contrast and saturation (relative) and of hue
-      (fraction of the colour circle, up to 0.5); 0: off.
-    flip: whether to mirror half of the clips left to right.
-    flip_label_map: pairs of classes that mirror into each other, see `views.make_mirrored_labels`.
-    balance: strength of class balancing, in [0, 1], see `sampling.class_shares`.
-    offset_per_segment: whether to draw an offset for each segment instead of one for all.
-
-  Raises:
-    UserError: if a value is outside its range.
+  Raises UserError if a value is outside its range.
   """
 
+  # Fractions of the short edge, in (0, 1], for height and width of the crop before it is resized,
+  # see `image_ops.crop_edges`; empty: off.
   multi_scale: tuple[Real, ...] = ()
+  # Maximum change of brightness, contrast and saturation (relative) and of hue (fraction of the
+  # colour circle, up to 0.5); 0: off.
   color_jitter: tuple[Real, ...] = (0.0, 0.0, 0.0, 0.0)
-  flip: bool = False
+  flip: bool = False  # whether to mirror half of the clips left to right
+  # Pairs of classes that mirror into each other, see `views.make_mirrored_labels`.
   flip_label_map: tuple[tuple[int, int], ...] = ()
-  balance: float = 0.0
-  offset_per_segment: bool = False
+  balance: float = 0.0  # strength of class balancing, in [0, 1], see `sampling.class_shares`
+  offset_per_segment: bool = False  # whether to draw an offset for each segment, not one for all
 
   def __post_init__(self):
     for scale in self.multi_scale:
@@ -130,7 +115,6 @@ def choose_frames(
 
   Args:
     count: number of files of the stored clip; for flow two for each pair of frames.
-    clip: specification of the network's clip.
     offset: for all segments or (num_frames,), one each, see `sampling.segment_indices`.
 
   Returns:

@@ -26,7 +26,7 @@ from u2s_jax.video.listing import Entry, span_suffix
 
 COLUMNS = ("path", "label", "split", "start", "end", "group")
 HEADER = "path,label,split"
-TIME = re.compile(r"\d+(\.\d*)?|\.\d+")
+TIME = r"\d+(\.\d*)?|\.\d+"
 
 
 def read_csv(path: pathlib.Path) -> tuple[list[Entry], list[str]]:
@@ -45,25 +45,20 @@ def read_csv(path: pathlib.Path) -> tuple[list[Entry], list[str]]:
     if header is None:
       header = [field.lower() for field in row]
       _check_header(header, where)
-      continue
-    entry = _parse_row(header, row, where, path.parent)
-    if entry is None:
-      continue
-    if entry.id in lines:
-      raise UserError(
-        f"{where}: {entry.id} is already in line {lines[entry.id]}; delete one of the two lines"
-      )
-    lines[entry.id] = number
-    entries.append(entry)
+    elif entry := _parse_row(header, row, where, path.parent):
+      if entry.id in lines:
+        raise UserError(
+          f"{where}: {entry.id} is already in line {lines[entry.id]}; delete one of the two lines"
+        )
+      lines[entry.id] = number
+      entries.append(entry)
   if not entries:
     raise UserError(
       f"{path}: no clips; the first line must be {HEADER}, and each further line a clip"
     )
   entries = _group_segments(entries)
   # A video's segments are next to each other, so that it is decoded once.
-  order = {}
-  for entry in entries:
-    order.setdefault(entry.file, len(order))
+  order = {file: k for k, file in enumerate(dict.fromkeys(entry.file for entry in entries))}
   entries.sort(key=lambda entry: (order[entry.file], entry.span or (0, 0)))
   # `--mode=predict --csv` writes scores.
   unused = [repr(column) for column in header if column not in (*COLUMNS, "score")]
@@ -128,7 +123,7 @@ def _parse_span(fields: dict[str, str], where: str) -> tuple[float, float] | Non
   times = []
   for column, text in zip(("start", "end"), texts, strict=True):
     parts = text.split(":")
-    if not (text and len(parts) <= 3 and all(TIME.fullmatch(part) for part in parts)):
+    if not (text and len(parts) <= 3 and all(re.fullmatch(TIME, part) for part in parts)):
       raise UserError(
         f"{where}: {column} {text!r} is not a time; write seconds (62.5) or hh:mm:ss.mmm"
       )
@@ -190,21 +185,16 @@ def _group_segments(entries: list[Entry]) -> list[Entry]:
     if entry.span:
       path = entry.id.removesuffix(span_suffix(entry.span))
       groups.setdefault(real_paths[entry.file], path)
-  grouped = []
-  for entry in entries:
-    group = groups.get(real_paths[entry.file])
-    if group is not None and not entry.group and (entry.span or entry.split is None):
-      entry = dataclasses.replace(entry, group=group)
-    grouped.append(entry)
-  return grouped
+  return [
+    dataclasses.replace(entry, group=entry.group or groups.get(real_paths[entry.file], ""))
+    if entry.span or entry.split is None
+    else entry
+    for entry in entries
+  ]
 
 
 def _describe_overlaps(entries: Sequence[Entry]) -> list[str]:
-  """Returns a note if segments overlap and have different labels.
-
-  Args:
-    entries: sorted by file and start.
-  """
+  """Returns a note if segments, sorted by file and start, overlap and have different labels."""
   pairs, active = [], []
   for entry in entries:
     start, end = entry.span or (0.0, math.inf)

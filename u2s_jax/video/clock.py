@@ -34,16 +34,11 @@ class Clock:
     self._pending_jumps = 0  # jumps of packets that are not yet seen in frames
 
   def read(self, stamp: float | None) -> bool:
-    """Takes the time stamp of the next packet in decoding order; returns whether it jumps.
-
-    Args:
-      stamp: seconds; None if the packet has none.
-    """
+    """Takes the time stamp of the next packet in decoding order; returns whether it jumps."""
     if stamp is None:
       return False
-    step = stamp - (stamp if self._last_read is None else self._last_read)
+    is_jump = self._is_jump(self._last_read, stamp)
     self._last_read = stamp
-    is_jump = self._is_jump(step)
     self._pending_jumps += is_jump
     return is_jump
 
@@ -56,11 +51,7 @@ class Clock:
     return -math.inf if stamp is None else stamp - (self._start or 0.0) + self._offset
 
   def place(self, stamp: float | None, duration: float) -> tuple[float, float]:
-    """Places the next frame.
-
-    Args:
-      stamp: the frame's time stamp in seconds; None if it has none: it follows the last frame.
-      duration: of the frame, seconds.
+    """Places the next frame; one without a time stamp follows the last frame.
 
     Returns:
       Seconds since the start, NaN as long as no frame had a time stamp; and the seconds by which
@@ -72,11 +63,7 @@ class Clock:
     else:
       if self._start is None:
         self._start = stamp
-      if (
-        self._pending_jumps
-        and self._last_stamp is not None
-        and self._is_jump(stamp - self._last_stamp)
-      ):
+      if self._pending_jumps and self._is_jump(self._last_stamp, stamp):
         jump = self.convert(stamp) - self.end
         self._offset -= jump
         self._pending_jumps -= 1
@@ -87,5 +74,5 @@ class Clock:
     self._last_seconds, self.end = seconds, seconds + duration
     return seconds, jump
 
-  def _is_jump(self, step: float) -> bool:
-    return not -JITTER < step <= self._max_step
+  def _is_jump(self, last: float | None, stamp: float) -> bool:
+    return last is not None and not -JITTER < stamp - last <= self._max_step

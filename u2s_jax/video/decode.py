@@ -29,22 +29,12 @@ JPEG_QUALITY = 95  # default quality of stored frames
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-  """How frames are stored in a prepared data set.
+  """How frames are stored in a prepared data set; raises UserError for an invalid value."""
 
-  Attributes:
-    modality: 'rgb' or 'flow'.
-    short_edge: pixels of the stored frames; the long edge keeps the aspect.
-    jpeg_quality: 1 to 100.
-    flow_algorithm: one of `flow.ALGORITHMS`; None for 'rgb'.
-
-  Raises:
-    UserError: if a value is not one of these.
-  """
-
-  modality: str = "rgb"
-  short_edge: int = 240
-  jpeg_quality: int = JPEG_QUALITY
-  flow_algorithm: str | None = None
+  modality: str = "rgb"  # or 'flow'
+  short_edge: int = 240  # pixels; the long edge keeps the aspect
+  jpeg_quality: int = JPEG_QUALITY  # 1 to 100
+  flow_algorithm: str | None = None  # one of `flow.ALGORITHMS`; None for 'rgb'
 
   def __post_init__(self):
     if self.modality not in MODALITIES:
@@ -60,19 +50,12 @@ class Storage:
 
 
 class EncodedFrame(NamedTuple):
-  """A stored frame of a video, or the stored flow of a pair of frames.
+  """A stored frame of a video, or the stored flow of a pair of frames."""
 
-  Attributes:
-    start: seconds of the frame; of the first one for flow.
-    seconds: of the frame; of the second one for flow.
-    end: seconds until which that frame is shown.
-    jpegs: the frame, or the components x and y of the flow.
-  """
-
-  start: float
-  seconds: float
-  end: float
-  jpegs: tuple[bytes, ...]
+  start: float  # seconds of the frame; of the first one for flow
+  seconds: float  # of the frame; of the second one for flow
+  end: float  # seconds until which that frame is shown
+  jpegs: tuple[bytes, ...]  # the frame, or the components x and y of the flow
 
 
 def encode_frames(
@@ -85,8 +68,7 @@ def encode_frames(
 
   Args:
     file: see `decode_frames`; or a folder of frames, see `images.encode_frame_folder`.
-    storage: how frames are stored.
-    start: see `decode_frames`.
+    start: as `first` of `decode_frames`.
     strict: see `decode_frames`.
 
   Raises:
@@ -100,7 +82,7 @@ def encode_frames(
 def _encode_rgb(
   file: VideoInput, storage: Storage, start: float, strict: bool
 ) -> Iterator[EncodedFrame | Gap]:
-  if _is_folder(file):
+  if _is_folder(file):  # whose frames have no times
     for jpeg in images.encode_frame_folder(file, storage.short_edge, storage.jpeg_quality):
       yield EncodedFrame(math.nan, math.nan, math.nan, (jpeg,))
     return
@@ -128,7 +110,7 @@ def _encode_flow(
       yield frame
       continue
     if previous is not None:
-      codes = flow.quantize(flow.compute(algorithm, previous.image, frame.image))
+      codes = flow.quantize(algorithm.calc(previous.image, frame.image, None))
       planes = (np.ascontiguousarray(codes[..., k]) for k in (0, 1))
       jpegs = tuple(
         images.encode_jpeg(Image.fromarray(plane), storage.jpeg_quality) for plane in planes
@@ -143,7 +125,6 @@ def _encode_flow(
 def _decode_grey(
   file: VideoInput, short_edge: int, start: float, strict: bool
 ) -> Iterator[TimedFrame | Gap]:
-  """Yields the grey frames of a video, or of a folder of frames, which have no times."""
   if not _is_folder(file):
     yield from decode_frames(file, short_edge, "gray", start, strict=strict)
     return
@@ -160,32 +141,23 @@ def _is_folder(file: VideoInput) -> bool:
 class Segment:
   """A segment of a video with its stored frames; or a gap, or a jump of the clock.
 
-  Attributes:
-    start: seconds since the video's first frame; frames from there on belong to the segment.
-    end: seconds; frames before it belong to the segment. At the video's end, and before a gap, the
-      end of the last frame.
-    reason: see `stream.Gap`; empty for a segment with frames.
-    frames: JPEG files, of flow two for each pair.
-    size: bytes of the frames.
-    planned: the requested end.
+  At the video's end, and before a gap, `end` is the end of the last frame.
   """
 
-  start: float
-  end: float
-  reason: str = ""
-  frames: list[bytes] = dataclasses.field(default_factory=list)
-  size: int = 0
-  planned: float = dataclasses.field(init=False)
+  start: float  # seconds since the video's first frame; the segment's frames are from there on
+  end: float  # seconds; the segment's frames are before it
+  reason: str = ""  # see `stream.Gap`; empty for a segment with frames
+  frames: list[bytes] = dataclasses.field(default_factory=list)  # JPEG, of flow two for each pair
 
   def __post_init__(self):
-    self.planned = self.end
+    self.planned = self.end  # as requested
+    self._size = 0  # bytes of the frames
 
   def add(self, frame: EncodedFrame) -> None:
     """Adds a frame; raises UserError if the segment becomes too large for a record."""
-    for jpeg in frame.jpegs:
-      self.frames.append(jpeg)
-      self.size += len(jpeg)
-    if self.size > MAX_CLIP_BYTES:
+    self.frames += frame.jpegs
+    self._size += sum(map(len, frame.jpegs))
+    if self._size > MAX_CLIP_BYTES:
       raise UserError(
         f"its first {len(self.frames)} JPEG frames exceed {MAX_CLIP_BYTES >> 20} MiB; cut it into"
         " clips"
@@ -201,7 +173,6 @@ def decode_segments(
 
   Args:
     file: see `decode_frames`.
-    storage: how frames are stored.
     spans: start and end of every segment, seconds, sorted by the start; may be endless.
     strict: whether damage is an error, see `decode_frames`.
 
@@ -269,30 +240,24 @@ def decode_segments(
     raise error
 
 
-def decode_video(file: str | io.BytesIO, storage: Storage) -> list[bytes]:
-  """Returns the stored frames of a video; raises as `encode_frames`, or if there are too many."""
-  segment = Segment(-math.inf, math.inf)
-  for frame in encode_frames(file, storage):
-    segment.add(frame)
-  return segment.frames
-
-
-def decode_file(file: str | io.BytesIO, storage: Storage, *, is_image: bool) -> list[bytes]:
+def decode_file(file: str | io.BytesIO, storage: Storage, *, is_image: bool = False) -> list[bytes]:
   """Returns the stored frames of a file: one JPEG a frame, or two for each pair of optical flow.
 
   Args:
     file: path, also of a folder of frames, or open file.
-    storage: how frames are stored.
-    is_image: whether the file is an image.
 
   Raises:
-    UserError: if the file cannot be decoded; one line, without the file's name.
+    UserError: if the file cannot be decoded or is too large for a record; one line, without the
+      file's name.
     OSError: if it cannot be read.
   """
   if is_image:
     with _as_user_error():
       return [images.encode_image(file, storage.short_edge, storage.jpeg_quality)]
-  return decode_video(file, storage)
+  segment = Segment(-math.inf, math.inf)
+  for frame in encode_frames(file, storage):
+    segment.add(frame)
+  return segment.frames
 
 
 @contextlib.contextmanager

@@ -20,20 +20,13 @@ T = TypeVar("T")
 
 
 class Orientation(NamedTuple):
-  """One of the eight ways to turn a picture upright: transposed first, then mirrored and flipped.
-
-  Attributes:
-    transposed: whether rows and columns are exchanged.
-    mirrored: whether left and right are exchanged.
-    flipped: whether top and bottom are exchanged.
-  """
+  """One of the eight ways to turn a picture upright: first transposed, then mirrored, flipped."""
 
   transposed: bool
-  mirrored: bool
-  flipped: bool
+  mirrored: bool  # left to right
+  flipped: bool  # top to bottom
 
   def apply(self, image: UInt8[np.ndarray, "h w *c"]) -> UInt8[np.ndarray, "h2 w2 *c"]:
-    """Returns the upright picture."""
     if self.transposed:
       image = image.swapaxes(0, 1)
     image = image[:: -1 if self.flipped else 1, :: -1 if self.mirrored else 1]
@@ -53,16 +46,11 @@ def get_orientation(frame: av.VideoFrame) -> Orientation:
 def compute_size(
   width: int, height: int, pixel_aspect: Fraction | None, short_edge: int
 ) -> tuple[int, int]:
-  """Computes the size of a resized frame with square pixels, before it is turned.
+  """Computes width and height of a resized coded frame with square pixels, before it is turned.
 
   Args:
-    width: pixels of the coded frame.
-    height: pixels of the coded frame.
     pixel_aspect: width of a pixel over its height; taken as 1 if None or outside 1/8 to 8.
     short_edge: pixels of the resized short edge; the long edge keeps the aspect and is even.
-
-  Returns:
-    Width and height.
 
   Raises:
     UserError: if the long edge exceeds JPEG's limit.
@@ -104,7 +92,6 @@ def deinterlace(
 
 
 def _make_graph(frame: av.VideoFrame) -> Graph:
-  """Returns a deinterlacing filter for frames of this size and format."""
   graph = Graph()
   graph.threads = 1  # There is a process for every core already.
   source = graph.add_buffer(

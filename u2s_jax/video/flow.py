@@ -15,6 +15,9 @@ BOUND = 20.0  # pixels; larger displacements are clipped, as for two-stream netw
 def make_algorithm(algorithm: str) -> Any:
   """Makes OpenCV's object for an algorithm, which is reused for all pairs of frames.
 
+  Its `calc` returns the displacement of each pixel of the first of two grey frames in pixels,
+  x (to the right) and y (down), float32 (h, w, 2).
+
   Args:
     algorithm: 'tvl1' (the convention; about half a second on one core for a pair of 320 x 240) or
       'dis' (hundreds of times faster, less smooth).
@@ -34,31 +37,9 @@ def make_algorithm(algorithm: str) -> Any:
   return cv2.optflow.DualTVL1OpticalFlow_create()
 
 
-def compute(
-  maker: Any, before: UInt8[np.ndarray, "h w"], after: UInt8[np.ndarray, "h w"]
-) -> Float[np.ndarray, "h w 2"]:
-  """Computes the optical flow from a grey frame to the next one.
-
-  Args:
-    maker: from `make_algorithm`.
-    before: the frame.
-    after: the next frame.
-
-  Returns:
-    Displacement of each pixel of `before` in pixels, x (to the right) and y (down).
-  """
-  return maker.calc(before, after, None)
-
-
 def quantize(flow: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
-  """Quantizes displacements to bytes: 128 is 0, 1 is -20 and 255 is 20 pixels.
+  """Quantizes displacements v in pixels, clipped to [-20, 20], to round(128 + 127 v / 20).
 
   The code is symmetric, so that mirroring a clip is exactly 256 minus the byte of x.
-
-  Args:
-    flow: pixels; clipped to [-20, 20].
-
-  Returns:
-    128 + 127 v / 20, rounded, in [1, 255].
   """
   return np.rint(128.0 + 127.0 / BOUND * np.clip(flow, -BOUND, BOUND)).astype(np.uint8)

@@ -40,8 +40,6 @@ VIDEO_EXTENSIONS = tuple(
 )
 IMAGE_EXTENSIONS = tuple(".jpg .jpeg .png .bmp .webp .gif .tif .tiff .ppm .pgm".split())
 FRAMES = "folders of frames"  # a kind of clips, like "videos" and "images"
-# Names of splits that are recognized even next to other folders.
-PLAIN_SPLITS = ("train", "val", "valid", "validation", "test")
 
 
 def is_image(path: str) -> bool:
@@ -54,9 +52,6 @@ def find_files(where: str) -> list[str]:
   """Finds the videos and images that a file, a folder (recursively) or a glob pattern names.
 
   In folders links are followed and hidden files skipped, as by `list_videos` and `list_images`.
-
-  Returns:
-    Paths, sorted.
 
   Raises:
     FileNotFoundError: if there are none.
@@ -199,14 +194,7 @@ def _get_groups(entries: Sequence[Entry]) -> list[str]:
 
 
 def _hold_out(entries: Sequence[Entry]) -> tuple[set[str], str]:
-  """Chooses clips for validation.
-
-  Returns:
-    Their ids, and a note for the user.
-
-  Raises:
-    UserError: if none can be held out.
-  """
+  """Returns the ids of the validation clips, and a note; raises UserError if there can be none."""
   groups, names = _get_groups(entries), [entry.name for entry in entries]
   chosen = splits.choose_validation(names, groups)
   if not chosen and len(set(groups)) == 1:
@@ -226,8 +214,7 @@ def _hold_out(entries: Sequence[Entry]) -> tuple[set[str], str]:
   )
   if any(entry.group for entry in entries):
     note += f"; none of the {len(set(groups))} groups is in both splits"
-  untested = sorted({*names} - {entry.name for entry in entries if entry.id in ids})
-  if untested:
+  if untested := sorted({*names} - {entry.name for entry in entries if entry.id in ids}):
     note += (
       f"; classes without validation clips, as training needs them all: {len(untested)}, such as"
       f" {untested[0]!r}"
@@ -236,7 +223,6 @@ def _hold_out(entries: Sequence[Entry]) -> tuple[set[str], str]:
 
 
 def _hold_out_as_before(entries: Sequence[Entry]) -> tuple[set[str], str]:
-  """Chooses clips as earlier versions did, see `_hold_out`."""
   groups = _get_groups(entries) if any(entry.group for entry in entries) else None
   names, ids = [entry.name for entry in entries], [entry.id for entry in entries]
   held_out = splits.choose_as_before(names, ids, groups)
@@ -246,7 +232,6 @@ def _hold_out_as_before(entries: Sequence[Entry]) -> tuple[set[str], str]:
 
 
 def _match_group(clip_id: str, pattern: str) -> str:
-  """Returns the part of an id that a pattern matches; empty for no pattern or no match."""
   try:
     match = re.search(pattern, clip_id) if pattern else None
   except re.error as error:
@@ -257,7 +242,6 @@ def _match_group(clip_id: str, pattern: str) -> str:
 
 
 def _check_labels(entries: Sequence[Entry]) -> None:
-  """Raises UserError if a clip outside the test split has no label."""
   for entry in entries:
     if not entry.name and entry.split != "test":
       raise UserError(
@@ -266,7 +250,6 @@ def _check_labels(entries: Sequence[Entry]) -> None:
 
 
 def _check_groups(entries: Sequence[Entry]) -> None:
-  """Raises UserError if a group is in two splits."""
   first = {}
   for entry in entries:
     other = first.setdefault(entry.group, entry) if entry.group else entry
@@ -297,7 +280,11 @@ def _read_folder(
         strays += [path for path in clips if path.parent == class_folder]
         clips = sorted({path.parent for path in clips} - {class_folder})
       if not clips and split in (None, "train"):
-        raise UserError(_describe_empty(class_folder, kind, unknown))
+        counts = f", only files with other extensions ({_count_extensions(unknown)})"
+        raise UserError(
+          f"{class_folder}: this class folder holds no {kind}{counts if unknown else ''}; add some,"
+          " or move the folder away"
+        )
       for path in clips:
         _check_encoding(path)
         clip_id = path.relative_to(source).as_posix()
@@ -310,10 +297,9 @@ def _read_folder(
       " or list the files in a CSV file"
     )
   if strays:
+    place = f"{kind} outside the class folders"
     if kind == FRAMES:
       place = "images outside the clips' folders"
-    else:
-      place = f"{kind} outside the class folders"
     notes.append(f"ignored {place}: {len(strays)}, such as {strays[0]}")
   if others:
     notes.append(f"ignored files with other extensions: {_count_extensions(others)}")
@@ -323,17 +309,14 @@ def _read_folder(
 def _find_split_folders(
   source: pathlib.Path,
 ) -> tuple[list[tuple[str, pathlib.Path]], list[str]]:
-  """Returns the folders of splits, none if `source` holds class folders, and notes.
-
-  Raises:
-    UserError: if two folders are the same split, or one is missing.
-  """
+  """Returns the folders of splits, none if `source` holds class folders, and notes."""
   folders, _ = _list_folder(source)
   # Classes may be called `train` and `bus`. So unless all folders have names of splits, only plain
   # names count, and only if there is a `train` that holds folders (of classes) itself.
   candidates = [folder for folder in folders if splits.parse_split(folder.name)]
   if candidates != folders:
-    candidates = [folder for folder in folders if folder.name.lower() in PLAIN_SPLITS]
+    plain = ("train", "val", "valid", "validation", "test")
+    candidates = [folder for folder in folders if folder.name.lower() in plain]
     if not any(folder.name.lower() == "train" and _list_folder(folder)[0] for folder in candidates):
       candidates = []
   if not candidates:
@@ -345,34 +328,22 @@ def _find_split_folders(
       raise UserError(f"{source}: {same} are both the split {split!r}; merge the folders")
   ignored = [repr(folder.name) for folder in folders if folder not in candidates]
   notes = [f"ignored folders that are no splits: {', '.join(ignored)}"] if ignored else []
-  found = [*(repr(folder.name) for folder in candidates), *ignored]
-  _check_splits(source, {split for split, _ in split_folders}, found)
-  return split_folders, notes
-
-
-def _check_splits(source: pathlib.Path, splits_found: set[str], folders: Sequence[str]) -> None:
-  """Raises UserError if a split has no folder; `test` may be the only one."""
-  if "train" not in splits_found and splits_found != {"test"}:
-    split, names = "train", "train or training"
-  elif splits_found == {"train"}:
-    split, names = "validation", "val, valid, validation, dev, test, testing or eval"
+  found = {split for split, _ in split_folders}
+  if found == {"train"}:
+    missing, names = "validation", "val, valid, validation, dev, test, testing or eval"
+  elif "train" in found or found == {"test"}:
+    return split_folders, notes
   else:
-    return
+    missing, names = "train", "train or training"
+  listed = ", ".join([*(repr(folder.name) for folder in candidates), *ignored])
   raise UserError(
-    f"{source}: no folder for the split {split!r}, only {', '.join(folders)}; add one called"
-    f" {names}"
+    f"{source}: no folder for the split {missing!r}, only {listed}; add one called {names}"
   )
-
-
-def _describe_empty(folder: pathlib.Path, kind: str, others: Sequence[pathlib.Path]) -> str:
-  only = f", only files with other extensions ({_count_extensions(others)})" if others else ""
-  return f"{folder}: this class folder holds no {kind}{only}; add some, or move the folder away"
 
 
 def _count_extensions(files: Iterable[pathlib.Path]) -> str:
   """Returns how many files have each extension, the most frequent first: `.txt 3, .png 1`."""
-  counts = sorted(collections.Counter(file.suffix.lower() for file in files).items())
-  counts.sort(key=lambda item: -item[1])
+  counts = collections.Counter(sorted(file.suffix.lower() for file in files)).most_common()
   return ", ".join(f"{extension or 'no extension'} {count}" for extension, count in counts)
 
 
@@ -403,7 +374,6 @@ def _walk(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _check_encoding(path: pathlib.Path) -> None:
-  """Raises UserError if a path cannot be written to a text file."""
   try:
     str(path).encode()
   except UnicodeEncodeError as error:

@@ -24,12 +24,7 @@ Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS replaces Pillow's own limit
 def open_regular_file(
   file: str | io.BytesIO,
 ) -> contextlib.AbstractContextManager[io.BufferedIOBase]:
-  """Opens a regular file; a pipe or a device is refused, as it may never end.
-
-  Raises:
-    UserError: if it is not a regular file.
-    OSError: if it cannot be opened.
-  """
+  """Opens a regular file; raises UserError for a pipe or a device, as it may never end."""
   if not isinstance(file, str):
     return contextlib.nullcontext(file)
   if not stat.S_ISREG(os.stat(file).st_mode):
@@ -43,7 +38,6 @@ def encode_image(file: str | io.BytesIO, short_edge: int, jpeg_quality: int) -> 
   Args:
     file: path or open file, in any format that Pillow reads, whatever its extension.
     short_edge: pixels of the resized short edge; the long edge keeps the aspect.
-    jpeg_quality: 1 to 100.
 
   Returns:
     An RGB JPEG of the first frame, turned upright by EXIF, on white where transparent. An upright
@@ -55,37 +49,32 @@ def encode_image(file: str | io.BytesIO, short_edge: int, jpeg_quality: int) -> 
     OSError: if it cannot be opened.
   """
   with open_regular_file(file) as content:
-    return _encode_open_image(content, short_edge, jpeg_quality)
-
-
-def _encode_open_image(content: io.BufferedIOBase, short_edge: int, jpeg_quality: int) -> bytes:
-  try:
-    with Image.open(content) as picture:
-      check_pixels(*picture.size)
-      picture.load()
-      image = ImageOps.exif_transpose(picture)
-      if (
-        picture.format == "JPEG"
-        and picture.mode == "RGB"
-        and image.size == picture.size
-        and picture.getexif().get(0x0112, 1) == 1  # Orientation: upright
-        and min(image.size) == short_edge
-      ):
-        content.seek(0)
-        return content.read()
-  except UserError:
-    raise
-  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-    # Pillow's message would name the file, as all callers do.
-    is_unknown = isinstance(error, Image.UnidentifiedImageError)
-    reason = "unknown image format" if is_unknown else error
-    raise UserError(f"cannot be decoded ({reason})") from error
-  if picture.format == "PPM" and image.mode == "I":  # a PGM of 16 bits, which Pillow reads as 32
+    try:
+      with Image.open(content) as picture:
+        check_pixels(*picture.size)
+        picture.load()
+        image = ImageOps.exif_transpose(picture)
+        if (
+          picture.format == "JPEG"
+          and picture.mode == "RGB"
+          and image.size == picture.size
+          and picture.getexif().get(0x0112, 1) == 1  # Orientation: upright
+          and min(image.size) == short_edge
+        ):
+          content.seek(0)
+          return content.read()
+    except UserError:
+      raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+      # Pillow's message would name the file, as all callers do.
+      is_unknown = isinstance(error, Image.UnidentifiedImageError)
+      reason = "unknown image format" if is_unknown else error
+      raise UserError(f"cannot be decoded ({reason})") from error
+  # Pillow reads a PGM of 16 bits as 32.
+  if image.mode.startswith("I;16") or (picture.format == "PPM" and image.mode == "I"):
     image = image.point(lambda value: value * (1 / 256)).convert("L")
   if image.mode in ("I", "F"):
     raise UserError(f"has pixels of 32 bits (mode {image.mode}); save it with 8 bits")
-  if image.mode.startswith("I;16"):
-    image = image.point(lambda value: value * (1 / 256)).convert("L")
   if image.has_transparency_data:
     image = image.convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -101,21 +90,18 @@ def _encode_open_image(content: io.BufferedIOBase, short_edge: int, jpeg_quality
 def encode_frame_folder(folder: str, short_edge: int, jpeg_quality: int) -> Iterator[bytes]:
   """Encodes the frames in a folder, in the order of `sort_by_number`, as `encode_image` does.
 
-  Args:
-    folder: images such as `img_00001.jpg`; optical flow (`flow_x_00001.jpg`) is ignored.
-    short_edge: see `encode_image`.
-    jpeg_quality: see `encode_image`.
+  Frames are images such as `img_00001.jpg`; optical flow (`flow_x_00001.jpg`) is ignored.
 
   Raises:
     UserError: if there are no frames, their names define no order, their sizes differ, or one
       cannot be decoded.
     OSError: if one cannot be read.
   """
-  names = []
-  for name in os.listdir(folder):
-    stem, extension = os.path.splitext(name)
-    if extension.lower() in FRAME_EXTENSIONS and not stem.startswith((".", *FLOW_PREFIXES)):
-      names.append(name)
+  names = [
+    name
+    for name in os.listdir(folder)
+    if name.lower().endswith(FRAME_EXTENSIONS) and not name.startswith((".", *FLOW_PREFIXES))
+  ]
   if not names:
     raise UserError("contains no frames")
   size = None
@@ -141,9 +127,6 @@ def sort_by_number(names: Sequence[str]) -> list[str]:
   `12.5` is a decimal number, because frames may be named by seconds. But if some names end in zero
   and not all have the same number of digits after the point (`1.9`, `1.10`), the point separates
   two numbers.
-
-  Args:
-    names: file names with extensions.
 
   Raises:
     UserError: if a name has no number, two have the same, or consecutive numbers at the end define
@@ -180,7 +163,6 @@ def sort_by_number(names: Sequence[str]) -> list[str]:
 
 
 def encode_jpeg(image: Image.Image, quality: int) -> bytes:
-  """Returns an image as a JPEG file."""
   file = io.BytesIO()
   image.save(file, "JPEG", quality=quality)
   return file.getvalue()

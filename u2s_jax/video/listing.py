@@ -20,20 +20,13 @@ MAX_ID_BYTES = 256  # scores are gathered from all hosts with ids of this size
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-  """A video, a segment of a video, or an image.
+  """A video, a segment of a video, or an image."""
 
-  Attributes:
-    id: unique in its data set, the same for RGB and flow, and on every machine.
-    label: index of its class, -1 if it is unknown.
-    file: its path; if the clip is not a file of its own, a description of where it is.
-    load: returns the content of a clip that is not a file of its own.
-    span: start and end of a segment, seconds since the video's first frame; None: the whole video.
-  """
-
-  id: str
-  label: int
-  file: str
-  load: Callable[[], bytes] | None = None
+  id: str  # unique in its data set, the same for RGB and flow, and on every machine
+  label: int  # index of its class, -1 if it is unknown
+  file: str  # its path; if the clip is not a file of its own, a description of where it is
+  load: Callable[[], bytes] | None = None  # reads a clip that is not a file of its own
+  # Start and end of a segment, seconds since the video's first frame; None: the whole video.
   span: tuple[float, float] | None = None
 
   @property
@@ -44,47 +37,31 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """A clip as a folder or CSV file lists it, before classes have indices.
+  """A clip as a folder or CSV file lists it, before classes have indices; see `Clip`."""
 
-  Attributes:
-    where: where it is listed, for messages: a folder, or a file and line.
-    id: see `Clip`.
-    file: see `Clip`.
-    name: name of its class; empty if it is unknown.
-    split: one of `SPLITS`; None if the source assigns no splits.
-    span: see `Clip`.
-    group: clips of one group must be in one split; empty: the clip is a group of its own.
-  """
-
-  where: str
+  where: str  # where it is listed, for messages: a folder, or a file and line
   id: str
   file: str
-  name: str
-  split: str | None
+  name: str  # of its class; empty if it is unknown
+  split: str | None  # one of `SPLITS`; None if the source assigns no splits
   span: tuple[float, float] | None = None
-  group: str = ""
+  group: str = ""  # is in one split only; empty: the clip is a group of its own
 
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
   """The classes and clips of a data set.
 
-  Attributes:
-    names: class names in the order of the labels.
-    splits: clips by split, of `SPLITS`: `train`, `validation` and maybe `test`, or `test` alone. If
-      the data set is published with a train and a test list only, `validation` is the test list.
-    images: whether the clips are images instead of videos.
-    official: published number of clips by split; empty if there is none.
-    notes: what the user should know about how the listing was made, one line each.
-    earlier: returns the same clips in the splits that an earlier version chose; None if the splits
-      were not chosen by this program.
+  The splits are of `SPLITS`: `train`, `validation` and maybe `test`, or `test` alone. If the data
+  set is published with a train and a test list only, `validation` is the test list.
   """
 
-  names: Sequence[str]
+  names: Sequence[str]  # of the classes, in the order of the labels
   splits: Mapping[str, Sequence[Clip]]
-  images: bool = False
-  official: Mapping[str, int] = dataclasses.field(default_factory=dict)
-  notes: Sequence[str] = ()
+  images: bool = False  # whether the clips are images instead of videos
+  official: Mapping[str, int] = dataclasses.field(default_factory=dict)  # published sizes of splits
+  notes: Sequence[str] = ()  # on how the listing was made, for the user, one line each
+  # Returns the same clips in the splits that an earlier version of this program chose.
   earlier: Callable[[], "Listing"] | None = None
 
 
@@ -96,15 +73,7 @@ def span_suffix(span: tuple[float, float] | None) -> str:
 
 
 def check_names(names: Iterable[str], source: str) -> None:
-  """Checks that no two class names look the same: differ in case or Unicode normalization only.
-
-  Args:
-    names: class names.
-    source: file or folder to name in the message.
-
-  Raises:
-    UserError: if two do.
-  """
+  """Raises UserError if two class names differ only in case or Unicode normalization."""
   seen = {}
   for name in sorted(names):
     other = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
@@ -118,11 +87,7 @@ def check_names(names: Iterable[str], source: str) -> None:
 
 
 def check_listing(listing: Listing, source: str) -> None:
-  """Checks what every listing must fulfil.
-
-  Args:
-    listing: from any source.
-    source: file or folder to name in the message.
+  """Checks what every listing must fulfil; messages name the file or folder `source`.
 
   Raises:
     UserError: if a split is missing or empty, class names are invalid or look the same, a class has

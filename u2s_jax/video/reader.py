@@ -35,13 +35,9 @@ CAMERA_TIMEOUT = 30.0  # seconds without a response
 
 @dataclasses.dataclass(frozen=True)
 class Camera:
-  """A camera. Only the user can name one: a path in a list of files never becomes a `Camera`.
+  """A camera. Only the user can name one: a path in a list of files never becomes a `Camera`."""
 
-  Attributes:
-    address: `rtsp://...`, or `/dev/video<number>` on Linux.
-  """
-
-  address: str
+  address: str  # `rtsp://...`, or `/dev/video<number>` on Linux
 
 
 VideoInput = str | io.BytesIO | Camera
@@ -53,16 +49,10 @@ def parse_camera(name: str) -> Camera | None:
 
 
 class TimedFrame(NamedTuple):
-  """A frame as a player shows it.
+  """A frame as a player shows it."""
 
-  Attributes:
-    seconds: since the video's first frame; NaN if the file has no time stamps.
-    end: seconds until which it is shown.
-    image: its pixels.
-  """
-
-  seconds: float
-  end: float
+  seconds: float  # since the video's first frame; NaN if the file has no time stamps
+  end: float  # seconds until which it is shown
   image: UInt8[np.ndarray, "h w *c"]
 
 
@@ -126,24 +116,17 @@ def decode_frames(
 
 def read_duration(file: str) -> float | None:
   """Returns the declared duration of a video in seconds; None if it has none or is not a video."""
-  with contextlib.suppress(UserError, OSError, av.error.FFmpegError):
-    with (
-      images.open_regular_file(file) as content,
-      av.open(content, options=SAFE_OPTIONS, metadata_errors="replace") as video,
-    ):
-      return to_seconds(video.duration, MICROSECOND)
+  with contextlib.suppress(UserError, OSError, av.error.FFmpegError), _open(file) as video:
+    return to_seconds(video.duration, MICROSECOND)
   return None
 
 
 @contextlib.contextmanager
 def _open(file: VideoInput) -> Iterator[av.container.InputContainer]:
   if isinstance(file, Camera):
-    container_format = "rtsp" if "://" in file.address else "v4l2"
-    options = CAMERA_OPTIONS if container_format == "rtsp" else {}
+    protocol, options = ("rtsp", CAMERA_OPTIONS) if "://" in file.address else ("v4l2", {})
     timeouts = (CAMERA_TIMEOUT, CAMERA_TIMEOUT)  # to open, and to read
-    with av.open(
-      file.address, format=container_format, options=options, timeout=timeouts
-    ) as container:
+    with av.open(file.address, format=protocol, options=options, timeout=timeouts) as container:
       yield container
     return
   # FFmpeg gets an open file, not its path, of which it would take 'http:/...' or 'concat:...' for a

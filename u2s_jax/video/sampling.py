@@ -20,7 +20,6 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _numpy_for(*values: Any) -> Any:
-  """Returns NumPy, or TensorFlow's implementation of it if a value is a tensor."""
   if any(map(_is_tensor, values)):
     return sys.modules["tensorflow"].experimental.numpy
   return np
@@ -55,7 +54,7 @@ def segment_indices(
   segment has its own.
 
   Args:
-    num_frames: frames in the video, at least 1; a number, or a scalar integer tensor.
+    num_frames: frames in the video, at least 1.
     num_segments: frames to choose; may be more than `num_frames`, frames then repeat.
     offset: position within the segments, in [0, 1): a number or a scalar tensor for all of them
       (the paper), or an array or tensor (num_segments,).
@@ -93,9 +92,7 @@ def crop_offsets(
   """Computes the corners of the square crops of evaluation views.
 
   Args:
-    height: of the frame in pixels, at least `size`; a number or a scalar integer tensor.
-    width: likewise.
-    size: edge of the crops in pixels.
+    size: edge of the crops in pixels, at most `height` and `width` of the frame.
     views: `center`; `3crop`: start, centre and end of the longer side; `5crop`: top left, top
       right, bottom left, bottom right, centre; `10crop`: these five, then their mirror images.
 

@@ -8,16 +8,9 @@ from collections.abc import Sequence
 
 SHARE = 1 / 5  # of a class's clips
 SPLIT_NAMES = {
-  "train": "train",
-  "training": "train",
-  "val": "validation",
-  "valid": "validation",
-  "validation": "validation",
-  "dev": "validation",
-  "test": "test",
-  "testing": "test",
-  "eval": "test",
-  "evaluation": "test",
+  **dict.fromkeys(("train", "training"), "train"),
+  **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+  **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 # What may follow the name: `train_256`, `test-set`, `val videos`.
 _SUFFIX = re.compile(r"[ _-]*(\d+|set|split|data|videos?|frames|images)$")
@@ -36,10 +29,6 @@ def choose_validation(names: Sequence[str], groups: Sequence[str]) -> set[str]:
   a fifth. So adding or removing a clip moves almost no other one between the splits: a network that
   was trained before is not validated on its training clips. A class whose groups are all too large
   gets the smallest one that can be spared; every class keeps a training clip.
-
-  Args:
-    names: class of each clip.
-    groups: group of each clip.
 
   Returns:
     The groups; empty if no class has clips of two groups.
@@ -83,15 +72,10 @@ def choose_validation(names: Sequence[str], groups: Sequence[str]) -> set[str]:
 def choose_as_before(
   names: Sequence[str], ids: Sequence[str], groups: Sequence[str] | None
 ) -> set[str]:
-  """Chooses every fifth clip, as earlier versions did, so that their preparations can be resumed.
+  """Returns the ids of every fifth clip, as earlier versions chose, to resume their preparations.
 
   Args:
-    names: class of each clip.
-    ids: id of each clip.
-    groups: group of each clip; None if there are none.
-
-  Returns:
-    The ids of the validation clips.
+    groups: None if there are none.
   """
   if groups is None:
     by_class = collections.defaultdict(list)

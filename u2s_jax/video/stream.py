@@ -33,31 +33,19 @@ MICROSECOND = Fraction(1, av.time_base)  # FFmpeg's time base of containers
 
 
 class Gap(NamedTuple):
-  """A time without frames, or a moment at which the video's clock jumps.
+  """A time without frames, or a moment at which the video's clock jumps."""
 
-  Attributes:
-    start: seconds since the video's first frame.
-    end: seconds; equal to `start` if the clock jumps: no frame is missing.
-    reason: a few words.
-  """
-
-  start: float
-  end: float
-  reason: str
+  start: float  # seconds since the video's first frame
+  end: float  # seconds; equal to `start` if the clock jumps: no frame is missing
+  reason: str  # a few words
 
 
 class _CodedFrame(NamedTuple):
-  """A decoded frame, or a place that cannot be decoded.
+  """A decoded frame, or a place that cannot be decoded."""
 
-  Attributes:
-    frame: as coded; None if it cannot be decoded.
-    stamp: time stamp, seconds; None if it is unknown.
-    damage: why the frame cannot be shown; empty if it can.
-  """
-
-  frame: av.VideoFrame | None
-  stamp: float | None
-  damage: str = ""
+  frame: av.VideoFrame | None  # None if it cannot be decoded
+  stamp: float | None  # seconds; None if it is unknown
+  damage: str = ""  # why the frame cannot be shown; empty if it can
 
 
 class StreamDecoder:
@@ -67,17 +55,13 @@ class StreamDecoder:
     container: open, at its beginning.
     is_live: whether it is a camera.
 
-  Attributes:
-    is_live: whether it is a camera.
-    count: number of frames that were decoded.
-
   Raises:
     UserError: if there is no video stream, no decoder for it, or it has too many pixels.
   """
 
   def __init__(self, container: av.container.InputContainer, is_live: bool):
-    self.is_live, self.count = is_live, 0
-    self._container = container
+    self.is_live, self._container = is_live, container
+    self._count = 0  # frames that were decoded
     self._stream = stream = _choose_stream(container)
     if stream.codec_context is None:
       raise UserError("FFmpeg has no decoder for its codec")
@@ -106,20 +90,18 @@ class StreamDecoder:
   ) -> Iterator[tuple[av.VideoFrame | None, tuple[float, float, display.Orientation] | Gap]]:
     """Yields frames, each with its start, end and orientation; or None with a gap.
 
-    Args:
-      first: see `reader.decode_frames`; frames before it come too, as neighbours of others.
-      strict: see `reader.decode_frames`.
+    Frames before `first` come too, as neighbours of others, see `reader.decode_frames`.
     """
     clock, damaged = self._clock, []  # `damaged`: seconds and reason of each damaged place
     last_start = last_end = max(first, 0.0)  # of the last frame that was yielded
     longest_step = 0.0  # from the start of a frame to the next, so far
     for frame, stamp, damage in self._decode_from(first, strict):
-      if self.is_live and not self.count and (damage or stamp is None):
+      if self.is_live and not self._count and (damage or stamp is None):
         continue  # A camera's stream starts between two key frames.
       if frame is None:
         damaged.append((clock.convert(stamp), damage))
         continue
-      self.count += 1
+      self._count += 1
       watchdog.report_progress()
       duration = to_seconds(frame.duration, self._time_base) or self._frame_seconds
       seconds, jump = clock.place(stamp, duration)
@@ -129,12 +111,12 @@ class StreamDecoder:
           yield frame, (seconds, clock.end, orientation)
         continue
       if damage and strict:
-        raise UserError(f"frame {self.count - 1} is corrupt")
+        raise UserError(f"frame {self._count - 1} is corrupt")
       if damage:
         damaged.append((seconds, damage))
         continue
       missing, step = seconds - last_end, seconds - last_start
-      is_steady = self.count > STEADY_FROM and step > STEADY_STEPS * longest_step
+      is_steady = self._count > STEADY_FROM and step > STEADY_STEPS * longest_step
       min_gap = duration / 2 if damaged else MIN_GAP if is_steady else math.inf
       if not strict and missing > min_gap:
         yield None, Gap(last_end, seconds, damaged[0][1] if damaged else "no frames")
@@ -157,12 +139,12 @@ class StreamDecoder:
     Raises:
       UserError: if there were no frames, or they ended long before the declared duration.
     """
-    if not self.count:
+    if not self._count:
       raise UserError("contains no frames")
     declared, ended, is_own = self._compare_durations()
     # Declared durations are inexact, those of few frames most of all.
-    min_share = 0.85 if is_own and self.count >= 8 else 0.5
-    if declared and (self.count > 1 or declared > 1) and -math.inf < ended < min_share * declared:
+    min_share = 0.85 if is_own and self._count >= 8 else 0.5
+    if declared and (self._count > 1 or declared > 1) and -math.inf < ended < min_share * declared:
       raise UserError(
         f"ends after {ended:.1f} of {declared:.1f} seconds; the file may be incomplete"
       )
@@ -203,7 +185,6 @@ class StreamDecoder:
     return self._decode(strict)
 
   def _jumps_before(self, first: float) -> bool:
-    """Returns whether the clock jumps before a time, without decoding."""
     clock = Clock(self._start, self._max_step)
     with contextlib.suppress(av.error.FFmpegError):
       for packet in self._container.demux(self._stream):
@@ -215,7 +196,6 @@ class StreamDecoder:
     return False
 
   def _decode(self, strict: bool) -> Iterator[_CodedFrame]:
-    """Decodes from the container's position."""
     self._clock.seek()
     numbers = None if self._has_presentation_times else _FrameNumbers(self._stream)
     stamp = None  # of the last packet
@@ -295,7 +275,6 @@ class _FrameNumbers:
 
 
 def _choose_stream(container: av.container.InputContainer) -> av.VideoStream:
-  """Returns the video stream that FFmpeg would choose; raises UserError if there is none."""
   # The cover picture of a sound file is a video stream too.
   covers = Disposition.attached_pic | Disposition.timed_thumbnails
   streams = [stream for stream in container.streams.video if not stream.disposition & covers]
@@ -326,6 +305,5 @@ def _read_duration_tag(stream: av.VideoStream) -> float | None:
 
 
 def to_seconds(time: int | None, time_base: Fraction) -> float | None:
-  """Returns a time in seconds, or None for None."""
   # The same as float(time * time_base), but ten times as fast without the fraction between.
   return None if time is None else time * time_base.numerator / time_base.denominator

@@ -30,8 +30,8 @@ def test_frame_folder_equals_video(moving, tmp_path):
   (tmp_path / "a/flow_x_00001.jpg").write_bytes(b"")
   (tmp_path / "a/notes.txt").touch()
   for storage in (Storage("rgb", 32, 90), Storage("flow", 32, 90, "dis")):
-    expected = decode.decode_video(str(moving), storage)
-    found = decode.decode_file(str(tmp_path / "a"), storage, is_image=False)
+    expected = decode.decode_file(str(moving), storage)
+    found = decode.decode_file(str(tmp_path / "a"), storage)
     if storage.modality == "rgb":
       assert found == expected
     else:  # grey values have passed through a JPEG
