@@ -106,15 +106,15 @@ def build_program(row: Row) -> tuple[Callable, tuple, jax.sharding.Mesh]:
   size = (config.data.num_frames, *[config.data.crop_size] * 2, settings.count_channels(config))
   network = build_network(config, row.classes)
   tx = optimizer.sgd(**config.optimizer)
-
   replicate = functools.partial(jax.ShapeDtypeStruct, sharding=replicated)
 
   def clips(*views):
     return make_batch_shapes((row.clips * mesh.size, *views, *size), split)
 
-  # The statistics are of the one-pass model.
-  last = {"statistics": STAGES[0]}.get(row.name, row.name if row.name in STAGES else STAGES[-1])
-  stages = settings.make_schedule(config)[: STAGES.index(last) + 1]
+  # The statistics are of the one-pass model, all other passes of all networks.
+  trained = STAGES[0] if row.name == "statistics" else STAGES[-1]
+  last = STAGES.index(row.name if row.name in STAGES else trained)
+  stages = settings.make_schedule(config)[: last + 1]
   state = state_lib.init_stages(network.model, stages, tx, (1, *size))[-1]
   state = jax.tree.map(lambda x: replicate(x.shape, x.dtype), state)
   if row.name in STAGES:
