@@ -47,7 +47,7 @@ def measure_steps(preset: train_step.Preset, batch_size: int, sides: tuple[str, 
   for stage in STAGES:
     made, errors = train_step.make_sides(preset, "preact_resnet", batch_size, stage, sides)
     for name, error in errors.items():
-      yield f"{stage}, {name}", {"failed": " ".join(str(error).split())[:300]}
+      yield f"{stage}, {name}", {"failed": error[:300]}
     for name, seconds in train_step.measure_sides(preset, made).items():
       yield (
         f"{stage}, {name}",

@@ -145,20 +145,6 @@ def measure_stream(batches: Iterator, seconds: float) -> float:
   return BATCH * measure_rate(lambda: next(batches), seconds)
 
 
-class GrainClip:
-  """Decodes a record, in grain's workers."""
-
-  def random_map(self, record: bytes, rng: np.random.Generator) -> np.ndarray:
-    from data.input import store
-
-    frames = store.parse_record(record)[2]
-    jpegs = [
-      np.frombuffer(frames[k], np.uint8)
-      for k in segment_indices(len(frames), NUM_FRAMES, rng.random())
-    ]
-    return random_crop([cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB) for jpeg in jpegs], rng)
-
-
 def open_grain(shards: list[str]) -> Iterator | None:
   """Returns batches of a grain loader, None if grain is not installed."""
   try:
@@ -168,15 +154,21 @@ def open_grain(shards: list[str]) -> Iterator | None:
   flags.FLAGS.mark_as_parsed()  # grain reads absl flags, which argparse does not parse
   source = grain.ArrayRecordDataSource(shards)
 
-  class Transform(GrainClip, grain.RandomMapTransform):
-    pass
+  class Decode(grain.RandomMapTransform):
+    def random_map(self, record: bytes, rng: np.random.Generator) -> np.ndarray:
+      from data.input import store
+
+      frames = store.parse_record(record)[2]
+      chosen = segment_indices(len(frames), NUM_FRAMES, rng.random())
+      jpegs = [np.frombuffer(frames[k], np.uint8) for k in chosen]
+      return random_crop([cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB) for jpeg in jpegs], rng)
 
   loader = grain.DataLoader(
     data_source=source,
     sampler=grain.IndexSampler(
       len(source), grain.NoSharding(), shuffle=True, num_epochs=None, seed=0
     ),
-    operations=[Transform(), grain.Batch(BATCH, drop_remainder=True)],
+    operations=[Decode(), grain.Batch(BATCH, drop_remainder=True)],
     worker_count=CORES,
   )
   return iter(loader)
