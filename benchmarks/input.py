@@ -56,16 +56,14 @@ CORES = len(os.sched_getaffinity(0))
 
 
 def transcode(source: pathlib.Path, folder: pathlib.Path, codec: str) -> None:
-  """Encodes every video below `source` with a short edge of 240 pixels, as one class."""
+  """Encodes every video below `source` with a short edge of 240 pixels, in two classes."""
   extension, name, options = CODECS[codec]
-  (folder / "clip").mkdir(parents=True)
-  for path in sorted(source.rglob("*")):
-    if path.suffix.lower() not in (".mp4", ".webm", ".avi", ".mkv", ".mov"):
-      continue
-    with (
-      av.open(str(path)) as old,
-      av.open(str(folder / "clip" / f"{path.stem}.{extension}"), "w") as new,
-    ):
+  suffixes = (".mp4", ".webm", ".avi", ".mkv", ".mov")
+  videos = sorted(path for path in source.rglob("*") if path.suffix.lower() in suffixes)
+  for number, path in enumerate(videos):
+    target = folder / f"class{number % 2}" / f"{path.stem}.{extension}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path)) as old, av.open(str(target), "w") as new:
       video = old.streams.video[0]
       scale = SHORT_EDGE / min(video.width, video.height)
       stream = new.add_stream(name, rate=video.average_rate)

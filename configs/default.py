@@ -41,7 +41,7 @@ def set_images(config: ml_collections.ConfigDict) -> None:
 
 
 def set_render(config: ml_collections.ConfigDict) -> None:
-  """Adds `data.render`: a run first renders its data set, by default to <workdir>/prepared."""
+  """Adds `data.render`: a run first renders and prepares its data set (default: in the workdir)."""
   config.data.render = ml_collections.ConfigDict()
   config.data.render.dir = ""  # directory of the videos; empty: <workdir>/tiny_something
   config.data.render.num_train = 350  # clips, ten per class, few enough to overfit

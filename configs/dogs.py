@@ -11,11 +11,10 @@ Expected, from the paper (Table VII, top-1 / top-5 in percent): one-pass 75.40 /
 
 import ml_collections
 
-from configs import default
+from configs import cars
 
 
 def get_config() -> ml_collections.ConfigDict:
-  config = default.get_config()
-  default.set_images(config)
+  config = cars.get_config()
   config.csm.target_accuracy = 0.9
   return config

@@ -15,12 +15,10 @@ together 70.24 / 91.01 and 73.99 / 92.61. Not run here: the paper's weights star
 
 import ml_collections
 
-from configs import default
+from configs import ucf101
 
 
 def get_config(modality: str = "rgb") -> ml_collections.ConfigDict:
-  config = default.get_config()
-  default.set_modality(config, modality)
-  config.data.flip = True  # no class depends on left and right; the paper does not say
+  config = ucf101.get_config(modality)
   config.csm.target_accuracy = 0.9
   return config
