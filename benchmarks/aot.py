@@ -13,8 +13,8 @@ exit status is 1 if a program does not compile or does not fit. Takes half a min
 program.
 """
 
-import argparse
 import dataclasses
+import functools
 import importlib.util
 import json
 import multiprocessing
@@ -37,7 +37,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import program
 from benchmarks.chips import GIB, TARGETS
-from benchmarks.step_cost import NEIGHBOURS
+from benchmarks.step_cost import NEIGHBOURS, make_batch_shapes
+from benchmarks.timing import make_parser
 from u2s_jax.evaluation import inference
 from u2s_jax.models.build import DTYPES, build_network
 from u2s_jax.run import settings
@@ -60,12 +61,8 @@ class Row:
   Attributes:
     chip: a key of `TARGETS`.
     config: name in `configs/`, with its variant after a colon.
-    dtype: of the computation.
     name: one of `PROGRAMS`.
     clips: per chip.
-    convolution: `config.model.convolution`.
-    remat: `config.model.remat`.
-    classes: M.
   """
 
   chip: str
@@ -109,25 +106,17 @@ def build_program(row: Row) -> tuple[Callable, tuple, jax.sharding.Mesh]:
   size = (config.data.num_frames, *[config.data.crop_size] * 2, settings.count_channels(config))
   network = build_network(config, row.classes)
   tx = optimizer.sgd(**config.optimizer)
-
-  def array(shape, dtype, sharding=split):
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+  replicate = functools.partial(jax.ShapeDtypeStruct, sharding=replicated)
 
   def clips(*views):
-    count = row.clips * mesh.size
-    return {
-      "video": array((count, *views, *size), jnp.uint8),
-      "label": array((count,), jnp.int32),
-      "valid": array((count,), jnp.bool_),
-    }
+    return make_batch_shapes((row.clips * mesh.size, *views, *size), split)
 
-  if row.name == "statistics":  # of the one-pass model
-    last = 0
-  else:
-    last = STAGES.index(row.name) if row.name in STAGES else len(STAGES) - 1
+  # The statistics are of the one-pass model, all other passes of all networks.
+  trained = STAGES[0] if row.name == "statistics" else STAGES[-1]
+  last = STAGES.index(row.name if row.name in STAGES else trained)
   stages = settings.make_schedule(config)[: last + 1]
   state = state_lib.init_stages(network.model, stages, tx, (1, *size))[-1]
-  state = jax.tree.map(lambda x: array(x.shape, x.dtype, replicated), state)
+  state = jax.tree.map(lambda x: replicate(x.shape, x.dtype), state)
   if row.name in STAGES:
     options = steps.StepOptions(
       regularizer_weight=config.regularizer_weight,
@@ -136,8 +125,8 @@ def build_program(row: Row) -> tuple[Callable, tuple, jax.sharding.Mesh]:
       accumulate_steps=config.accumulate_steps,
     )
     step = steps.make_train_step(network, stages[-1], tx, options)
-    rate = array((), jnp.float32, replicated)
-    neighbours = array((row.classes, NEIGHBOURS), jnp.int32, replicated)
+    rate = replicate((), jnp.float32)
+    neighbours = replicate((row.classes, NEIGHBOURS), jnp.int32)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(replicated, replicated))
     return jitted, (state, clips(), rate, neighbours), mesh
   if row.name == "evaluation":
@@ -165,10 +154,11 @@ def compile_row(row: Row) -> dict[str, Any]:
   seconds = time.perf_counter() - started
   target = TARGETS[row.chip]
   memory = compiled.memory_analysis()
-  needed = memory.argument_size_in_bytes + memory.output_size_in_bytes
-  needed += memory.temp_size_in_bytes - memory.alias_size_in_bytes
   if target.platform == "tpu":
     needed = memory.peak_memory_in_bytes
+  else:
+    needed = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    needed += memory.temp_size_in_bytes - memory.alias_size_in_bytes
   cost = program.count(compiled, target.chip)
   if row.name in STAGES:
     clips = TRAINING_CLIPS * load_config(row.config)[row.name].epochs
@@ -177,7 +167,7 @@ def compile_row(row: Row) -> dict[str, Any]:
   return {
     "compile_seconds": seconds,
     "memory": needed,
-    "fits": needed <= target.share * target.memory,
+    "fits": needed <= target.memory,
     "hours": clips / (row.clips * mesh.size) * cost.seconds / 3600,
     **vars(cost),
   }
@@ -209,9 +199,7 @@ def _redirect_errors(log: str) -> None:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = make_parser(__doc__)
   parser.add_argument("--platform", choices=("gpu", "tpu"), required=True)
   parser.add_argument("--chip", choices=TARGETS, nargs="+", help="default: all of the platform")
   parser.add_argument("--config", nargs="+", default=["sthv2"], help="of configs/, or 'all'")

@@ -14,15 +14,13 @@ class Target:
   Attributes:
     platform: 'gpu' or 'tpu'.
     topology: arguments of `topologies.get_topology_desc`.
-    memory: bytes per device.
-    share: of the memory that JAX allocates for programs by default.
+    memory: bytes per device that JAX allocates for programs by default.
     chip: figures for the bound on time.
   """
 
   platform: str
   topology: dict[str, str]
   memory: int
-  share: float
   chip: Chip
 
 
@@ -77,19 +75,8 @@ _L4 = {
 def _make_gpus(
   name: str, info: dict, *, peak: dict[str, float], link: float, count: int = 1
 ) -> Target:
-  """Returns GPUs of one host.
-
-  Args:
-    name: of the device.
-    info: XLA's description of the model.
-    peak: FLOP/s without sparsity, by type.
-    link: bytes/s in each direction.
-    count: number of GPUs.
-  """
-  fields = " ".join(
-    f"{key} {value}" if isinstance(value, str) else f"{key}: {value}"
-    for key, value in {**_ANY_GPU, **info}.items()
-  )
+  """Returns `count` GPUs of one host; `peak` is without sparsity, `link` in each direction."""
+  fields = " ".join(f"{key}: {value}" for key, value in (_ANY_GPU | info).items())
   config = (
     f'gpu_device_info {{ {fields} }} platform_name: "CUDA" device_description_str: "{name}"'
     " dnn_version_info { major: 9 minor: 10 }"
@@ -99,8 +86,7 @@ def _make_gpus(
   return Target(
     "gpu",
     topology | {"target_config": config},
-    info["device_memory_size"],
-    0.75,  # XLA_PYTHON_CLIENT_MEM_FRACTION
+    int(0.75 * info["device_memory_size"]),  # XLA_PYTHON_CLIENT_MEM_FRACTION
     Chip(peak, info["memory_bandwidth"], link),
   )
 
@@ -108,25 +94,10 @@ def _make_gpus(
 def _make_tpus(
   name: str, *, peak: float, bandwidth: float, link: float, gibibytes: int, cores: str = "default"
 ) -> Target:
-  """Returns a slice of a pod.
-
-  By default TPUs multiply float32 numbers in bfloat16.
-
-  Args:
-    name: of the topology.
-    peak: bfloat16 FLOP/s of a chip.
-    bandwidth: bytes/s of its memory.
-    link: bytes/s to other chips.
-    gibibytes: of its memory.
-    cores: XLA's `chip_config_name`.
-  """
-  return Target(
-    "tpu",
-    {"platform": "tpu", "topology_name": name, "chip_config_name": cores},
-    gibibytes * GIB,
-    1.0,
-    Chip({"bfloat16": peak, "float32": peak}, bandwidth, link, scratch=1),
-  )
+  """Returns a slice of a pod; by default TPUs multiply float32 numbers in bfloat16."""
+  topology = {"platform": "tpu", "topology_name": name, "chip_config_name": cores}
+  chip = Chip({"bfloat16": peak, "float32": peak}, bandwidth, link, scratch=1)
+  return Target("tpu", topology, gibibytes * GIB, chip)
 
 
 # JAX multiplies float32 numbers in TF32 on these GPUs.

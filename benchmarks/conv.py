@@ -7,7 +7,7 @@ methods take turns. The last column is XLA's 3D convolution with default compile
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 from jaxtyping import Array, Float
@@ -25,6 +25,7 @@ SHAPES = (
   (18, 14, 1024, 256, 1, 1),
   (18, 14, 256, 1024, 1, 1),
 )
+OURS = {name: functools.partial(conv3d, method=name) for name in METHODS if name != "auto"}
 
 
 def native(
@@ -40,29 +41,36 @@ def native(
   )
 
 
-def make_gradients(conv: Callable, stride: int, options: dict[str, str] | None = None) -> Callable:
-  """Returns a jitted function that computes both gradients."""
-  gradients = jax.grad(lambda v, k: (conv(v, k, stride) ** 2).mean(), argnums=(0, 1))
-  return jax.jit(gradients, compiler_options=options)
+def measure_gradients(
+  convs: Mapping[str, Callable],
+  images: tuple[int, ...],
+  kernel: tuple[int, ...],
+  stride: int,
+  dtype: str = "float32",
+  options: Mapping[str, dict[str, str] | None] | None = None,
+) -> dict[str, float]:
+  """Returns the median milliseconds of convolutions with both gradients, by name.
+
+  `images` and `kernel` are shapes, `options` those of the compiler for some of the names.
+  """
+  arrays = [jax.random.normal(jax.random.key(k), s, dtype) for k, s in enumerate((images, kernel))]
+  runs = {}
+  for name, conv in convs.items():
+    gradients = jax.grad(lambda x, k, conv=conv: (conv(x, k, stride) ** 2).mean(), argnums=(0, 1))
+    step = jax.jit(gradients, compiler_options=(options or {}).get(name))
+    runs[name] = functools.partial(step, *arrays)
+  return {name: 1e3 * seconds for name, seconds in measure_medians(runs, REPEATS).items()}
 
 
 def main() -> None:
-  names = [name for name in METHODS if name != "auto"]
-  print(f"{'milliseconds':38} " + " ".join(f"{name:>13}" for name in (*names, "XLA's own")))
+  convs = {**OURS, "XLA's own": native}
+  options = dict.fromkeys(OURS, devices.get_compiler_options())
+  print(f"{'milliseconds':38} " + " ".join(f"{name:>13}" for name in convs))
   for frames, size, channels, features, stride, extent in SHAPES:
-    video = jax.random.normal(jax.random.key(0), (1, frames, size, size, channels))
-    kernel = jax.random.normal(jax.random.key(1), (3, extent, extent, channels, features))
-    steps = {
-      name: make_gradients(
-        functools.partial(conv3d, method=name), stride, devices.get_compiler_options()
-      )
-      for name in names
-    }
-    steps["XLA's own"] = make_gradients(native, stride, None)
-    runs = {name: functools.partial(step, video, kernel) for name, step in steps.items()}
-    spent = measure_medians(runs, REPEATS)
+    images, kernel = (1, frames, size, size, channels), (3, extent, extent, channels, features)
+    spent = measure_gradients(convs, images, kernel, stride, options=options)
     name = f"3x{extent}x{extent}, {frames} x {size} x {size}, {channels} -> {features} / {stride}"
-    print(f"{name:38} " + " ".join(f"{s * 1e3:13.0f}" for s in spent.values()), flush=True)
+    print(f"{name:38} " + " ".join(f"{ms:13.0f}" for ms in spent.values()), flush=True)
 
 
 if __name__ == "__main__":

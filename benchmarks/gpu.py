@@ -24,22 +24,19 @@ import pathlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from benchmarks import conv, train_step
-from benchmarks.timing import measure_medians
-from u2s_jax.models.conv import METHODS, conv3d
+from benchmarks.timing import make_parser, measure_medians
 from u2s_jax.models.norm import EPSILON, BatchNorm
 from u2s_jax.runtime import devices
 from u2s_jax.stages import STAGES
 
-REPEATS = 5
 STEPS = 3  # before bits are compared
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 Figures = Iterator[tuple[str, Any]]
@@ -48,22 +45,10 @@ Figures = Iterator[tuple[str, Any]]
 def measure_steps(preset: train_step.Preset, batch_size: int, sides: tuple[str, ...]) -> Figures:
   """Yields milliseconds, clips/s and bytes of a training step of every stage, by side."""
   for stage in STAGES:
-    made, flops = {}, math.nan
-    for side in sides:
-      try:
-        if side == "ours":
-          one, flops = train_step.make_ours(
-            preset, "preact_resnet", preset.backbone, batch_size, stage
-          )
-        else:
-          one = train_step.make_torch(preset, batch_size, stage, side == "torch compiled")
-        one.turn(1)  # this may run out of memory, compiling does not
-        made[side] = one
-      except Exception as error:  # such as out of memory; the other figures still count
-        yield f"{stage}, {side}", {"failed": " ".join(str(error).split())[:300]}
-    turns = {name: functools.partial(side.turn, preset.steps) for name, side in made.items()}
-    for name, seconds in measure_medians(turns, preset.repeats).items():
-      seconds /= preset.steps
+    made, errors = train_step.make_sides(preset, "preact_resnet", batch_size, stage, sides)
+    for name, error in errors.items():
+      yield f"{stage}, {name}", {"failed": error[:300]}
+    for name, seconds in train_step.measure_sides(preset, made).items():
       yield (
         f"{stage}, {name}",
         {
@@ -71,45 +56,41 @@ def measure_steps(preset: train_step.Preset, batch_size: int, sides: tuple[str, 
           "clips_per_second": batch_size / seconds,
           "bytes": made[name].memory,
           "compile_seconds": made[name].compile_seconds,
-          "flops_per_second": flops / seconds,
+          "flops_per_second": made["ours"].flops / seconds if "ours" in made else math.nan,
         },
       )
+
+
+def convolve(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+  """Computes a two-dimensional convolution without padding."""
+  return jax.lax.conv_general_dilated(
+    images, kernel, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+  )
+
+
+def multiply(images: jax.Array, kernel: jax.Array, _: int) -> jax.Array:
+  """Computes a 1x1 convolution of stride 1 as a matrix product."""
+  return (images.reshape(-1, images.shape[-1]) @ kernel[0, 0]).reshape(*images.shape[:-1], -1)
 
 
 def measure_convolutions(shapes: tuple[tuple[int, ...], ...], clips: int) -> Figures:
   """Yields milliseconds of the methods of convolution, forward and both gradients."""
   for dtype in ("bfloat16", "float32"):
     for frames, size, channels, features, stride, extent in shapes:
-      video = jax.random.normal(jax.random.key(0), (clips, frames, size, size, channels), dtype)
-      kernel = jax.random.normal(jax.random.key(1), (3, extent, extent, channels, features), dtype)
-      methods = {name: functools.partial(conv3d, method=name) for name in METHODS if name != "auto"}
+      images, kernel = (
+        (clips, frames, size, size, channels),
+        (3, extent, extent, channels, features),
+      )
       yield (
         f"{dtype}, 3x{extent}x{extent}, {size} x {size}, {channels} -> {features} / {stride}",
-        measure_milliseconds(
-          {
-            name: functools.partial(conv.make_gradients(method, stride), video, kernel)
-            for name, method in methods.items()
-          }
-        ),
+        conv.measure_gradients(conv.OURS, images, kernel, stride, dtype),
       )
-    # 1x1 in one frame: as a convolution and as a matrix product.
     frames, size, channels, features = shapes[-1][:4]
-    images = jax.random.normal(jax.random.key(0), (clips * frames, size, size, channels), dtype)
-    kernel = jax.random.normal(jax.random.key(1), (1, 1, channels, features), dtype)
-    methods = {
-      "convolution": lambda x, k, _: jax.lax.conv_general_dilated(
-        x, k, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-      ),
-      "product": lambda x, k, _: (x.reshape(-1, x.shape[-1]) @ k[0, 0]).reshape(*x.shape[:-1], -1),
-    }
+    methods = {"convolution": convolve, "product": multiply}
+    images, kernel = (clips * frames, size, size, channels), (1, 1, channels, features)
     yield (
       f"{dtype}, 1x1, {size} x {size}, {channels} -> {features}",
-      measure_milliseconds(
-        {
-          name: functools.partial(conv.make_gradients(method, 1), images, kernel)
-          for name, method in methods.items()
-        }
-      ),
+      conv.measure_gradients(methods, images, kernel, 1, dtype),
     )
 
 
@@ -130,12 +111,8 @@ def measure_norms(shape: tuple[int, ...]) -> Figures:
 
       gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))
       runs[name] = functools.partial(gradients, variables["params"], x)
-    yield f"{dtype}, {' x '.join(map(str, shape))}", measure_milliseconds(runs)
-
-
-def measure_milliseconds(runs: dict[str, Callable]) -> dict[str, float]:
-  """Returns the median milliseconds of runs that take turns."""
-  return {name: 1e3 * seconds for name, seconds in measure_medians(runs, REPEATS).items()}
+    spent = {name: 1e3 * seconds for name, seconds in measure_medians(runs, conv.REPEATS).items()}
+    yield f"{dtype}, {' x '.join(map(str, shape))}", spent
 
 
 def compare_bits() -> Figures:
@@ -143,9 +120,7 @@ def compare_bits() -> Figures:
   for name, flags in (("as it is", ""), ("deterministic", DETERMINISTIC)):
     if flags and jax.default_backend() != "gpu":
       continue
-    environment = dict(os.environ)
-    if flags:
-      environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
+    environment = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()}
     command = [sys.executable, "-m", "benchmarks.gpu", "--digest"]
     started = time.perf_counter()
     digests = {
@@ -158,20 +133,16 @@ def compare_bits() -> Figures:
 def compute_digest() -> str:
   """Returns a hash of the state of the demo's network after `STEPS` joint steps."""
   preset = train_step.PRESETS["cpu"]
-  lowered, state, arguments = train_step.lower_ours(
-    preset, "preact_resnet", preset.backbone, 32, STAGES[-1]
-  )
+  lowered, state, arguments = train_step.lower_ours(preset, "preact_resnet", 32, STAGES[-1])
   step = lowered.compile()
   for _ in range(STEPS):
     state, _ = step(state, *arguments)
-  state_hash = hashlib.sha256()
-  for leaf in jax.tree.leaves(jax.device_get(state)):
-    state_hash.update(np.ascontiguousarray(leaf).tobytes())
-  return state_hash.hexdigest()
+  leaves = jax.tree.leaves(jax.device_get(state))
+  return hashlib.sha256(b"".join(leaf.tobytes() for leaf in leaves)).hexdigest()
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = make_parser(__doc__)
   parser.add_argument("--out", type=pathlib.Path, help="JSON file for the figures")
   parser.add_argument("--small", action="store_true", help="the demo's network")
   parser.add_argument("--minutes", type=float, default=9, help="after which no measurement starts")
@@ -186,7 +157,7 @@ def main() -> None:
   preset = train_step.PRESETS["cpu" if args.small else "gpu"]
   shapes = ((4, 8, 16, 16, 2, 3), (4, 8, 16, 16, 1, 1)) if args.small else conv.SHAPES
   batch_size, sweep = (4, (8,)) if args.small else (8, (4, 16, 20, 32, 48))
-  pytorch = ("torch eager",) if train_step.torch else ()
+  pytorch = ("PyTorch eager",) if train_step.torch else ()
   sections = {
     f"step, {batch_size} clips": measure_steps(preset, batch_size, ("ours", *pytorch)),
     "convolution": measure_convolutions(shapes, clips=batch_size),
@@ -195,7 +166,7 @@ def main() -> None:
     **{f"step, {size} clips": measure_steps(preset, size, ("ours",)) for size in sweep},
   }
   if pytorch:
-    compiled = measure_steps(preset, batch_size, ("ours", "torch compiled"))
+    compiled = measure_steps(preset, batch_size, ("ours", "PyTorch compiled"))
     sections[f"step beside torch.compile, {batch_size} clips"] = compiled
   results = {
     "device": jax.devices()[0].device_kind,

@@ -20,8 +20,8 @@ Rows take turns, `--repeats` times for `--seconds` each; the median counts. `--s
 pipeline's memory instead, in this process only. decord and grain are used if they are installed.
 """
 
-import argparse
 import concurrent.futures
+import importlib.util
 import itertools
 import multiprocessing
 import os
@@ -36,9 +36,12 @@ from collections.abc import Callable, Iterator
 import av
 import cv2
 import numpy as np
+import psutil
 from absl import flags
 
 import data  # noqa: F401 - sets environment variables that TensorFlow reads
+from benchmarks.timing import make_parser, measure_rate
+from u2s_jax.video.sampling import segment_indices
 
 NUM_FRAMES, SHORT_EDGE, CROP, BATCH = 18, 240, 224, 20
 CODECS = {
@@ -53,16 +56,14 @@ CORES = len(os.sched_getaffinity(0))
 
 
 def transcode(source: pathlib.Path, folder: pathlib.Path, codec: str) -> None:
-  """Encodes every video below `source` with a short edge of 240 pixels, as one class."""
+  """Encodes every video below `source` with a short edge of 240 pixels, in two classes."""
   extension, name, options = CODECS[codec]
-  (folder / "clip").mkdir(parents=True)
-  for path in sorted(source.rglob("*")):
-    if path.suffix.lower() not in (".mp4", ".webm", ".avi", ".mkv", ".mov"):
-      continue
-    with (
-      av.open(str(path)) as old,
-      av.open(str(folder / "clip" / f"{path.stem}.{extension}"), "w") as new,
-    ):
+  suffixes = (".mp4", ".webm", ".avi", ".mkv", ".mov")
+  videos = sorted(path for path in source.rglob("*") if path.suffix.lower() in suffixes)
+  for number, path in enumerate(videos):
+    target = folder / f"class{number % 2}" / f"{path.stem}.{extension}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path)) as old, av.open(str(target), "w") as new:
       video = old.streams.video[0]
       scale = SHORT_EDGE / min(video.width, video.height)
       stream = new.add_stream(name, rate=video.average_rate)
@@ -73,11 +74,6 @@ def transcode(source: pathlib.Path, folder: pathlib.Path, codec: str) -> None:
         frame.pts, frame.time_base = k, 1 / video.average_rate
         new.mux(stream.encode(frame))
       new.mux(stream.encode(None))
-
-
-def choose_frames(num_frames: int, draw: float) -> list[int]:
-  """Returns `sampling.segment_indices`, in the processes of the loaders."""
-  return np.floor((np.arange(NUM_FRAMES) + draw) * num_frames / NUM_FRAMES).astype(int).tolist()
 
 
 def random_crop(frames: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
@@ -94,7 +90,7 @@ def decode_with_pyav(path: str, rng: np.random.Generator) -> np.ndarray:
     # WebM has no number of frames: counting its packets reads the file.
     count = stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
     container.seek(0)
-    wanted = choose_frames(count, rng.random())
+    wanted = segment_indices(count, NUM_FRAMES, rng.random())
     decoded = {}
     for k, frame in enumerate(container.decode(stream)):
       if k in wanted:
@@ -110,65 +106,41 @@ def decode_with_decord(path: str, rng: np.random.Generator) -> np.ndarray:
   import decord
 
   reader = decord.VideoReader(path, num_threads=1)
-  frames = reader.get_batch(choose_frames(len(reader), rng.random())).asnumpy()
+  frames = reader.get_batch(segment_indices(len(reader), NUM_FRAMES, rng.random())).asnumpy()
   return random_crop(list(frames), rng)
 
 
-def _load_for(loader: Callable, paths: list[str], seed: int, seconds: float) -> tuple[int, float]:
-  """Returns the clips that one process loaded, and the seconds."""
+def _load_for(loader: Callable, paths: list[str], seed: int, seconds: float) -> float:
+  """Returns the clips per second that one process loads."""
   rng = np.random.default_rng(seed)
   loader(paths[0], rng)  # imports packages
-  start, count = time.perf_counter(), 0
-  for path in itertools.cycle(paths[seed:] + paths[:seed]):
-    loader(path, rng)
-    count += 1
-    if time.perf_counter() - start > seconds:
-      return count, time.perf_counter() - start
+  order = itertools.cycle(paths[seed:] + paths[:seed])
+  return measure_rate(lambda: loader(next(order), rng), seconds)
 
 
 def measure_loader(loader: Callable, paths: list[str], seconds: float) -> float:
   """Returns clips per second with one process per core."""
   with concurrent.futures.ProcessPoolExecutor(CORES, multiprocessing.get_context("spawn")) as pool:
     jobs = [pool.submit(_load_for, loader, paths, seed, seconds) for seed in range(CORES)]
-    return sum(count / spent for count, spent in (job.result() for job in jobs))
+    return sum(job.result() for job in jobs)
 
 
 def measure_decoder(decode: Callable, clips: list[list], seconds: float) -> float:
   """Returns clips per second with one thread per core; decoders release Python's lock."""
 
-  def work(seed: int) -> tuple[int, float]:
-    start, count = time.perf_counter(), 0
-    for clip in itertools.cycle(clips[seed:] + clips[:seed]):
-      for jpeg in clip:
-        decode(jpeg)
-      count += 1
-      if time.perf_counter() - start > seconds:
-        return count, time.perf_counter() - start
+  def work(seed: int) -> float:
+    order = itertools.cycle(clips[seed:] + clips[:seed])
+    return measure_rate(lambda: [decode(jpeg) for jpeg in next(order)], seconds)
 
   with concurrent.futures.ThreadPoolExecutor(CORES) as pool:
-    return sum(count / spent for count, spent in pool.map(work, range(CORES)))
+    return sum(pool.map(work, range(CORES)))
 
 
 def measure_stream(batches: Iterator, seconds: float) -> float:
   """Returns clips per second of a running stream."""
   for _ in range(5):  # prefetched during the turns of others
     next(batches)
-  start, count = time.perf_counter(), 0
-  while time.perf_counter() - start < seconds:
-    next(batches)
-    count += BATCH
-  return count / (time.perf_counter() - start)
-
-
-class GrainClip:
-  """Decodes a record, in grain's workers."""
-
-  def random_map(self, record: bytes, rng: np.random.Generator) -> np.ndarray:
-    from data.input import store
-
-    frames = store.parse_record(record)[2]
-    jpegs = [np.frombuffer(frames[k], np.uint8) for k in choose_frames(len(frames), rng.random())]
-    return random_crop([cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB) for jpeg in jpegs], rng)
+  return BATCH * measure_rate(lambda: next(batches), seconds)
 
 
 def open_grain(shards: list[str]) -> Iterator | None:
@@ -180,66 +152,56 @@ def open_grain(shards: list[str]) -> Iterator | None:
   flags.FLAGS.mark_as_parsed()  # grain reads absl flags, which argparse does not parse
   source = grain.ArrayRecordDataSource(shards)
 
-  class Transform(GrainClip, grain.RandomMapTransform):
-    pass
+  class Decode(grain.RandomMapTransform):
+    def random_map(self, record: bytes, rng: np.random.Generator) -> np.ndarray:
+      from data.input import store
 
-  sampler = grain.IndexSampler(
-    len(source), grain.NoSharding(), shuffle=True, num_epochs=None, seed=0
+      frames = store.parse_record(record)[2]
+      chosen = segment_indices(len(frames), NUM_FRAMES, rng.random())
+      jpegs = [np.frombuffer(frames[k], np.uint8) for k in chosen]
+      return random_crop([cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB) for jpeg in jpegs], rng)
+
+  loader = grain.DataLoader(
+    data_source=source,
+    sampler=grain.IndexSampler(
+      len(source), grain.NoSharding(), shuffle=True, num_epochs=None, seed=0
+    ),
+    operations=[Decode(), grain.Batch(BATCH, drop_remainder=True)],
+    worker_count=CORES,
   )
-  return iter(
-    grain.DataLoader(
-      data_source=source,
-      sampler=sampler,
-      operations=[Transform(), grain.Batch(BATCH, drop_remainder=True)],
-      worker_count=CORES,
-    )
-  )
+  return iter(loader)
 
 
-def list_processes() -> list:
+def list_processes() -> list[psutil.Process]:
   """Returns this process and all its descendants."""
-  import psutil
-
   process = psutil.Process()
   return [process, *process.children(recursive=True)]
 
 
 def sum_cpu_seconds() -> float:
   """Returns the CPU time of this process and its descendants, including finished ones."""
-  total = sum(os.times()[:4])
-  for process in list_processes()[1:]:
-    times = process.cpu_times()
-    total += times.user + times.system
-  return total
+  return sum(os.times()[:4]) + sum(sum(p.cpu_times()[:2]) for p in list_processes()[1:])
 
 
 def print_memory(folder: pathlib.Path, steps: int) -> None:
   """Prints the resident memory while only the pipeline runs."""
-  import psutil
-
   process = psutil.Process()
   print(f"before: {process.memory_info().rss / 2**20:.0f} MiB", flush=True)
   batches = _open_stream(folder)
   for step in range(1, steps + 1):
     next(batches)
     if step in (10, 100) or step % 250 == 0:
-      rss = process.memory_info().rss / 2**20
-      print(f"step {step:5}: {rss:.0f} MiB", flush=True)
+      print(f"step {step:5}: {process.memory_info().rss / 2**20:.0f} MiB", flush=True)
 
 
 def _open_stream(folder: pathlib.Path, short_edge: int = SHORT_EDGE) -> Iterator:
   from data.input import pipeline, store
   from u2s_jax.video import clips
 
-  return pipeline.train_batches(
-    store.open_dataset(folder).split("train"),
-    clips.ClipSpec(NUM_FRAMES, CROP, short_edge),
-    clips.Augmentation(),
-    pipeline.BatchSpec(BATCH),
-    seed=0,
-    stage=0,
-    first_step=0,
-  )
+  split = store.open_dataset(folder).split("train")
+  clip, batch = clips.ClipSpec(NUM_FRAMES, CROP, short_edge), pipeline.BatchSpec(BATCH)
+  augmentation = clips.Augmentation()
+  return pipeline.train_batches(split, clip, augmentation, batch, seed=0, stage=0, first_step=0)
 
 
 def _open_evaluation(folder: pathlib.Path) -> Iterator:
@@ -247,9 +209,9 @@ def _open_evaluation(folder: pathlib.Path) -> Iterator:
   from u2s_jax.video import clips
 
   split = store.open_dataset(folder).split("train")
-  clip = clips.ClipSpec(NUM_FRAMES, CROP, SHORT_EDGE)
+  clip, batch = clips.ClipSpec(NUM_FRAMES, CROP, SHORT_EDGE), pipeline.BatchSpec(BATCH)
   while True:
-    yield from pipeline.eval_batches(split, clip, pipeline.BatchSpec(BATCH), "10crop")
+    yield from pipeline.eval_batches(split, clip, batch, "10crop")
 
 
 def print_rates(folder: pathlib.Path, videos: pathlib.Path, seconds: float, repeats: int) -> None:
@@ -260,17 +222,16 @@ def print_rates(folder: pathlib.Path, videos: pathlib.Path, seconds: float, repe
 
   cv2.setNumThreads(1)
   stored = [store.parse_record(r)[2] for r in store.open_dataset(folder).split("train").records]
-  in_memory = [[frames[k] for k in choose_frames(len(frames), 0.5)] for frames in stored]
+  in_memory = [
+    [frames[k] for k in segment_indices(len(frames), NUM_FRAMES, 0.5)] for frames in stored
+  ]
   as_tensors = [[tf.constant(jpeg) for jpeg in clip] for clip in in_memory]
   as_arrays = [[np.frombuffer(jpeg, np.uint8) for jpeg in clip] for clip in in_memory]
   size = np.mean([len(jpeg) for clip in in_memory for jpeg in clip]) / 1e3
   paths = sorted(str(path) for path in videos.rglob("*.*"))
   print(f"{len(in_memory)} clips, {size:.1f} kB per frame, {CORES} cores")
-  stream, resized, evaluation = (
-    _open_stream(folder),
-    _open_stream(folder, 256),
-    _open_evaluation(folder),
-  )
+  stream, resized = _open_stream(folder), _open_stream(folder, 256)
+  evaluation = _open_evaluation(folder)
   grain = open_grain(sorted(map(str, folder.glob("clips-train*"))))
   rows = {
     "limit, TensorFlow": lambda: measure_decoder(
@@ -286,11 +247,9 @@ def print_rates(folder: pathlib.Path, videos: pathlib.Path, seconds: float, repe
     "evaluation": lambda: measure_stream(evaluation, seconds),
     "pyav": lambda: measure_loader(decode_with_pyav, paths, seconds),
   }
-  try:
-    import decord  # noqa: F401
-
+  if importlib.util.find_spec("decord"):
     rows["decord"] = lambda: measure_loader(decode_with_decord, paths, seconds)
-  except ImportError:
+  else:
     print("decord is not installed")
   if grain is None:
     print("grain is not installed")
@@ -302,28 +261,24 @@ def print_rates(folder: pathlib.Path, videos: pathlib.Path, seconds: float, repe
       before, start = sum_cpu_seconds(), time.perf_counter()
       rates[name].append(row())
       busy[name].append((sum_cpu_seconds() - before) / (time.perf_counter() - start))
-  ours = statistics.median(rates["pipeline"])
-  limits = [statistics.median(rates[name]) for name in list(rows)[:2]]
+  rate, cores = ({k: statistics.median(v) for k, v in of.items()} for of in (rates, busy))
   print(
     f"{'':20} clips/s  (lowest to highest)  of TF's  of OpenCV's  pipeline/this  cores busy"
     "  core ms/clip"
   )
-  for name in rows:
-    rate = statistics.median(rates[name])
+  for name, values in rates.items():
     print(
-      f"{name:20} {rate:7.1f}  ({min(rates[name]):5.1f} to {max(rates[name]):5.1f})"
-      f"{'':7}{rate / limits[0]:8.2f} {rate / limits[1]:12.2f} {ours / rate:14.2f}"
-      f" {statistics.median(busy[name]):11.2f} {1e3 * statistics.median(busy[name]) / rate:13.1f}"
+      f"{name:20} {rate[name]:7.1f}  ({min(values):5.1f} to {max(values):5.1f})"
+      f"{'':7}{rate[name] / rate['limit, TensorFlow']:8.2f}"
+      f" {rate[name] / rate['limit, OpenCV']:12.2f} {rate['pipeline'] / rate[name]:14.2f}"
+      f" {cores[name]:11.2f} {1e3 * cores[name] / rate[name]:13.1f}"
     )
   rss = sum(process.memory_info().rss for process in list_processes()) / 2**20
   print(f"memory of all processes: {rss:.0f} MiB; --steps measures the pipeline only")
 
 
 def main() -> None:
-  """Prepares the data and measures."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = make_parser(__doc__)
   parser.add_argument("--source", type=pathlib.Path, required=True, help="directory of videos")
   parser.add_argument("--codec", choices=CODECS, default="vp9")
   parser.add_argument("--seconds", type=float, default=5.0)

@@ -91,19 +91,16 @@ class _Walk:
     instructions = self.computations[computation]
     for instruction in instructions.values():
       opcode, called = instruction.opcode, instruction.called_computation_ids
-      if opcode == "while":
+      if opcode in ("while", "call", "conditional", "async-start"):
+        iterations = self._count_iterations(instruction) if opcode == "while" else 1
         for part in called:
-          self._walk(part, times * self._count_iterations(instruction))
-      elif opcode in ("call", "conditional", "async-start"):
-        for part in called:
-          self._walk(part, times)
+          self._walk(part, times * iterations)
       elif opcode not in _FREE and not opcode.endswith("-done"):
         self._add_operation(instructions, instruction, times)
 
   def _count_iterations(self, loop) -> int:
     """Returns the iterations of a loop, known by the compiler or read from the loop's condition."""
-    known = re.search(rb'"known_trip_count":\{"n":"(\d+)"', loop.backend_config)
-    if known:
+    if known := re.search(rb'"known_trip_count":\{"n":"(\d+)"', loop.backend_config):
       return int(known[1])
     condition = self.computations[loop.called_computation_ids[1]]
     bounds = [
@@ -190,10 +187,8 @@ def _count_bytes(shape: xla_data_pb2.ShapeProto, except_in: int | None = None) -
 
 def _count_product(instruction, scope: Computation) -> tuple[str, float, str]:
   """Returns kind, FLOPs and operand type of a convolution or product; otherwise 0 FLOPs."""
-  if instruction.opcode not in ("dot", "convolution", "custom-call"):
-    return "", 0, ""
   target = instruction.custom_call_target
-  if instruction.opcode == "custom-call" and not target.startswith((_CUDNN, _CUBLAS)):
+  if not (instruction.opcode in ("dot", "convolution") or target.startswith((_CUDNN, _CUBLAS))):
     return "", 0, ""
   left, right = (scope[i].shape for i in instruction.operand_ids[:2])
   result = (*instruction.shape.tuple_shapes, instruction.shape)[0]  # cuDNN adds its workspace

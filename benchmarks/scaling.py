@@ -17,51 +17,35 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import program
-from benchmarks.step_cost import NEIGHBOURS
+from benchmarks.step_cost import DEMO, NEIGHBOURS, OPTIMIZER, build_stages, make_batch_shapes
 from benchmarks.timing import measure_medians
-from u2s_jax import stages
 from u2s_jax.evaluation import inference
-from u2s_jax.models import backbones
 from u2s_jax.models.network import Network
-from u2s_jax.models.u2s import U2S
 from u2s_jax.run import state as state_lib
 from u2s_jax.runtime import devices, malloc
-from u2s_jax.stages import PREDICTIONS, STAGES, Stage
+from u2s_jax.stages import PREDICTIONS, Stage
 from u2s_jax.training import optimizer, steps
 
-FIELDS = {
-  "depth": 14,
-  "width": 8,
-  "strides": (1, 2, 2, 1),
-  "temporal": ((3, 3, 3, 3), (3, 3, 3, 1)),
-}
 DEVICES = "U2S_SCALING_DEVICES"  # number of devices that a child process simulates
 BASE = {"classes": 174, "frames": 8, "crop": 56}  # of clips
-SWEEPS = {
-  "classes": (51, 174, 1000, 10_000),
-  "frames": (4, 8, 16, 32),
-  "crop": (56, 112, 224),
-}
+SWEEPS = {"classes": (51, 174, 1000, 10_000), "frames": (4, 8, 16, 32), "crop": (56, 112, 224)}
 BATCH_SIZE, VIEWS, REPEATS = 16, 10, 9
-TX = optimizer.sgd(momentum=0.9, weight_decay=1e-4)
-PIXELS = {"pixel_mean": (0.5,) * 3, "pixel_std": (0.25,) * 3}
+TX = optimizer.sgd(**OPTIMIZER)
 
 
 def build_last_stage(
   classes: int, frames: int, key: jax.Array | None = None
 ) -> tuple[Network, Stage, state_lib.TrainState]:
   """Returns the network, the last stage, and its first state (without a key, only its shapes)."""
-  model = U2S(classes, backbones.build_backbone("preact_resnet", **FIELDS))
-  schedule = stages.make_stages(dict.fromkeys(STAGES, {"learning_rate": 1, "epochs": 1}))
-  state = state_lib.init_stages(model, schedule, TX, (1, frames, 32, 32, 3), key)[-1]
-  return Network(model, **PIXELS), schedule[-1], state
+  network, schedule = build_stages(classes, **DEMO)
+  states = state_lib.init_stages(network.model, schedule, TX, (1, frames, 32, 32, 3), key)
+  return network, schedule[-1], states[-1]
 
 
 def measure_ratios() -> tuple[float, float]:
   """Returns the time of the CSM's statistics per forward pass, and of ten views per ten passes."""
   network, _, state = build_last_stage(BASE["classes"], BASE["frames"], jax.random.key(0))
-  one_pass_params = {name: state.params[name] for name in ("trunk", "universal")}
-  one_pass_state = state.replace(params=one_pass_params)
+  one_pass_state = state.replace(params={k: state.params[k] for k in ("trunk", "universal")})
   rng = np.random.default_rng(0)
   size = (BASE["frames"], BASE["crop"], BASE["crop"], 3)
   video = jnp.asarray(rng.integers(0, 256, (BATCH_SIZE, VIEWS, *size), np.uint8))
@@ -71,11 +55,11 @@ def measure_ratios() -> tuple[float, float]:
   def jit(step):
     return jax.jit(step, compiler_options=devices.get_compiler_options())
 
+  @jit
   def forward(state, video):
     outputs, _ = network(state.params, state.batch_stats, state.csm, video)
     return [outputs[name] for name in PREDICTIONS if name in outputs]
 
-  forward = jit(forward)
   sparsity = jit(inference.make_sparsity_step(network))
   views = jit(inference.make_score_step(network, (None,) * VIEWS))
   single = [jnp.asarray(video[:, i]) for i in range(VIEWS)]
@@ -89,33 +73,31 @@ def measure_ratios() -> tuple[float, float]:
   return spent["csm"] / spent["forward"], spent["views"] / spent["ten"]
 
 
-def count_costs(classes: int, frames: int, crop: int) -> tuple[float, float, float]:
-  """Returns GFLOP, MiB of temporary memory and MiB in collectives per device, of a joint step."""
+def print_costs(field: str, value: int, classes: int, frames: int, crop: int) -> None:
+  """Prints GFLOP, MiB of temporary memory and MiB in collectives per device, of a joint step."""
   network, stage, state = build_last_stage(classes, frames)
   mesh = devices.data_mesh()
   replicated, split = devices.replicated_sharding(mesh), devices.batch_sharding(mesh)
   step = steps.make_train_step(network, stage, TX, steps.StepOptions(0.5))
   state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), state)
-  shapes = {
-    "video": ((BATCH_SIZE, frames, crop, crop, 3), jnp.uint8),
-    "label": ((BATCH_SIZE,), jnp.int32),
-    "valid": ((BATCH_SIZE,), jnp.bool_),
-  }
-  batch = {k: jax.ShapeDtypeStruct(*shape, sharding=split) for k, shape in shapes.items()}
+  batch = make_batch_shapes((BATCH_SIZE, frames, crop, crop, 3), split)
   neighbours = jax.ShapeDtypeStruct((classes, NEIGHBOURS), jnp.int32, sharding=replicated)
   compiled = (
     jax.jit(step, donate_argnums=0, out_shardings=(replicated, replicated))
     .lower(state, batch, 0.1, neighbours)
     .compile()
   )
-  temporary = compiled.memory_analysis().temp_size_in_bytes
-  cost = program.count(compiled)
-  return cost.flops / 1e9, temporary / 2**20, cost.collectives / 2**20
+  temporary, cost = compiled.memory_analysis().temp_size_in_bytes, program.count(compiled)
+  print(
+    f"{field:8} {value:6} {cost.flops / 1e9:8.1f} {temporary / 2**20:6.0f} MiB"
+    f" {cost.collectives / 2**20:8.2f} MiB",
+    flush=True,
+  )
 
 
 def main() -> None:
   if DEVICES in os.environ:
-    print_row("devices", int(os.environ[DEVICES]), count_costs(**BASE))
+    print_costs("devices", int(os.environ[DEVICES]), **BASE)
     return
   malloc.tune_malloc()
   csm, views = measure_ratios()
@@ -125,7 +107,7 @@ def main() -> None:
   print(f"{'':8} {'':>6} {'GFLOP':>8} {'temporary':>10} {'collectives':>12}", flush=True)
   for field, values in SWEEPS.items():
     for value in values:
-      print_row(field, value, count_costs(**{**BASE, field: value}))
+      print_costs(field, value, **BASE | {field: value})
   for count in (1, 2, 4, 8, 16):
     environment = os.environ | {
       DEVICES: str(count),
@@ -133,11 +115,6 @@ def main() -> None:
       "JAX_PLATFORMS": "cpu",
     }
     subprocess.run([sys.executable, "-m", "benchmarks.scaling"], env=environment, check=True)
-
-
-def print_row(field: str, value: int, figures: tuple[float, float, float]) -> None:
-  flops, temporary, moved = figures
-  print(f"{field:8} {value:6} {flops:8.1f} {temporary:6.0f} MiB {moved:8.2f} MiB", flush=True)
 
 
 if __name__ == "__main__":

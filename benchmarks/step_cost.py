@@ -6,11 +6,16 @@ Lowered at the paper's size (pre-activation ResNet-50, 18 frames of 224 x 224, 1
 run.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import optax
 
 from u2s_jax import stages
 from u2s_jax.models.backbones import build_backbone
+from u2s_jax.models.layers import Layers
 from u2s_jax.models.network import Network
 from u2s_jax.models.resnet import DEPTHS, EXPANSION
 from u2s_jax.models.u2s import U2S
@@ -20,31 +25,54 @@ from u2s_jax.training import optimizer, steps
 TEMPORAL = ((3, 3, 3, 3), (3, 3, 3, 1))
 NEIGHBOURS = 16  # confusing classes of the class that has most of them
 PAPER = {"video": (18, 224, 224), "num_classes": 174, "depth": 50, "width": 64}
+DEMO = {"depth": 14, "width": 8, "strides": (1, 2, 2, 1), "temporal": TEMPORAL}  # configs/demo.py
+OPTIMIZER = {"momentum": 0.9, "weight_decay": 1e-4}
+RATE = 1e-3
+
+
+def build_stages(
+  num_classes: int, name: str = "preact_resnet", dtype: str = "float32", **fields: Any
+) -> tuple[Network, list[stages.Stage]]:
+  """Returns a network and its training stages; `fields` are those of the backbone."""
+  backbone = build_backbone(name, Layers(dtype=jnp.dtype(dtype)), **fields)
+  model = U2S(num_classes, backbone, dtype=jnp.dtype(dtype))
+  durations = dict.fromkeys(stages.STAGES, {"learning_rate": RATE, "epochs": 1.0})
+  network = Network(model, pixel_mean=(0.5,) * 3, pixel_std=(0.25,) * 3)
+  return network, stages.make_stages(durations)
+
+
+def make_batch_shapes(
+  shape: tuple[int, ...], sharding: jax.sharding.Sharding | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns the abstract arrays of a batch; `shape` is that of the videos."""
+  fields = {"video": (shape, jnp.uint8), "label": (shape[:1], jnp.int32)}
+  fields["valid"] = shape[:1], jnp.bool_
+  return {k: jax.ShapeDtypeStruct(*field, sharding=sharding) for k, field in fields.items()}
+
+
+def count_flops(
+  network: Network,
+  schedule: Sequence[stages.Stage],
+  tx: optax.GradientTransformation,
+  shape: tuple[int, ...],
+  num_neighbours: int,
+) -> dict[str, float]:
+  """Returns XLA's FLOPs of a training step of each stage; `shape` is that of the videos."""
+  neighbours = jax.ShapeDtypeStruct((network.model.num_classes, num_neighbours), jnp.int32)
+  flops, states = {}, state.init_stages(network.model, schedule, tx, shape)
+  for stage, first in zip(schedule, states, strict=True):
+    step = jax.jit(steps.make_train_step(network, stage, tx, steps.StepOptions(0.5)))
+    lowered = step.lower(first, make_batch_shapes(shape), RATE, neighbours)
+    flops[stage.name] = lowered.cost_analysis()["flops"]
+  return flops
 
 
 def analysed(
   video: tuple[int, int, int], num_classes: int, depth: int, width: int
 ) -> dict[str, float]:
   """Returns XLA's FLOPs of one training step on a clip (frames, rows, columns), by stage."""
-  shape = (1, *video, 3)
-  backbone = build_backbone("preact_resnet", temporal=TEMPORAL, depth=depth, width=width)
-  network = Network(U2S(num_classes, backbone), pixel_mean=(0.5,), pixel_std=(0.5,))
-  tx = optimizer.sgd(momentum=0.9, weight_decay=1e-4)
-  duration = {"learning_rate": 1e-3, "epochs": 1.0}
-  schedule = stages.make_stages(dict.fromkeys(stages.STAGES, duration))
-  batch = {
-    "video": jax.ShapeDtypeStruct(shape, jnp.uint8),
-    "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32),
-    "valid": jax.ShapeDtypeStruct(shape[:1], jnp.bool_),
-  }
-  neighbours = jax.ShapeDtypeStruct((num_classes, NEIGHBOURS), jnp.int32)
-  flops = {}
-  for stage, first in zip(
-    schedule, state.init_stages(network.model, schedule, tx, shape), strict=True
-  ):
-    step = steps.make_train_step(network, stage, tx, steps.StepOptions(0.5))
-    flops[stage.name] = jax.jit(step).lower(first, batch, 1e-3, neighbours).cost_analysis()["flops"]
-  return flops
+  built = build_stages(num_classes, depth=depth, width=width, temporal=TEMPORAL)
+  return count_flops(*built, optimizer.sgd(**OPTIMIZER), (1, *video, 3), NEIGHBOURS)
 
 
 def counted(
@@ -58,8 +86,8 @@ def counted(
   and none from a trained network into a frozen one.
   """
   frames, size = video[0], video[1]
-  trunk, branch = [], []  # multiplications of the convolutions
-  trunk.append(frames * count_taps(size, 7, 2) ** 2 * 3 * width)
+  # Multiplications of the convolutions, the stem's first.
+  trunk, branch = [frames * count_taps(size, 7, 2) ** 2 * 3 * width], []
   size, inputs = -(-size // 4), width
   for group, (blocks, stride) in enumerate(zip(DEPTHS[depth][1], (1, 2, 2, 2), strict=True)):
     convolutions = trunk if group < 2 else branch
@@ -79,11 +107,10 @@ def counted(
   mask = frames * size**2 * inputs * num_classes
   # The input of a network after a frozen one has no gradient: first projection and convolution.
   first = sum(branch[:2])
-  everything = 3 * (sum(trunk) + 2 * sum(branch) + mask) - trunk[0]
   return {
     "universal": 2.0 * (3 * (sum(trunk) + sum(branch)) - trunk[0]),
     "specific": 2.0 * (sum(trunk) + sum(branch) + 3 * sum(branch) - first + 2 * mask),
-    "joint": 2.0 * everything,
+    "joint": 2.0 * (3 * (sum(trunk) + 2 * sum(branch) + mask) - trunk[0]),
   }
 
 

@@ -22,14 +22,9 @@ class Bottleneck(nn.Module):
     def conv(c, d, extent, stride, frames):
       if temporal is None:
         return nn.Conv2d(c, d, extent, stride, extent // 2, bias=False)
-      return nn.Conv3d(
-        c,
-        d,
-        (frames, extent, extent),
-        (1, stride, stride),
-        (frames // 2, extent // 2, extent // 2),
-        bias=False,
-      )
+      kernel = (frames, extent, extent)
+      padding = tuple(k // 2 for k in kernel)
+      return nn.Conv3d(c, d, kernel, (1, stride, stride), padding, bias=False)
 
     first, second, third, projection = temporal or (1, 1, 1, 1)
     self.norm1, self.norm2, self.norm3 = norm(inputs), norm(width), norm(width)
@@ -78,22 +73,10 @@ class Branch(nn.Module):
 class U2S(nn.Module):
   """Trunk, universal network, mask network and category-specific network.
 
-  Args:
-    num_classes: M.
-    blocks: bottlenecks in groups 0 to 3.
-    width: channels of the stem.
-    temporal: see `config.model.backbone.temporal`.
-    strides: spatial strides of groups 0 to 3.
+  The arguments are the fields of `config.model.backbone`; `blocks` are the bottlenecks of a group.
   """
 
-  def __init__(
-    self,
-    num_classes: int,
-    blocks: tuple[int, int, int, int] = (3, 4, 6, 3),
-    width: int = 64,
-    temporal: tuple = ((3, 3, 3, 3), (3, 3, 3, 1)),
-    strides: tuple[int, int, int, int] = (1, 2, 2, 2),
-  ):
+  def __init__(self, num_classes, blocks, temporal, width=64, strides=(1, 2, 2, 2)):
     super().__init__()
     self.trunk = nn.Sequential(
       nn.Conv2d(3, width, 7, 2, 3, bias=False),
@@ -109,8 +92,7 @@ class U2S(nn.Module):
     """Returns the trunk's and UN's features and UN's logits of a video (n, t, c, h, w)."""
     n, t = video.shape[:2]
     frames = video.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-    trunk = self.trunk(frames)
-    trunk = trunk.unflatten(0, (n, t)).transpose(1, 2)
+    trunk = self.trunk(frames).unflatten(0, (n, t)).transpose(1, 2)
     features = self.universal.features(trunk)
     return trunk, features, self.universal.classify(features)
 
@@ -150,10 +132,7 @@ def compute_loss(
   model: U2S, stage: str, video: torch.Tensor, label: torch.Tensor, csm: torch.Tensor
 ) -> torch.Tensor:
   """Computes Eq. 3 with the stage's terms; video (n, t, c, h, w) is normalised."""
-  if stage == "specific":
-    with torch.no_grad():
-      trunk, features, logits = model.one_pass(video)
-  else:
+  with torch.set_grad_enabled(stage != "specific"):
     trunk, features, logits = model.one_pass(video)
   total = 0.0
   if stage != "specific":

@@ -15,26 +15,21 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 # isort: split
 
-import argparse
 import dataclasses
 import functools
 import math
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.timing import measure_medians
-from u2s_jax import stages
-from u2s_jax.models import backbones
-from u2s_jax.models.layers import Layers
-from u2s_jax.models.network import Network
+from benchmarks.step_cost import DEMO, OPTIMIZER, RATE, TEMPORAL, build_stages
+from benchmarks.timing import make_parser, measure_medians
 from u2s_jax.models.resnet import DEPTHS
-from u2s_jax.models.u2s import U2S
 from u2s_jax.run import state as state_lib
 from u2s_jax.run.state import TrainState
 from u2s_jax.runtime import devices, malloc
@@ -48,13 +43,11 @@ try:
 except ImportError:
   torch = None
 
-PAPER = {"temporal": ((3, 3, 3, 3), (3, 3, 3, 1))}
+PAPER = {"temporal": TEMPORAL}
 FLAT = {"temporal": ((1, 1, 1, 1), (1, 1, 1, 1))}
 # The fields of the other backbones, at their original size.
 OTHERS = {"resnet": FLAT, "tsm_resnet": FLAT, "eco_lite": {}, "inception_i3d": {}}
-OPTIMIZER = {"momentum": 0.9, "weight_decay": 1e-4}
-RATE = 1e-3
-REGULARIZER_WEIGHT = 0.5
+SIDES = ("ours", "PyTorch eager", "PyTorch compiled")
 NEIGHBOURS = 4  # confusing classes per class
 
 
@@ -64,9 +57,7 @@ class Preset:
 
   Attributes:
     video: frames, rows, columns.
-    num_classes: M.
     batches: batch sizes to measure.
-    dtype: of the computation.
     backbone: fields of `preact_resnet`.
     repeats: turns of each side.
     steps: per turn.
@@ -85,13 +76,10 @@ class Preset:
 
 PRESETS = {
   # configs/demo.py
-  "cpu": Preset(
-    (8, 56, 56), 35, (32,), "float32",
-    PAPER | {"depth": 14, "width": 8, "strides": (1, 2, 2, 1)}, 9, 5, 2048,
-  ),
+  "cpu": Preset((8, 56, 56), 35, (32,), "float32", DEMO, 9, 5, 2048),
   # configs/sthv2.py
   "gpu": Preset((18, 224, 224), 174, (4, 8, 16, 20, 32), "bfloat16", PAPER, 5, 5, 8192),
-}  # fmt: skip
+}
 
 
 @dataclasses.dataclass
@@ -99,34 +87,29 @@ class Side:
   """An implementation that is measured.
 
   Attributes:
-    name: for the table.
     turn: (number of steps) -> None; waits until they are done.
     compile_seconds: until the first step was done.
     memory: peak, bytes; 0 if it is not known.
     parameters: of the network; in stage 1 ours has trunk and UN only.
+    flops: of a step by XLA's count before optimisation; only of ours.
   """
 
-  name: str
   turn: Callable[[int], None]
   compile_seconds: float
   memory: int
   parameters: int
+  flops: float = math.nan
 
 
 def lower_ours(
-  preset: Preset, name: str, fields: dict[str, Any], batch_size: int, stage_name: str
+  preset: Preset, name: str, batch_size: int, stage_name: str
 ) -> tuple[jax.stages.Lowered, TrainState, tuple]:
   """Returns our lowered step, its first state, and its other arguments."""
-  dtype = jnp.dtype(preset.dtype)
-  model = U2S(
-    preset.num_classes, backbones.build_backbone(name, Layers(dtype=dtype), **fields), dtype=dtype
-  )
-  network = Network(model, pixel_mean=(0.5,) * 3, pixel_std=(0.25,) * 3)
-  tx = optimizer.sgd(**OPTIMIZER)
-  durations = dict.fromkeys(STAGES, {"learning_rate": RATE, "epochs": 1.0})
-  schedule = stages.make_stages(durations)[: STAGES.index(stage_name) + 1]
+  fields = preset.backbone if name == "preact_resnet" else OTHERS[name]
+  network, schedule = build_stages(preset.num_classes, name, preset.dtype, **fields)
+  schedule, tx = schedule[: STAGES.index(stage_name) + 1], optimizer.sgd(**OPTIMIZER)
   shape = (1, preset.video[0], 32, 32, 3)
-  state = state_lib.init_stages(model, schedule, tx, shape, jax.random.key(0))[-1]
+  state = state_lib.init_stages(network.model, schedule, tx, shape, jax.random.key(0))[-1]
   rng = np.random.default_rng(0)
   batch = {
     "video": rng.integers(0, 256, (batch_size, *preset.video, 3), np.uint8),
@@ -137,16 +120,13 @@ def lower_ours(
   classes = np.arange(preset.num_classes, dtype=np.int32)
   neighbours = (classes[:, None] + np.arange(1, 1 + NEIGHBOURS, dtype=np.int32)) % len(classes)
   arguments = jax.device_put(batch), RATE, neighbours
-  step = steps.make_train_step(network, schedule[-1], tx, steps.StepOptions(REGULARIZER_WEIGHT))
+  step = steps.make_train_step(network, schedule[-1], tx, steps.StepOptions(0.5))
   jitted = jax.jit(step, donate_argnums=0, compiler_options=devices.get_compiler_options())
   return jitted.lower(state, *arguments), state, arguments
 
 
-def make_ours(
-  preset: Preset, name: str, fields: dict[str, Any], batch_size: int, stage_name: str
-) -> tuple[Side, float]:
-  """Returns our side, and the FLOPs of a step by XLA's count before optimisation."""
-  lowered, state, arguments = lower_ours(preset, name, fields, batch_size, stage_name)
+def make_ours(preset: Preset, name: str, batch_size: int, stage_name: str) -> Side:
+  lowered, state, arguments = lower_ours(preset, name, batch_size, stage_name)
   parameters = sum(x.size for x in jax.tree.leaves(state.params))
   started = time.perf_counter()
   step = lowered.compile()
@@ -161,7 +141,7 @@ def make_ours(
     jax.block_until_ready(metrics)
 
   flops = lowered.cost_analysis() or {}  # not available on every platform
-  return Side("ours", turn, seconds, peak, parameters), flops.get("flops", math.nan)
+  return Side(turn, seconds, peak, parameters, flops.get("flops", math.nan))
 
 
 def make_torch(preset: Preset, batch_size: int, stage_name: str, compiled: bool) -> Side:
@@ -206,8 +186,32 @@ def make_torch(preset: Preset, batch_size: int, stage_name: str, compiled: bool)
   turn(1)
   seconds = time.perf_counter() - started
   memory = torch.cuda.max_memory_allocated() if device == "cuda" else 0
-  name = "PyTorch compiled" if compiled else "PyTorch eager"
-  return Side(name, turn, seconds, memory, sum(p.numel() for p in model.parameters()))
+  return Side(turn, seconds, memory, sum(p.numel() for p in model.parameters()))
+
+
+def make_sides(
+  preset: Preset, backbone: str, batch_size: int, stage: str, names: Iterable[str]
+) -> tuple[dict[str, Side], dict[str, str]]:
+  """Returns the sides that can take a step, and why the others cannot, by name (`SIDES`)."""
+  sides, errors = {}, {}
+  for name in names:
+    try:
+      if name == "ours":
+        side = make_ours(preset, backbone, batch_size, stage)
+      else:
+        side = make_torch(preset, batch_size, stage, name == "PyTorch compiled")
+      side.turn(1)  # this may run out of memory, compiling does not
+      sides[name] = side
+    except Exception as error:  # the other figures still count
+      # The text only: the error keeps arrays on the device.
+      errors[name] = " ".join(str(error).split())
+  return sides, errors
+
+
+def measure_sides(preset: Preset, sides: dict[str, Side]) -> dict[str, float]:
+  """Returns the median seconds of a step of each side."""
+  turns = {name: functools.partial(side.turn, preset.steps) for name, side in sides.items()}
+  return {name: s / preset.steps for name, s in measure_medians(turns, preset.repeats).items()}
 
 
 def measure_matrix_rate(preset: Preset) -> float:
@@ -219,7 +223,7 @@ def measure_matrix_rate(preset: Preset) -> float:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = make_parser(__doc__)
   parser.add_argument("--preset", choices=PRESETS, required=True)
   parser.add_argument(
     "--backbone", choices=("preact_resnet", *OTHERS), default="preact_resnet", help="of our side"
@@ -238,27 +242,24 @@ def main() -> None:
     f"{'stage':10} {'batch':>5}  {'side':16} {'compile':>8} {'step':>10} {'clips/s':>8}"
     f" {'TFLOP/s':>8} {'of peak':>7} {'memory':>9} {'ratio':>6}"
   )
+  names = SIDES if torch and args.backbone == "preact_resnet" else ("ours",)
   for batch_size in args.batches or preset.batches:
     for stage in STAGES:
-      fields = preset.backbone if args.backbone == "preact_resnet" else OTHERS[args.backbone]
-      ours, flops = make_ours(preset, args.backbone, fields, batch_size, stage)
-      sides = [ours]
-      if torch and args.backbone == "preact_resnet":
-        for compiled in (False, True):
-          try:
-            sides.append(make_torch(preset, batch_size, stage, compiled))
-          except Exception as error:
-            reason = " ".join(str(error).split())[:80]
-            print(f"{stage:10} {batch_size:5}  PyTorch, compiled={compiled}: failed ({reason})")
-      if stage != "universal" and len({side.parameters for side in sides}) > 1:
-        raise AssertionError(f"not the same network: {[side.parameters for side in sides]}")
-      turns = {side.name: functools.partial(side.turn, preset.steps) for side in sides}
-      spent = {name: s / preset.steps for name, s in measure_medians(turns, preset.repeats).items()}
-      for side in sides:
-        median = spent[side.name]
+      start = f"{stage:10} {batch_size:5} "
+      sides, errors = make_sides(preset, args.backbone, batch_size, stage, names)
+      if "ours" in errors:
+        raise RuntimeError(f"{start} ours: {errors['ours']}")
+      for name, error in errors.items():
+        print(f"{start} {name}: failed ({error[:80]})")
+      parameters = [side.parameters for side in sides.values()]
+      if stage != "universal" and len(set(parameters)) > 1:
+        raise AssertionError(f"not the same network: {parameters}")
+      spent, flops = measure_sides(preset, sides), sides["ours"].flops
+      for name, side in sides.items():
+        median = spent[name]
         peak = f"{side.memory / 2**30:6.2f} GiB" if side.memory else "-"
         print(
-          f"{stage:10} {batch_size:5}  {side.name:16} {side.compile_seconds:6.1f} s"
+          f"{start} {name:16} {side.compile_seconds:6.1f} s"
           f" {median * 1e3:7.1f} ms {batch_size / median:8.1f} {flops / median / 1e12:8.3f}"
           f" {flops / median / rate:7.2f} {peak:>9} {median / spent['ours']:6.2f}",
           flush=True,

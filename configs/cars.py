@@ -17,7 +17,6 @@ from configs import default
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Returns the paper's experiment."""
   config = default.get_config()
   default.set_images(config)
   config.csm.target_accuracy = 0.95

@@ -17,7 +17,6 @@ from configs import default
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Returns the experiment."""
   config = default.get_config()
   default.set_images(config)
   config.data.short_edge = 128
@@ -29,15 +28,10 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.pixel_std = (1 / 255,) * 3
   # The trunk is frozen: 27 to 37 images per class would train it slowly.
   config.trainable = ("universal", "specific", "mask", "non_local")
-  config.universal.learning_rate = 0.01  # higher than the paper's: few epochs
-  config.universal.epochs = 12.0
-  config.universal.decay_epochs = (8.0, 11.0)
-  config.specific.learning_rate = 0.01
-  config.specific.epochs = 3.0
-  config.specific.decay_epochs = ()
-  config.joint.learning_rate = 0.01
-  config.joint.epochs = 6.0
-  config.joint.decay_epochs = (4.0,)
+  # Rates higher than the paper's: few epochs.
+  config.universal.update(learning_rate=0.01, epochs=12.0, decay_epochs=(8.0, 11.0))
+  config.specific.update(learning_rate=0.01, epochs=3.0, decay_epochs=())
+  config.joint.update(learning_rate=0.01, epochs=6.0, decay_epochs=(4.0,))
   config.csm.target_accuracy = 0.95
   config.eval.views = "center"
   return config

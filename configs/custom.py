@@ -37,19 +37,7 @@ BACKBONES = {"resnet50": default, "tsm": sthv2_tsm, "i3d": ucf101_i3d}
 
 
 def get_config(backbone: str = "resnet50") -> ml_collections.ConfigDict:
-  """Returns the experiment.
-
-  Args:
-    backbone: a key of `BACKBONES`, after a colon in --config.
-
-  Raises:
-    ValueError: an unknown backbone.
-  """
-  if backbone not in BACKBONES:
-    raise ValueError(
-      f"--config=configs/custom.py:{backbone}: unknown variant; choose one of"
-      f" {', '.join(BACKBONES)}"
-    )
+  default.check_variant("configs/custom.py", backbone, BACKBONES)
   config, backbone_config = default.get_config(), BACKBONES[backbone].get_config()
   config.model = backbone_config.model
   config.data.num_frames = backbone_config.data.num_frames

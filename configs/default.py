@@ -3,6 +3,8 @@
 `u2s_jax/run/default_config.py` documents every field.
 """
 
+from collections.abc import Collection
+
 import ml_collections
 
 # The fields are in the package: its wheel has no configs/, but has to read runs of older versions.
@@ -16,14 +18,17 @@ def set_flow(config: ml_collections.ConfigDict) -> None:
   config.model.pixel_std = (0.226,)  # ImageNet's deviation, as in TSN
 
 
-def set_modality(config: ml_collections.ConfigDict, modality: str) -> None:
-  """Sets the input to 'rgb' or 'flow'.
+def check_variant(name: str, variant: str, known: Collection[str]) -> None:
+  """Raises ValueError if --config has an unknown variant after the colon."""
+  if variant not in known:
+    raise ValueError(
+      f"--config={name}:{variant}: unknown variant; choose one of {', '.join(known)}"
+    )
 
-  Raises:
-    ValueError: another modality; it comes from `--config=<file>:<modality>`.
-  """
-  if modality not in ("rgb", "flow"):
-    raise ValueError(f"--config=...:{modality}: unknown variant; choose rgb or flow")
+
+def set_modality(config: ml_collections.ConfigDict, modality: str) -> None:
+  """Sets the input to 'rgb' or 'flow'."""
+  check_variant("...", modality, ("rgb", "flow"))
   if modality == "flow":
     set_flow(config)
 
@@ -36,10 +41,7 @@ def set_images(config: ml_collections.ConfigDict) -> None:
 
 
 def set_render(config: ml_collections.ConfigDict) -> None:
-  """Adds the section `data.render`: a run first renders and prepares its data set.
-
-  The data set is written to `data.dir`, by default <workdir>/prepared.
-  """
+  """Adds `data.render`: a run first renders and prepares its data set (default: in the workdir)."""
   config.data.render = ml_collections.ConfigDict()
   config.data.render.dir = ""  # directory of the videos; empty: <workdir>/tiny_something
   config.data.render.num_train = 350  # clips, ten per class, few enough to overfit

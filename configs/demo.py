@@ -12,7 +12,6 @@ from configs import default
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Returns the demo's experiment."""
   config = default.get_config()
   default.set_render(config)
   config.batch_size = 32
@@ -27,16 +26,11 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.non_local_width = 16
   config.model.pixel_mean = (0.3, 0.3, 0.3)
   config.model.pixel_std = (0.25, 0.25, 0.25)
-  config.universal.learning_rate = 0.05  # from random weights, not from Kinetics
-  config.universal.epochs = 60.0
-  config.universal.decay_epochs = (44.0, 54.0)
-  config.specific.learning_rate = 0.05
-  config.specific.epochs = 10.0
-  config.specific.decay_epochs = ()
+  # From random weights, not from Kinetics.
+  config.universal.update(learning_rate=0.05, epochs=60.0, decay_epochs=(44.0, 54.0))
+  config.specific.update(learning_rate=0.05, epochs=10.0, decay_epochs=())
   # The rate of stage 1: at a tenth of it trunk and UN would hardly change, unlike the control's.
-  config.joint.learning_rate = 0.05
-  config.joint.epochs = 20.0
-  config.joint.decay_epochs = (14.0,)
+  config.joint.update(learning_rate=0.05, epochs=20.0, decay_epochs=(14.0,))
   config.eval.views = "3crop"
   config.eval.batch_size = 32
   config.eval.every_epochs = 10

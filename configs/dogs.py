@@ -3,9 +3,7 @@
   python -m data.prepare --dataset=stanford_dogs --source=/path/to/dogs --out=/data/dogs
   python main.py --config=configs/dogs.py --workdir=/runs/dogs --config.data.dir=/data/dogs
 
-The source is a TFDS folder that holds `stanford_dogs`, or class folders below `train/` and `test/`.
-The official test split is the split `validation` here. For class folders of other images use
-`--dataset=images`.
+The source is a TFDS folder that holds `stanford_dogs`, or class folders as in `configs/cars.py`.
 
 Expected, from the paper (Table VII, top-1 / top-5 in percent): one-pass 75.40 / 89.17, U2S
 81.49 / 95.47. Not run here: the paper's weights are pretrained.
@@ -13,12 +11,10 @@ Expected, from the paper (Table VII, top-1 / top-5 in percent): one-pass 75.40 /
 
 import ml_collections
 
-from configs import default
+from configs import cars
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Returns the paper's experiment."""
-  config = default.get_config()
-  default.set_images(config)
+  config = cars.get_config()
   config.csm.target_accuracy = 0.9
   return config

@@ -8,26 +8,17 @@
   python main.py --config=configs/hmdb51.py:flow --workdir=/runs/hmdb51_flow \
       --config.data.dir=/data/hmdb51_flow --config.init_from=/runs/hmdb51
 
-The official test list is the split `validation` here.
-
-Expected, from the paper (Table VI, 10 crops, top-1 / top-5 in percent; it does not say on which
-split): RGB one-pass 63.27 / 87.65, U2S 65.49 / 89.80; flow 53.40 / 80.13 and 56.34 / 81.50;
+Splits and conditions as in `configs/ucf101.py`. Expected, from the paper (Table VI, top-1 / top-5
+in percent): RGB one-pass 63.27 / 87.65, U2S 65.49 / 89.80; flow 53.40 / 80.13 and 56.34 / 81.50;
 together 70.24 / 91.01 and 73.99 / 92.61. Not run here: the paper's weights start from Kinetics.
 """
 
 import ml_collections
 
-from configs import default
+from configs import ucf101
 
 
 def get_config(modality: str = "rgb") -> ml_collections.ConfigDict:
-  """Returns the paper's experiment.
-
-  Args:
-    modality: 'rgb' or 'flow', after a colon in --config.
-  """
-  config = default.get_config()
-  default.set_modality(config, modality)
-  config.data.flip = True  # no class depends on left and right; the paper does not say
+  config = ucf101.get_config(modality)
   config.csm.target_accuracy = 0.9
   return config

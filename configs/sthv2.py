@@ -17,7 +17,6 @@ from configs import default
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Returns the paper's experiment."""
   config = default.get_config()
   # Pulling, pushing and turning the camera, each to the left and to the right.
   config.data.flip_label_map = ((86, 87), (93, 94), (166, 167))

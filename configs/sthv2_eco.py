@@ -13,7 +13,6 @@ from configs import sthv2
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Returns the experiment."""
   config = sthv2.get_config()
   config.data.num_frames = 16  # as in ECO-Lite
   config.model.backbone = ml_collections.ConfigDict({"name": "eco_lite"})

@@ -18,7 +18,6 @@ from configs import default, sthv2
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Returns the paper's experiment."""
   config = sthv2.get_config()
   default.set_flow(config)
   return config

@@ -24,22 +24,11 @@ Expected, from the paper (Table V, validation, top-1 / top-5 in percent): 8 fram
 
 import ml_collections
 
-from configs import sthv2
+from configs import default, sthv2
 
 
 def get_config(variant: str = "8f") -> ml_collections.ConfigDict:
-  """Returns the experiment.
-
-  Args:
-    variant: '8f', '16f' or 'authors', after a colon in --config.
-
-  Raises:
-    ValueError: an unknown variant.
-  """
-  if variant not in ("8f", "16f", "authors"):
-    raise ValueError(
-      f"--config=configs/sthv2_tsm.py:{variant}: unknown variant; choose 8f, 16f or authors"
-    )
+  default.check_variant("configs/sthv2_tsm.py", variant, ("8f", "16f", "authors"))
   config = sthv2.get_config()
   config.batch_size = 10  # paper: smaller than 20
   config.data.num_frames = 16 if variant == "16f" else 8  # paper: 8 and 16
@@ -61,8 +50,6 @@ def set_authors_recipe(config: ml_collections.ConfigDict) -> None:
   config.model.dropout = 0.5
   config.optimizer.weight_decay = 5e-4
   config.optimizer.clip_norm = 20.0
-  config.universal.learning_rate = 0.01
-  config.universal.epochs = 50.0
-  config.universal.decay_epochs = (20.0, 40.0)
+  config.universal.update(learning_rate=0.01, epochs=50.0, decay_epochs=(20.0, 40.0))
   config.universal.classifier_rates = (5.0, 10.0)
   config.universal.classifier_deviation = 0.001

@@ -22,11 +22,6 @@ from configs import default
 
 
 def get_config(modality: str = "rgb") -> ml_collections.ConfigDict:
-  """Returns the paper's experiment.
-
-  Args:
-    modality: 'rgb' or 'flow', after a colon in --config.
-  """
   config = default.get_config()
   default.set_modality(config, modality)
   config.data.flip = True  # no class depends on left and right; the paper does not say

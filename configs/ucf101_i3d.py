@@ -16,7 +16,6 @@ from configs import default
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Returns the experiment."""
   config = default.get_config()
   config.data.num_frames = 32  # features have an eighth of them
   config.data.flip = True  # no class depends on left and right

@@ -41,12 +41,8 @@ def bootstrap_interval(
 ) -> tuple[float, float, float]:
   """Returns a mean in percent with its 95 % interval, by bootstrap over seeds and clips.
 
-  With one seed, the bootstrap is over its clips only.
-
-  Args:
-    differences: per seed, the difference of the compared runs, clip by clip.
-    same_clips: whether all seeds have the same clips, in the same order. Folds do not: clips are
-      then resampled within every resampled fold.
+  With one seed, the bootstrap is over its clips only. Folds do not have the same clips: clips are
+  then resampled within every resampled fold.
   """
   seeds, mean = len(differences), np.concatenate(differences).mean()
   if not np.any(np.concatenate(differences)):
@@ -91,8 +87,9 @@ def compare(study: Study, records: Records) -> list[dict[str, Any]]:
     UserError: the compared variants of a seed have different clips.
   """
   rows = []
+  defaults = {"measure": "top1", "series": None, "dose": None, "paper": None}
   for comparison in study.comparisons:
-    measure = comparison.get("measure", "top1")
+    comparison = defaults | comparison
     sides = [comparison[key].split("/", 1) for key in ("of", "over")]
     differences, digests = [], set()
     for seed in study.seeds:
@@ -107,58 +104,43 @@ def compare(study: Study, records: Records) -> list[dict[str, Any]]:
         )
       digests.add(pair[0]["digest"])
       one, other = (
-        unpack_bits(entry[measure][prediction], entry["clips"]).astype(float)
+        unpack_bits(entry[comparison["measure"]][prediction], entry["clips"]).astype(float)
         for entry, (_, prediction) in zip(pair, sides, strict=True)
       )
       differences.append(one - other)
     if not differences:
       continue
     mean, low, high = bootstrap_interval(differences, same_clips=len(digests) == 1)
-    paper = comparison.get("paper")
     rows.append(
-      {
-        "name": comparison["name"],
-        "measure": measure,
-        "series": comparison.get("series"),
-        "dose": comparison.get("dose"),
-        "paper": paper,
+      comparison
+      | {
         "seeds": len(differences),
         "unit": "seeds" if len(digests) == 1 else "folds",
         "mean": mean,
         "low": low,
         "high": high,
-        "verdict": judge_interval(low, high, paper),
+        "verdict": judge_interval(low, high, comparison["paper"]),
       }
     )
   return rows
 
 
-def list_accuracies(study: Study, records: Records, measure: str) -> list[dict[str, Any]]:
-  """Returns the mean accuracy of each prediction over the seeds, per variant that has runs."""
-  rows = []
-  for variant in study.variants:
-    runs = records.list_runs(variant, study.seeds)
-    if not runs:
-      continue
-    names = (ONE_PASS, "universal", "bridge", "specific", MERGED)
-    values = {
-      name: [compute_accuracy(run, name, measure) for run in runs]
-      for name in names
-      if name in runs[0][measure]
-    }
-    clips = [run["clips"] for run in runs]
-    rows.append(
-      {
-        "variant": variant,
-        "seeds": len(runs),
-        **{name: float(np.average(v, weights=clips)) for name, v in values.items()},
-        "deviation": float(np.std(values[MERGED], ddof=1)) if len(runs) > 1 else None,
-        "parameters": runs[0]["parameters"],
-        "flops": runs[0]["flops"],
-        "minutes": sum(run["minutes"] for run in runs),
-      }
-    )
-  return rows
+def format_accuracies(runs: list[dict[str, Any]]) -> str:
+  """Returns a variant's line of the table: means over its runs, weighted by their clips."""
+  names = (ONE_PASS, "universal", "bridge", "specific", MERGED)
+  values = {
+    name: [compute_accuracy(run, name) for run in runs] if name in runs[0]["top1"] else []
+    for name in names
+  }
+  clips = [run["clips"] for run in runs]
+  cells = [f"{np.average(v, weights=clips):.1f}" if v else "" for v in values.values()]
+  if len(runs) > 1:
+    cells[-1] += f" ({np.std(values[MERGED], ddof=1):.1f})"
+  minutes = sum(run["minutes"] for run in runs)
+  return (
+    f"| {runs[0]['variant']} | {len(runs)} | {' | '.join(cells)} |"
+    f" {runs[0]['parameters'] / 1e6:.2f} M | {runs[0]['flops'] / 1e12:.1f} TFLOP | {minutes:.0f} |"
+  )
 
 
 def format_similarities(study: Study, records: Records) -> list[str]:
@@ -206,14 +188,8 @@ def format_page(study: Study, records: Records, compared: list[dict[str, Any]]) 
     " parameters | training | minutes |",
     "|---|---|---|---|---|---|---|---|---|---|",
   ]
-  for row in list_accuracies(study, records, "top1"):
-    cells = [f"{row[k]:.1f}" if k in row else "" for k in (ONE_PASS, "universal", "bridge")]
-    cells.append(f"{row['specific']:.1f}" if "specific" in row else "")
-    deviation = "" if row["deviation"] is None else f" ({row['deviation']:.1f})"
-    lines.append(
-      f"| {row['variant']} | {row['seeds']} | {' | '.join(cells)} | {row[MERGED]:.1f}{deviation} |"
-      f" {row['parameters'] / 1e6:.2f} M | {row['flops'] / 1e12:.1f} TFLOP | {row['minutes']:.0f} |"
-    )
+  by_variant = [records.list_runs(variant, study.seeds) for variant in study.variants]
+  lines += [format_accuracies(runs) for runs in by_variant if runs]
   lines += [
     "",
     "Differences in points, beside them the 95 % interval by bootstrap over seeds, or folds, and"
@@ -246,9 +222,7 @@ def format_page(study: Study, records: Records, compared: list[dict[str, Any]]) 
 def format_claims(study: Study, found: dict[str, list[dict[str, Any]]]) -> str:
   """Returns the paper's claims as Markdown, with the verdict of each study.
 
-  Args:
-    study: its comparisons are the claims.
-    found: results of `compare`, by the name of the study.
+  The claims are the comparisons of `study`; `found` has the results of `compare` by study.
   """
   by_name = [{row["name"]: row for row in rows} for rows in found.values()]
   lines = [
@@ -330,11 +304,8 @@ def write_page(study: Study, records: Records) -> None:
     file.write(text)
   draw(compared, study_lib.DOCS / f"{study.name}.svg")
   if study.name in CLAIMED_ON:
-    found = {study.name: compared}
     studies = {name: read_study(study_lib.STUDIES / f"{name}.toml") for name in CLAIMED_ON}
-    for other in studies.values():
-      if other.name not in found:
-        found[other.name] = compare(other, Records(other))
+    found = {name: compare(other, Records(other)) for name, other in studies.items()}
     with atomic_open(study_lib.DOCS / "claims.md") as file:
-      file.write(format_claims(studies[CLAIMED_ON[0]], {name: found[name] for name in CLAIMED_ON}))
+      file.write(format_claims(studies[CLAIMED_ON[0]], found))
   print(text)

@@ -7,34 +7,22 @@ neighbours by name, because neighbours often show the same scene. `--ratio=10` m
 sets imbalanced: class sizes fall geometrically to a tenth, in a random order of the classes.
 """
 
-import argparse
 import csv
 import pathlib
 import re
-import sys
 
 import numpy as np
 
-from u2s_jax.runtime.errors import UserError
+from benchmarks.timing import make_parser
+from u2s_jax.runtime.errors import UserError, one_line_errors
 from u2s_jax.runtime.files import atomic_open
 from u2s_jax.video.folders import find_files
-
-
-def assign_fold(index: int, count: int, folds: int) -> int:
-  """Returns the fold that holds out file `index` of `count` files of a class."""
-  return index * folds // count
 
 
 def list_rows(
   source: pathlib.Path, classes: str, folds: int, fold: int
 ) -> list[tuple[str, str, str]]:
-  """Lists path, label and split of each file in the class folders.
-
-  Args:
-    source: has one folder per class.
-    classes: regular expression; selects the classes whose names it matches in part.
-    folds: number of folds, at least 2.
-    fold: the fold to hold out.
+  """Lists path, label and split of each file in the class folders whose names match `classes`.
 
   Raises:
     UserError: no such class, or a class with fewer files than folds.
@@ -46,7 +34,7 @@ def list_rows(
     if len(files) < folds:
       raise UserError(f"{source / name}: {len(files)} files are too few for {folds} folds")
     for k, file in enumerate(files):
-      held_out = assign_fold(k, len(files), folds) == fold
+      held_out = k * folds // len(files) == fold
       found.append((str(pathlib.Path(file).absolute()), name, "val" if held_out else "train"))
   if not found:
     raise UserError(f"{source}: no class folder matches {classes!r}")
@@ -60,12 +48,7 @@ def make_long_tail(
 
   The number of training files per class falls from that of the smallest class to 1/ratio of it, in
   geometric steps, in a random order of the classes. With equally many held-out files per class,
-  top-1 accuracy is mean class accuracy.
-
-  Args:
-    found: from `list_rows`.
-    ratio: at least 1.
-    fold: seed of the order of the classes and of the selection of files.
+  top-1 accuracy is mean class accuracy. `fold` is the random seed.
   """
   rng = np.random.default_rng(fold)
   names = sorted({label for _, label, _ in found})
@@ -82,29 +65,24 @@ def make_long_tail(
   return [row for row in found if row in kept]
 
 
+@one_line_errors()
 def main() -> None:
-  """Writes the CSV files of all folds."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-  )
+  parser = make_parser(__doc__)
   parser.add_argument("--source", type=pathlib.Path, required=True)
   parser.add_argument("--classes", default="", help="regular expression; default: all classes")
   parser.add_argument("--folds", type=int, default=5)
   parser.add_argument("--ratio", type=float, default=1.0, help="largest class over smallest")
   parser.add_argument("--out", type=pathlib.Path, required=True)
   args = parser.parse_args()
-  try:
-    if args.ratio < 1:
-      raise UserError(f"--ratio: {args.ratio:g} must be >= 1")
-    args.out.mkdir(parents=True, exist_ok=True)
-    for fold in range(args.folds):
-      with atomic_open(args.out / f"fold_{fold}.csv") as file:
-        writer = csv.writer(file)
-        writer.writerow(("path", "label", "split"))
-        found = list_rows(args.source, args.classes, args.folds, fold)
-        writer.writerows(make_long_tail(found, args.ratio, fold) if args.ratio > 1 else found)
-  except UserError as error:
-    sys.exit(str(error))
+  if args.ratio < 1:
+    raise UserError(f"--ratio: {args.ratio:g} must be >= 1")
+  args.out.mkdir(parents=True, exist_ok=True)
+  for fold in range(args.folds):
+    with atomic_open(args.out / f"fold_{fold}.csv") as file:
+      writer = csv.writer(file)
+      writer.writerow(("path", "label", "split"))
+      found = list_rows(args.source, args.classes, args.folds, fold)
+      writer.writerows(make_long_tail(found, args.ratio, fold) if args.ratio > 1 else found)
 
 
 if __name__ == "__main__":

@@ -47,8 +47,9 @@ class Study:
 
   def fields(self, variant: str) -> dict[str, Any]:
     """Returns all overrides of a variant."""
-    own = {name: value for name, value in self.variants[variant].items() if name != "from"}
-    return self.overrides | own
+    fields = self.overrides | self.variants[variant]
+    fields.pop("from", None)
+    return fields
 
   def start(self, variant: str) -> str:
     """Returns the variant whose stage 1 a variant starts from, '' if it trains its own."""
@@ -66,11 +67,10 @@ def read_study(path: pathlib.Path) -> Study:
   content["seeds"] = tuple(content["seeds"])
   if other := content.pop("comparisons_of", None):
     shared = read_study(path.with_name(f"{other}.toml")).comparisons
-    sides = ("of", "over")
     content["comparisons"] = [
       comparison
       for comparison in shared
-      if all(comparison[side].split("/")[0] in content["variants"] for side in sides)
+      if {comparison[side].split("/")[0] for side in ("of", "over")} <= content["variants"].keys()
     ] + content["comparisons"]
   return Study(name=path.stem, **content)
 
@@ -92,9 +92,6 @@ def compute_accuracy(entry: dict[str, Any], prediction: str, measure: str = "top
 
 class Records:
   """The records of a study's runs, one line of JSON each, by variant and seed.
-
-  Args:
-    study: the study of the runs.
 
   Raises:
     UserError: the overrides of a record differ from the study's.

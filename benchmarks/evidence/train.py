@@ -10,7 +10,6 @@ run got right: rerun the same command to resume a study, or to write its tables 
 Intervals are computed by bootstrap over clips and seeds.
 """
 
-import argparse
 import concurrent.futures
 import hashlib
 import json
@@ -38,10 +37,14 @@ from benchmarks.evidence.study import (
   pack_bits,
   read_study,
 )
+from benchmarks.step_cost import count_flops
+from benchmarks.timing import make_parser
+from u2s_jax import csm
 from u2s_jax.evaluation import scores as scores_lib
 from u2s_jax.models.build import build_network
+from u2s_jax.run import saved_config, settings
 from u2s_jax.run.workdir import Workdir, read_npz
-from u2s_jax.runtime.errors import UserError
+from u2s_jax.runtime.errors import UserError, one_line_errors
 from u2s_jax.training import optimizer
 
 # Held until a run has its data set, so that one process prepares it for all.
@@ -53,12 +56,7 @@ def train_variant(
 ) -> dict[str, Any]:
   """Trains a variant in another process and returns its record.
 
-  Args:
-    study: the study.
-    variant: name of the variant.
-    seed: seed of the run.
-    workdir: directory of the study's runs.
-    places: 'field=path': where the files of the config are on this machine.
+  `places` are 'field=path': where the files of the config are on this machine.
 
   Raises:
     UserError: the run fails.
@@ -129,8 +127,6 @@ def compute_similarities(run: Workdir) -> dict[str, float]:
   path = run.analysis("validation")
   if not path.exists():
     return {}
-  from u2s_jax import csm
-
   arrays, means = read_npz(path), {}
   for name in SIMILAR:
     if f"sparsity_{name}" in arrays:
@@ -141,45 +137,22 @@ def compute_similarities(run: Workdir) -> dict[str, float]:
 
 def count_training_flops(run: Workdir, num_classes: int) -> float:
   """Returns the FLOPs of a run's training, including stage 1, by XLA's cost analysis."""
-  import jax
-  import jax.numpy as jnp
-
-  from u2s_jax.run import saved_config, settings, state
-  from u2s_jax.training import steps
-
   config = saved_config.read(run)
   network, stages = build_network(config, num_classes), settings.make_schedule(config)
-  data, tx = config.data, optimizer.sgd(0.9, 0.0)
+  data = config.data
   shape = (1, data.num_frames, data.crop_size, data.crop_size, settings.count_channels(config))
-  batch = {
-    "video": jax.ShapeDtypeStruct(shape, jnp.uint8),
-    "label": jax.ShapeDtypeStruct((1,), jnp.int32),
-    "valid": jax.ShapeDtypeStruct((1,), jnp.bool_),
-  }
-  neighbours = jax.ShapeDtypeStruct((num_classes, 1), jnp.int32)
+  flops = count_flops(network, stages, optimizer.sgd(0.9, 0.0), shape, num_neighbours=1)
   start = Workdir.from_checkpoint_path(pathlib.Path(config.init_from)) if config.init_from else run
   total = 0.0
-  for stage, first in zip(stages, state.init_stages(network.model, stages, tx, shape), strict=True):
-    step = steps.make_train_step(network, stage, tx, steps.StepOptions(0.5))
-    cost = jax.jit(step).lower(first, batch, 1e-3, neighbours).cost_analysis()["flops"]
-    trained = run if stage.epochs else start  # stage 1 may be another run's
-    total += cost * config.batch_size * read_last_step(trained, stage.name)
+  for stage in stages:
+    checkpoints = (run if stage.epochs else start).checkpoints  # stage 1 may be another run's
+    num_steps = max(int(path.name) for path in (checkpoints / stage.name).glob("[0-9]*"))
+    total += flops[stage.name] * config.batch_size * num_steps
   return total
 
 
-def read_last_step(run: Workdir, stage: str) -> int:
-  """Returns the number of steps of a stage, from its last checkpoint."""
-  return max(int(path.name) for path in (run.checkpoints / stage).glob("[0-9]*"))
-
-
 def run_all(study: Study, records: Records, jobs: list[tuple[str, int]], args) -> None:
-  """Trains the runs that have no record, several at a time, each on its share of the cores.
-
-  Args:
-    study: the study.
-    records: the records of finished runs are added here.
-    jobs: variants and seeds.
-    args: the parsed command line.
+  """Trains the runs (variant, seed) that have no record, each on its share of the cores.
 
   Raises:
     UserError: a run fails, or stage 1 differs from that of an earlier run of the seed.
@@ -222,11 +195,9 @@ def run_all(study: Study, records: Records, jobs: list[tuple[str, int]], args) -
       future.result()
 
 
+@one_line_errors()
 def main() -> None:
-  """Trains the missing runs if there is a workdir, and writes tables and figure."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-  )
+  parser = make_parser(__doc__)
   parser.add_argument("study", type=pathlib.Path)
   parser.add_argument(
     "--workdir", type=pathlib.Path, help="directory of the runs; without it, nothing is trained"
@@ -238,13 +209,10 @@ def main() -> None:
   )
   parser.add_argument("--workers", type=int, default=1, help="runs at a time; they share the cores")
   args = parser.parse_args()
-  try:
-    study = read_study(args.study)
-    records = Records(study)
-    if args.workdir:
-      variants = args.variants or study.variants
-      jobs = [(name, seed) for name in variants for seed in args.seeds or study.seeds]
-      run_all(study, records, jobs, args)
-    effects.write_page(study, records)
-  except UserError as error:
-    sys.exit(str(error))
+  study = read_study(args.study)
+  records = Records(study)
+  if args.workdir:
+    variants = args.variants or study.variants
+    jobs = [(name, seed) for name in variants for seed in args.seeds or study.seeds]
+    run_all(study, records, jobs, args)
+  effects.write_page(study, records)
