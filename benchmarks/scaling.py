@@ -27,7 +27,7 @@ from u2s_jax.models.u2s import U2S
 from u2s_jax.run import state as state_lib
 from u2s_jax.runtime import devices, malloc
 from u2s_jax.stages import PREDICTIONS, STAGES, Stage
-from u2s_jax.training import optimizer, steps
+from u2s_jax.training import steps
 
 FIELDS = {
   "depth": 14,
@@ -43,7 +43,7 @@ SWEEPS = {
   "crop": (56, 112, 224),
 }
 BATCH_SIZE, VIEWS, REPEATS = 16, 10, 9
-TX = optimizer.sgd(momentum=0.9, weight_decay=1e-4)
+TX = steps.sgd(momentum=0.9, weight_decay=1e-4)
 PIXELS = {"pixel_mean": (0.5,) * 3, "pixel_std": (0.25,) * 3}
 
 

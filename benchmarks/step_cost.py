@@ -15,7 +15,7 @@ from u2s_jax.models.network import Network
 from u2s_jax.models.resnet import DEPTHS, EXPANSION
 from u2s_jax.models.u2s import U2S
 from u2s_jax.run import state
-from u2s_jax.training import optimizer, steps
+from u2s_jax.training import steps
 
 TEMPORAL = ((3, 3, 3, 3), (3, 3, 3, 1))
 NEIGHBOURS = 16  # confusing classes of the class that has most of them
@@ -29,7 +29,7 @@ def analysed(
   shape = (1, *video, 3)
   backbone = build_backbone("preact_resnet", temporal=TEMPORAL, depth=depth, width=width)
   network = Network(U2S(num_classes, backbone), pixel_mean=(0.5,), pixel_std=(0.5,))
-  tx = optimizer.sgd(momentum=0.9, weight_decay=1e-4)
+  tx = steps.sgd(momentum=0.9, weight_decay=1e-4)
   duration = {"learning_rate": 1e-3, "epochs": 1.0}
   schedule = stages.make_stages(dict.fromkeys(stages.STAGES, duration))
   batch = {

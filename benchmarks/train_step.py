@@ -39,7 +39,7 @@ from u2s_jax.run import state as state_lib
 from u2s_jax.run.state import TrainState
 from u2s_jax.runtime import devices, malloc
 from u2s_jax.stages import STAGES
-from u2s_jax.training import optimizer, steps
+from u2s_jax.training import steps
 
 try:
   import torch
@@ -122,7 +122,7 @@ def lower_ours(
     preset.num_classes, backbones.build_backbone(name, Layers(dtype=dtype), **fields), dtype=dtype
   )
   network = Network(model, pixel_mean=(0.5,) * 3, pixel_std=(0.25,) * 3)
-  tx = optimizer.sgd(**OPTIMIZER)
+  tx = steps.sgd(**OPTIMIZER)
   durations = dict.fromkeys(STAGES, {"learning_rate": RATE, "epochs": 1.0})
   schedule = stages.make_stages(durations)[: STAGES.index(stage_name) + 1]
   shape = (1, preset.video[0], 32, 32, 3)

@@ -135,7 +135,7 @@ def make_stages(
   Args:
     durations: by stage name, the fields of `Stage` from `learning_rate` on.
     attention: as in `models.u2s.U2S`; without a mask network there is no L_M and no regularizer.
-    specific_init: 'universal' (a copy of its weights), 'pretrained' or 'random'.
+    specific_init: `Stage.init` of the category-specific network.
     control: whether stages 2 and 3 continue to train the one-pass model, for the same epochs at the
       same learning rates: the baseline of every comparison with U2S.
     trainable: parts (see `Stage`) that are trained in the stages that train their subnetworks; all
@@ -166,16 +166,11 @@ def make_stages(
   if control:
     fields["specific"] = fields["joint"] = fields["universal"]
   for name, stage in fields.items():
-    selected = tuple(
-      part
-      for network in stage["trainable"]
-      for part in trainable
-      if get_subnetwork(part) == network
-    )
+    nets = stage["trainable"]
+    selected = tuple(part for net in nets for part in trainable if get_subnetwork(part) == net)
     if not selected and durations[name]["epochs"]:
       raise UserError(
-        f"trainable: selects nothing to train in stage {name}; add one of"
-        f" {', '.join(stage['trainable'])}"
+        f"trainable: selects nothing to train in stage {name}; add one of {', '.join(nets)}"
       )
     fields[name] = stage | {"trainable": selected}
   return tuple(

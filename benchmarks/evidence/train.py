@@ -39,10 +39,10 @@ from benchmarks.evidence.study import (
   read_study,
 )
 from u2s_jax.evaluation import scores as scores_lib
-from u2s_jax.models.build import build_network
+from u2s_jax.models.network import build_network
 from u2s_jax.run.workdir import Workdir, read_npz
 from u2s_jax.runtime.errors import UserError
-from u2s_jax.training import optimizer
+from u2s_jax.training import steps
 
 # Held until a run has its data set, so that one process prepares it for all.
 PREPARATION_LOCK = threading.Lock()
@@ -145,11 +145,10 @@ def count_training_flops(run: Workdir, num_classes: int) -> float:
   import jax.numpy as jnp
 
   from u2s_jax.run import saved_config, settings, state
-  from u2s_jax.training import steps
 
   config = saved_config.read(run)
   network, stages = build_network(config, num_classes), settings.make_schedule(config)
-  data, tx = config.data, optimizer.sgd(0.9, 0.0)
+  data, tx = config.data, steps.sgd(0.9, 0.0)
   shape = (1, data.num_frames, data.crop_size, data.crop_size, settings.count_channels(config))
   batch = {
     "video": jax.ShapeDtypeStruct(shape, jnp.uint8),

@@ -38,9 +38,6 @@ def conv3d(
       'shifted': as one 2D convolution to the outputs of all kernel frames, which are shifted and
       summed; 'auto': the one of the last two with the smaller intermediate array, which measures
       faster (benchmarks/README.md). For a kernel of one frame all are the same.
-
-  Returns:
-    The output, with `h2 = ceil(h / stride)`, likewise `w2` and `t2`.
   """
   kt, kh, kw, c, d = kernel.shape
   time_pads = _get_axis_pads(video.shape[1], kt, temporal_stride, padding)
@@ -116,7 +113,6 @@ def _multiply(images, kernel, stride):
 
 
 def _convolve(images, kernel, strides, pads):
-  """Computes XLA's 2D convolution."""
   return jax.lax.conv_general_dilated(
     images,
     kernel,
@@ -206,8 +202,6 @@ class Conv(nn.Module):
     extent: frames, rows and columns of the kernel, all odd.
     stride: spatial stride.
     temporal_stride: in frames.
-    padding: see `conv3d`.
-    method: see `conv3d`.
     dtype: dtype of the computation; parameters are float32.
   """
 

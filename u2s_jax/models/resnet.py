@@ -15,7 +15,6 @@ from jaxtyping import Array, Float
 
 from u2s_jax.models.conv import max_pool
 from u2s_jax.models.layers import Layers
-from u2s_jax.models.temporal_shift import temporal_shift
 from u2s_jax.runtime.errors import UserError
 
 EXPANSION = 4  # ratio of a bottleneck's output channels to its width
@@ -92,6 +91,18 @@ class PreactBasic(nn.Module):
     y = conv((first, 3, 3), *strides, name="conv1")(y)
     y = nn.relu(norm(name="norm2")(y, train=train))
     return x + conv((second, 3, 3), name="conv2")(y)
+
+
+def temporal_shift(video: Float[Array, "n t h w c"], divisor: int = 8) -> Float[Array, "n t h w c"]:
+  """Shifts channels by one frame, with zeros at the ends (TSM, Lin et al. 2019, the paper's [69]).
+
+  The first c // divisor channels become those of the next frame, the following c // divisor those
+  of the previous frame; the others are unchanged.
+  """
+  fold = video.shape[-1] // divisor
+  padded = jnp.pad(video[..., : 2 * fold], ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
+  following, previous = padded[:, 2:, ..., :fold], padded[:, :-2, ..., fold:]
+  return jnp.concatenate([following, previous, video[..., 2 * fold :]], axis=-1)
 
 
 class Bottleneck(nn.Module):

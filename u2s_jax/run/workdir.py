@@ -27,10 +27,7 @@ class Workdir:
 
   @classmethod
   def open(cls, path: str | os.PathLike[str]) -> "Workdir":
-    """Returns an existing workdir.
-
-    Args:
-      path: path given by the user, see `files.parse_path`.
+    """Returns the existing workdir of a path given by the user, see `files.parse_path`.
 
     Raises:
       UserError: if the directory does not exist.
@@ -125,25 +122,6 @@ class Workdir:
   def evaluation(self, name: str) -> "Workdir":
     """Directory of an additional evaluation, with the same layout."""
     return Workdir(self.root / "eval" / name)
-
-  def read_config(self) -> dict[str, Any] | None:
-    """Reads the fields of the config that the run started with, None if there is no file.
-
-    Raises:
-      UserError: if the file is damaged.
-    """
-    if not self.config.exists():
-      return None
-    try:
-      return json.loads(self.config.read_text())
-    except ValueError as error:
-      raise UserError(
-        f"{self.config}: damaged ({error}); restore it or choose another workdir"
-      ) from error
-
-  def write_config(self, fields: dict[str, Any]) -> None:
-    """Writes the fields of the config of a new run."""
-    write_json(self.config, fields)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -18,7 +18,7 @@ from u2s_jax.runtime import devices, distributed, signals
 from u2s_jax.runtime.console import log
 from u2s_jax.runtime.errors import UserError
 from u2s_jax.stages import BEST, STAGES, Stage
-from u2s_jax.training import optimizer, schedules, start, steps
+from u2s_jax.training import schedules, start, steps
 from u2s_jax.training.mask_summary import MaskSummary
 from u2s_jax.training.meter import Meter, MetricWriter, Profiler
 
@@ -62,7 +62,7 @@ def train(
     raise UserError(
       f"data set {source.name}: no training clips; use it to evaluate trained runs only"
     )
-  run = open_run(config, workdir, source, config_name, optimizer.sgd(**config.optimizer))
+  run = open_run(config, workdir, source, config_name, steps.sgd(**config.optimizer))
   profiler = Profiler(workdir.profile, config.profile)
   # Closing waits for a checkpoint that is still being written, also after an exception:
   # `Interrupted` is raised right after a save has started.
