@@ -18,7 +18,7 @@ from u2s_jax.run import state as state_lib
 from u2s_jax.run.state import TrainState
 from u2s_jax.runtime import devices
 from u2s_jax.runtime.errors import UserError, describe_bucket_error
-from u2s_jax.runtime.files import Path, is_in_bucket, make_absolute
+from u2s_jax.runtime.files import Path, is_in_bucket
 from u2s_jax.stages import BEST
 
 # Orbax writes to the literal path but treats it as a glob pattern when it reads: it then finds
@@ -53,7 +53,7 @@ class Checkpoints:
   """Saves and restores the checkpoints of a run.
 
   Args:
-    folder: directory of the checkpoints, created if missing.
+    folder: directory of the checkpoints, an absolute path; created if missing.
     stages: names of the stages in the order of training.
     model: description of the model, of JSON types; checkpoints of other models are refused.
     defaults: values for fields of `model` that checkpoints of earlier versions lack.
@@ -67,7 +67,7 @@ class Checkpoints:
     defaults: dict[str, Any],
   ):
     check_path(folder)
-    self._folder = make_absolute(folder)
+    self._folder = folder
     self._model, self._defaults = model, defaults
     self._stages = stages
     self._managers: dict[str, ocp.CheckpointManager] = {}
@@ -159,7 +159,7 @@ class Checkpoints:
     return bool(devices.broadcast_from_host0(any(self._folder.glob(f"*/{QUARANTINE_PREFIX}*"))))
 
   def quarantine(self, stage: str, step: int) -> Path:
-    """Renames a damaged checkpoint to `damaged_<step>_<k>`, so that the one before is the newest."""
+    """Renames a damaged checkpoint to `damaged_<step>_<k>`, the one before is then the newest."""
     path = self._folder / stage / str(step)
     paths = (path.with_name(f"{QUARANTINE_PREFIX}{step}_{k}") for k in itertools.count())
     target = next(candidate for candidate in paths if not candidate.exists())
@@ -294,7 +294,7 @@ def find_newest(folder: Path, stages: tuple[str, ...]) -> Path | None:
     steps = ocp.utils.checkpoint_steps(folder / stage) if (folder / stage).is_dir() else ()
     newest = (i, max(steps)) if steps else newest
   index, step = devices.broadcast_from_host0(newest)
-  return None if index < 0 else make_absolute(folder / stages[index] / str(step))
+  return None if index < 0 else folder / stages[index] / str(step)
 
 
 def abstract_state(state: TrainState, sharding: jax.sharding.Sharding) -> TrainState:

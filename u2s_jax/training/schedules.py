@@ -37,7 +37,6 @@ def learning_rate(stage: Stage, epoch: float, plateau: Plateau) -> float:
   """Returns the learning rate of a stage.
 
   Args:
-    stage: the stage, whose `decay` selects the schedule.
     epoch: passes over the training set so far, including the fraction of the current one.
     plateau: used if `stage.decay` is 'plateau'.
   """

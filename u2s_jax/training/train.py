@@ -101,14 +101,13 @@ def run_stage(
   Args:
     state: the first state of the stage, or the state of a checkpoint; donated.
     metadata: the metadata saved with `state`.
-    profiler: records one profile per process.
 
   Raises:
     UserError: if a loss, gradient, parameter or score is not finite.
     Interrupted: if the process receives a signal to stop; all steps are saved.
   """
   config, first, total = run.config, int(state.step), run.count_steps(stage)
-  mesh, num_train = devices.data_mesh(), run.source.num_train
+  mesh = devices.data_mesh()
   validator = Validator(run, stage, metadata, writer)
   # A state is saved before its validation, marked as not validated. If the run stopped in between,
   # the validation is repeated here, because plateau and best checkpoint depend on its result.
@@ -116,24 +115,25 @@ def run_stage(
     validator.validate(state, metadata)
   if first >= total:
     return state
-  train_step = _jit_stage_step(run, stage)
-  pairs = _replicate_pairs(state, mesh) if stage.regularized else None
-  meter = Meter(
-    stage,
-    first,
-    total,
-    batch_size=config.batch_size,
-    num_train=num_train,
-    writer=writer,
-    step_offset=run.count_steps_before(stage),
+  options = steps.StepOptions(
+    regularizer_weight=config.regularizer_weight,
+    label_smoothing=config.label_smoothing,
+    seed=config.seed,
+    accumulate_steps=config.accumulate_steps,
   )
+  train_step = steps.jit_train_step(run.network, stage, run.tx, options)
+  pairs = None
+  if stage.regularized:
+    pairs = csm.confusing_classes(state.csm.matrix)
+    pairs = jax.device_put(pairs, devices.replicated_sharding(mesh))
+  meter = Meter(run, stage, first, writer)
   log(f"stage {stage.name}: {stage.epochs:g} epochs, {total} steps of {config.batch_size} clips")
   # Batches are a function of stage and step alone, so the stream of a resumed stage continues
   # exactly where it stopped.
   batches = run.source.train_batches(run.stages.index(stage), first)
   for step in range(first + 1, total + 1):
     batch = devices.make_global_batch(next(batches), mesh)
-    epoch = (step - 1) * config.batch_size / num_train
+    epoch = (step - 1) * config.batch_size / run.source.num_train
     rate = schedules.learning_rate(stage, epoch, validator.plateau)
     state, step_metrics = train_step(state, batch, rate, pairs)
     meter.add(step, step_metrics)
@@ -163,23 +163,6 @@ def run_stage(
   # Before the next stage saves its first state: on resume, its checkpoint would hide this stage.
   run.checkpoints.wait()
   return state
-
-
-def _jit_stage_step(run: Run, stage: Stage) -> steps.TrainStep:
-  config = run.config
-  options = steps.StepOptions(
-    regularizer_weight=config.regularizer_weight,
-    label_smoothing=config.label_smoothing,
-    seed=config.seed,
-    accumulate_steps=config.accumulate_steps,
-  )
-  return steps.jit_train_step(run.network, stage, run.tx, options)
-
-
-def _replicate_pairs(state: TrainState, mesh: jax.sharding.Mesh) -> jax.Array:
-  """Returns the confusing classes on all devices; computed once, as the CSM is fixed in a stage."""
-  pairs = csm.confusing_classes(state.csm.matrix)
-  return jax.device_put(pairs, devices.replicated_sharding(mesh))
 
 
 def save_checkpoint(
@@ -243,9 +226,7 @@ class Validator:
   def validate(self, state: TrainState, metadata: Metadata) -> None:
     """Validates a state on the centre view, updates the plateau and saves a new best checkpoint.
 
-    Args:
-      state: a state that is saved in the stage's own checkpoints.
-      metadata: the metadata saved with it.
+    State and metadata are those of one of the stage's own checkpoints.
 
     Raises:
       UserError: if a score is not finite.
@@ -261,16 +242,12 @@ class Validator:
     top1 = list(accuracies.values())[-1]  # of the merged prediction
     if stage.decay == "plateau":
       self.plateau.update(1 - top1 / 100, stage.patience)
-    if run.config.eval.keep_best and stage.name == STAGES[-1]:
-      self._keep_best(state, metadata, top1)
-
-  def _keep_best(self, state: TrainState, metadata: Metadata, top1: float) -> None:
-    if self.best is not None and top1 <= self.best:
-      return
-    self._run.checkpoints.save(BEST, int(state.step), state, metadata)
-    # Metadata of later checkpoints refers to this one as the best, so it must be complete before.
-    self._run.checkpoints.wait()
-    self.best = top1
+    keeps_best = run.config.eval.keep_best and stage.name == STAGES[-1]
+    if keeps_best and (self.best is None or top1 > self.best):
+      run.checkpoints.save(BEST, int(state.step), state, metadata)
+      # Metadata of later checkpoints refers to this one as the best, so it must be complete before.
+      run.checkpoints.wait()
+      self.best = top1
 
 
 def compute_accuracies(run: Run, state: TrainState) -> dict[str, float]:
@@ -292,11 +269,7 @@ def compute_accuracies(run: Run, state: TrainState) -> dict[str, float]:
 
 
 def _check_first_checkpoint(run: Run, stage: Stage) -> None:
-  """Checks that the first checkpoint can be restored, before hours of training depend on it.
-
-  Raises:
-    UserError: if it cannot be restored, or differs from the saved state.
-  """
+  """Raises UserError if the first checkpoint cannot be restored, before hours depend on it."""
   run.checkpoints.wait()
   try:
     run.restore(stage.name, 0)
