@@ -77,7 +77,6 @@ def _slice_frames(
 def _conv2d(
   video: Float[Array, "n t h w c"], kernel: Float[Array, "kh kw c d"], stride: int, padding: str
 ) -> Float[Array, "n t h2 w2 d"]:
-  """Convolves every frame with a 2D kernel."""
   n, t = video.shape[:2]
   images = video.reshape(n * t, *video.shape[2:])
   pads = _get_pads(video, kernel, stride, padding)
@@ -182,7 +181,6 @@ def _convolve_folded(
 
 
 def _get_pads(video, kernel, stride, padding):
-  """Returns the padding of rows and of columns."""
   return tuple(_get_axis_pads(video.shape[i + 2], kernel.shape[i], stride, padding) for i in (0, 1))
 
 

@@ -108,10 +108,7 @@ def temporal_shift(video: Float[Array, "n t h w c"], divisor: int = 8) -> Float[
 class Bottleneck(nn.Module):
   """Post-activation bottleneck (v1): conv-BN-ReLU, the last ReLU after the sum.
 
-  Attributes:
-    width: channels of the two inner convolutions; the output has `EXPANSION * width`.
-    stride: spatial stride of one convolution, see `strided`, and of the projection.
-    temporal: temporal extents of the three convolutions and of the projection shortcut.
+  Attributes, next to those of `PreactBottleneck`:
     strided: the convolution that has the stride, '3x3' (torchvision) or '1x1', the first one (He et
       al.'s original, Keras).
     shift: divisor of the `temporal_shift` before the first convolution; 0 for no shift.
@@ -145,11 +142,7 @@ class Bottleneck(nn.Module):
 class Basic(nn.Module):
   """Post-activation block of two 3x3 convolutions (v1): ResNet-18 and 34.
 
-  Attributes:
-    width: output channels.
-    stride: spatial stride of the first convolution and of the projection.
-    temporal: temporal extents of the two convolutions and of the projection shortcut.
-    shift: as in `Bottleneck`.
+  Attributes are those of `PreactBasic`, and `shift` of `Bottleneck`.
   """
 
   width: int

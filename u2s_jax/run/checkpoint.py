@@ -37,11 +37,7 @@ class DamagedError(UserError):
 
 
 def check_path(folder: Path) -> None:
-  """Checks that Orbax can read the checkpoints that it writes to `folder`.
-
-  Raises:
-    UserError: if the path contains a character of glob patterns.
-  """
+  """Raises UserError for a path with a character of glob patterns, where Orbax cannot read."""
   found = next((character for character in GLOB_CHARACTERS if character in str(folder)), None)
   if found:
     raise UserError(

@@ -1,5 +1,6 @@
 """Reads and writes the config of a run as JSON; checks types, since a file may be untrusted."""
 
+import functools
 import json
 import math
 from numbers import Real
@@ -7,12 +8,15 @@ from types import NoneType
 from typing import Any
 
 import ml_collections
+from flax import traverse_util
 
 from u2s_jax.run import default_config
 from u2s_jax.run.workdir import Workdir, write_json
 from u2s_jax.runtime.errors import UserError
 from u2s_jax.stages import STAGES
 
+# Nested dicts as one dict whose keys are joined by dots.
+flatten = functools.partial(traverse_util.flatten_dict, sep=".")
 TYPE_NAMES = {str: "a string", bool: "true or false", NoneType: "a value"}
 
 
@@ -107,11 +111,3 @@ def to_tuples(value: Any) -> Any:
   if isinstance(value, dict):
     return {key: to_tuples(item) for key, item in value.items()}
   return tuple(map(to_tuples, value)) if isinstance(value, list) else value
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Returns nested dicts as one dict whose keys are joined by dots."""
-  flat = {}
-  for key, value in tree.items():
-    flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-  return flat

@@ -69,8 +69,12 @@ def check(
       raise UserError(f"{field}: {fields[field]} must be >= 1")
   saved, is_training = saved_config.read(workdir), "eval" not in free_fields
   if is_training:
-    if saved is not None:
-      _check_saved_batch_size(saved, config.accumulate_steps, workdir)
+    unit = jax.device_count() * config.accumulate_steps
+    if saved is not None and saved.batch_size % unit:
+      raise UserError(
+        f"{workdir.config}: the batch_size {saved.batch_size} of this run is not divisible by"
+        f" {unit} (devices times accumulate_steps); use another number of devices"
+      )
     devices.check_batch_size("batch_size", config.batch_size, config.accumulate_steps)
   devices.check_batch_size("eval.batch_size", config.eval.batch_size)
   check_values(config)
@@ -136,16 +140,6 @@ def check_start(config: ml_collections.ConfigDict) -> None:
     raise UserError(f"init_from: {config.init_from}: no such file or directory")
   if not config.init_from and config.universal.epochs == 0:
     raise UserError("universal.epochs: 0 requires init_from, the weights of stage 1; set it")
-
-
-def _check_saved_batch_size(saved: ml_collections.ConfigDict, parts: int, workdir: Workdir) -> None:
-  """Raises UserError if the run's batch size does not fit the devices; names both numbers."""
-  unit = jax.device_count() * parts
-  if saved.batch_size % unit:
-    raise UserError(
-      f"{workdir.config}: the batch_size {saved.batch_size} of this run is not divisible by {unit}"
-      " (devices times accumulate_steps); use another number of devices"
-    )
 
 
 def _check_pixels(config: ml_collections.ConfigDict) -> None:

@@ -39,14 +39,11 @@ class UserError(ValueError):
 
 
 def check_repeated(argv: Sequence[str], repeatable: Collection[str] = ()) -> None:
-  """Checks that no flag is given twice, since parsers silently use the last value.
+  """Raises UserError if a flag is given twice, since parsers silently use the last value.
 
   Args:
     argv: the command line, with the program's name first.
     repeatable: names of flags that may be repeated.
-
-  Raises:
-    UserError: if a flag is given twice.
   """
   seen = set()
   for argument in argv[1:]:

@@ -20,10 +20,8 @@ _received_at = 0.0  # `time.monotonic()` in seconds
 class Interrupted(BaseException):
   """The process was asked to stop.
 
-  Not an `Exception`, so that handlers and retries of errors do not catch it.
-
-  Args:
-    progress: what has been saved, for the message.
+  Not an `Exception`, so that handlers and retries of errors do not catch it. The message ends with
+  `progress`, what has been saved.
   """
 
   def __init__(self, progress: str = ""):

@@ -90,10 +90,7 @@ def make_train_step(
   """Returns the training step of a stage, a pure function to be jitted.
 
   Only the stage's trainable parts are differentiated and updated. BN statistics are updated in
-  subnetworks that are trainable as a whole.
-
-  Args:
-    tx: the update direction, see `sgd`.
+  subnetworks that are trainable as a whole. `tx` is the update direction, see `sgd`.
 
   Returns:
     (state, batch, learning rate, pairs) -> (state, metrics). The batch has `video` (n, t, h, w, c)
