@@ -19,8 +19,7 @@ from u2s_jax.run.workdir import Workdir
 from u2s_jax.runtime import devices, files
 from u2s_jax.runtime.console import log
 from u2s_jax.runtime.errors import UserError
-from u2s_jax.stages import STAGES, Stage
-from u2s_jax.training.schedules import Plateau
+from u2s_jax.stages import STAGES, Plateau, Stage
 
 NUM_SIMILAR = 5  # pairs of most similar classes to log
 

@@ -17,8 +17,8 @@ from u2s_jax.run.workdir import Workdir
 from u2s_jax.runtime import devices, distributed, signals
 from u2s_jax.runtime.console import log
 from u2s_jax.runtime.errors import UserError
-from u2s_jax.stages import BEST, STAGES, Stage
-from u2s_jax.training import schedules, start, steps
+from u2s_jax.stages import BEST, STAGES, Plateau, Stage, learning_rate
+from u2s_jax.training import start, steps
 from u2s_jax.training.mask_summary import MaskSummary
 from u2s_jax.training.meter import Meter, MetricWriter, Profiler
 
@@ -134,7 +134,7 @@ def run_stage(
   for step in range(first + 1, total + 1):
     batch = devices.make_global_batch(next(batches), mesh)
     epoch = (step - 1) * config.batch_size / run.source.num_train
-    rate = schedules.learning_rate(stage, epoch, validator.plateau)
+    rate = learning_rate(stage, epoch, validator.plateau)
     state, step_metrics = train_step(state, batch, rate, pairs)
     meter.add(step, step_metrics)
     profiler.after_step(step, first, total, step_metrics)
@@ -213,7 +213,7 @@ class Validator:
     self._run, self._stage, self._writer = run, stage, writer
     self._metadata = metadata
     self._mask_summary = MaskSummary(run, writer)
-    self.plateau = schedules.Plateau(**metadata["plateau"])
+    self.plateau = Plateau(**metadata["plateau"])
     self.best: float | None = metadata.get("best")
 
   def make_metadata(self, *, validated: bool) -> Metadata:
