@@ -193,14 +193,10 @@ def _get_axis_pads(size: int, extent: int, stride: int, padding: str) -> tuple[i
 
 
 class Conv(nn.Module):
-  """Convolution layer without bias, see `conv3d`.
+  """Convolution layer without bias, see `conv3d`; computes in `dtype`, with float32 parameters.
 
   Attributes:
-    features: output channels.
     extent: frames, rows and columns of the kernel, all odd.
-    stride: spatial stride.
-    temporal_stride: in frames.
-    dtype: dtype of the computation; parameters are float32.
   """
 
   features: int

@@ -62,8 +62,6 @@ class Network:
   """The networks with their input normalisation and mask selection.
 
   Attributes:
-    pixel_mean: see `normalize`.
-    pixel_std: see `normalize`.
     selection: how masks are weighted, one of `csm.SELECTIONS`.
     guide: the class whose confusion set is selected, one of `csm.GUIDES`: the universal network's
       'prediction' or the 'label' (an upper bound, Table III f).

@@ -170,7 +170,6 @@ class Group(nn.Module):
 
   Attributes:
     block: builds a block from a stride and a name.
-    blocks: number of blocks.
     stride: stride of the first block.
     shift_every: the temporal shift is applied in one of so many blocks, starting with the first.
   """
@@ -194,8 +193,6 @@ class Trunk(nn.Module):
   """Res2D of the paper's Fig. 2: stem, group 0 and group 1, without temporal convolutions.
 
   Attributes:
-    groups: builders of groups 0 and 1.
-    width: channels of the stem.
     stem_norm: whether BN and ReLU follow the stem (v1).
     stem_pool: whether a 3x3/2 max pool follows the 7x7/2 stem convolution; off for small frames.
   """
@@ -224,8 +221,6 @@ class Branch(nn.Module):
   """Res3D of the paper's Fig. 2 with its classifier; UN and CSN have one each.
 
   Attributes:
-    num_classes: M.
-    groups: builders of groups 2 and 3.
     last_norm: whether BN and ReLU follow group 3 (pre-activation).
   """
 

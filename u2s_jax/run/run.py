@@ -204,8 +204,6 @@ def open_run(
 
   Args:
     config: a config that passed `validation.check`.
-    name: file name of the config.
-    tx: the optimizer.
 
   Raises:
     UserError: if the config does not match the classes of the data set; names the field.

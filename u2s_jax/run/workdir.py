@@ -105,12 +105,7 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-  """Reads arrays by name.
-
-  Raises:
-    UserError: if the file is damaged or not an NPZ file.
-    OSError: if the file cannot be read.
-  """
+  """Reads arrays by name; raises UserError if the file is damaged or not an NPZ file."""
   try:
     with np.load(io.BytesIO(path.read_bytes())) as file:
       return dict(file)

@@ -302,15 +302,11 @@ def sync(path: pathlib.Path) -> None:
 def file_lock(path: pathlib.Path, refusal: str) -> Iterator[None]:
   """Holds an exclusive lock; the system releases it when the process ends, for whatever reason.
 
-  Does nothing on file systems that do not support locks.
-
-  Args:
-    path: the lock file, which is created and stays; on a shared disk it locks out other hosts too.
-    refusal: message of the error if another process holds the lock.
+  The lock file is created and stays; on a shared disk it locks out other hosts too. Does nothing on
+  file systems that do not support locks.
 
   Raises:
-    UserError: if another process holds the lock.
-    OSError: if the file cannot be created.
+    UserError: with the message `refusal`, if another process holds the lock.
   """
   with open(path, "w") as file:
     try:

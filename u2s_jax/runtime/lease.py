@@ -29,12 +29,11 @@ def hold_lease(folder: epath.Path, refusal: str, on_lost: Callable[[str], None])
   """Holds the lease until the block exits.
 
   Args:
-    refusal: message of the error if another process holds the lease.
     on_lost: called from another thread with a message if another process took the lease, because
       this one was suspended or could not reach the bucket and its heartbeats timed out.
 
   Raises:
-    UserError: if another process holds the lease.
+    UserError: with the message `refusal`, if another process holds the lease.
   """
   lease = _Lease(folder)
   lease.acquire(refusal)

@@ -132,12 +132,10 @@ class Profiler:
   def after_step(
     self, step: int, first: int, total: int, metrics: Mapping[str, Float[Array, ""]]
   ) -> None:
-    """Starts or stops the profile after its first or last step.
+    """Starts or stops the profile after a step that has just been dispatched.
 
     Args:
-      step: the step that has just been dispatched.
       first: steps of the stage that were done before this process.
-      total: steps of the stage.
       metrics: outputs of the step, which are ready once the device has finished it.
     """
     if self._last is not None and step in (self._last, total):

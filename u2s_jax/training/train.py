@@ -49,7 +49,6 @@ def train(
   Args:
     config: a config that passed `validation.check`.
     writer: receives scalars and images; called on all hosts.
-    config_name: name of the config file, for the summary.
 
   Raises:
     UserError: if the data set has no training clips or differs from that of the run in `workdir`,
