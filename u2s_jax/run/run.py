@@ -14,9 +14,8 @@ import optax
 
 from u2s_jax.models.network import U2S_FIELDS, Network, build_network, describe_architecture
 from u2s_jax.run import default_config, settings
-from u2s_jax.run import state as state_lib
 from u2s_jax.run.checkpoint import Checkpoints, DamagedError, abstract_state
-from u2s_jax.run.state import TrainState
+from u2s_jax.run.state import TrainState, init_stage
 from u2s_jax.run.workdir import Workdir
 from u2s_jax.runtime import devices, distributed, files, lease
 from u2s_jax.runtime.console import log
@@ -120,9 +119,7 @@ class Run:
     key = jax.random.fold_in(jax.random.key(self.config.seed), self.stages.index(stage))
     # Parameters do not depend on the frame size.
     shape = (1, self.config.data.num_frames, 32, 32, self.source.channels)
-    return lambda previous: state_lib.init_stage(
-      self.network.model, stage, self.tx, key, shape, previous
-    )
+    return functools.partial(init_stage, self.network.model, stage, self.tx, key, shape)
 
   def eval_shapes(self, stage_name: str) -> TrainState:
     """Returns shapes and types of a stage's state.

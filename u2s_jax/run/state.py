@@ -151,12 +151,8 @@ def init_stages(
   """
   states, previous = [], None
   for stage in stages:
-    make = functools.partial(init_stage, model, stage, tx, video_shape=video_shape)
-    if key is None:
-      previous = jax.eval_shape(
-        lambda state, make=make: make(jax.random.key(0), previous=state), previous
-      )
-    else:
-      previous = jax.jit(lambda state, make=make: make(key, previous=state))(previous)
+    any_key = jax.random.key(0) if key is None else key
+    make = functools.partial(init_stage, model, stage, tx, any_key, video_shape)
+    previous = jax.eval_shape(make, previous) if key is None else jax.jit(make)(previous)
     states.append(previous)
   return states
