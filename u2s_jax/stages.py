@@ -1,4 +1,4 @@
-"""The staged training schedule (Section IV-B of the paper): networks and losses of each stage."""
+"""The staged training schedule (Section IV-B of the paper): networks, losses and learning rates."""
 
 import dataclasses
 import math

@@ -49,7 +49,7 @@ def read_config(arguments: Sequence[str]) -> tuple[ml_collections.ConfigDict, Co
 
 
 def read_saved_config(workdir: Workdir, arguments: Sequence[str]) -> ml_collections.ConfigDict:
-  """Reads the config that a run was trained with and applies overrides; ignores a config file.
+  """Reads the config that a run was trained with and applies overrides; a file is ignored.
 
   Raises:
     UserError: if there is no saved config, a field does not exist, or a value is invalid.

@@ -150,7 +150,7 @@ def drop_late_decays(
 def describe_enlargement(
   config: ml_collections.ConfigDict, stored: Mapping[str, Any]
 ) -> str | None:
-  """Returns a note if frames, prepared as `stored` says, must be upscaled, else None."""
+  """Returns a note if frames prepared as `stored` says must be upscaled, else None."""
   short_edge = stored.get("short_edge", math.inf)
   if short_edge >= config.data.short_edge:
     return None
