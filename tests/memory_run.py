@@ -135,6 +135,6 @@ def restore_state(config, folder: pathlib.Path, source=None, stage=None, step=No
   """Returns state and record of a checkpoint, by default the newest."""
   run = open_memory_run(config, folder, source)
   with contextlib.closing(run.checkpoints):
-    latest = (stage, step) if stage else run.checkpoints.latest()
+    latest = (stage, step) if stage else run.latest()
     state, record = run.restore(*latest)
   return jax.device_get(state), record

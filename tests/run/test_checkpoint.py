@@ -66,7 +66,6 @@ def test_refuses_to_save_differing_replicas(tmp_path, monkeypatch):
   ):
     checkpoints.save("universal", 2, state_of(2), {})
   monkeypatch.undo()
-  checkpoints.wait()
   assert checkpoints.latest() == ("universal", 1)
   checkpoints.close()
 

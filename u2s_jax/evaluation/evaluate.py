@@ -161,7 +161,7 @@ def evaluate_latest(
 
 def _score_latest(run: Run, trained_digest: str | None) -> Evaluation:
   """Scores the newest checkpoint and the one-pass model, and chooses the folder of the results."""
-  stage_name, step = run.checkpoints.latest()
+  stage_name, step = run.latest()
   split, views = run.config.eval.split, run.config.eval.views
   state, _ = run.restore(stage_name, step)
   log(f"evaluating stage {stage_name}, step {step}, split: {split}, views: {views}")

@@ -72,9 +72,12 @@ class Checkpoints:
     self._descriptor: int | None = None
 
   def latest(self) -> tuple[str, int] | None:
-    """Returns stage and step of `find_newest`, the same on all hosts; None if there is none."""
-    path = find_newest(self._folder, self._stages)
-    return None if path is None else (path.parent.name, int(path.name))
+    """Returns stage and step of the newest complete checkpoint, None if there is none."""
+    for stage in reversed(self._stages):
+      step = self.last_step(stage)
+      if step is not None:
+        return stage, step
+    return None
 
   def last_step(self, stage: str) -> int | None:
     """Returns the step of the newest complete checkpoint of a stage, None if there is none."""

@@ -132,6 +132,15 @@ class Run:
       state = jax.eval_shape(self.make_init(stage), state)
     return state
 
+  def latest(self) -> tuple[str, int] | None:
+    """Returns stage and step of the newest checkpoint, None if there is none.
+
+    All hosts get host 0's answer, so that they resume from the same checkpoint.
+    """
+    stage, step = self.checkpoints.latest() or (None, 0)
+    index, step = devices.broadcast_from_host0([-1 if stage is None else STAGES.index(stage), step])
+    return None if index < 0 else (STAGES[index], int(step))
+
   def restore(self, stage_name: str, step: int) -> tuple[TrainState, dict[str, Any]]:
     """Returns the state, replicated over the devices, and the record of a checkpoint."""
     shapes = self.eval_shapes(STAGES[-1] if stage_name == BEST else stage_name)
@@ -146,7 +155,7 @@ class Run:
     Raises:
       UserError: if all checkpoints are damaged.
     """
-    while latest := self.checkpoints.latest():
+    while latest := self.latest():
       if restored := self._restore_or_quarantine(*latest):
         return latest[0], *restored
     # Without this check a run whose checkpoints are all damaged would silently start over.
