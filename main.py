@@ -31,7 +31,7 @@ from u2s_jax.runtime import command_line, devices, distributed, files, malloc, s
 from u2s_jax.runtime.console import silence_disk_errors
 from u2s_jax.runtime.errors import UserError, describe_error, one_line_errors
 from u2s_jax.serving import cli as serving_cli
-from u2s_jax.training import optimizer, train
+from u2s_jax.training import steps, train
 from u2s_jax.video import clips
 
 DISTRIBUTED = "join the other processes; detected on Slurm and TPU pods"
@@ -91,7 +91,7 @@ def train_or_evaluate(args: argparse.Namespace, config_arguments: list[str]) -> 
   clips.read_config(config.data)  # raises before hours of preparation
   validation.check(config, workdir, free)
   if args.mode == "eval":
-    source, tx = open_source(config, workdir), optimizer.sgd(**config.optimizer)
+    source, tx = open_source(config, workdir), steps.sgd(**config.optimizer)
     evaluate.evaluate_latest(config, workdir, source, name, tx)
   elif not train.is_finished(workdir):  # a finished run may be on a read-only disk
     with training_lock(workdir):

@@ -40,11 +40,11 @@ from benchmarks.chips import GIB, TARGETS
 from benchmarks.step_cost import NEIGHBOURS, make_batch_shapes
 from benchmarks.timing import make_parser
 from u2s_jax.evaluation import inference
-from u2s_jax.models.build import DTYPES, build_network
+from u2s_jax.models.network import DTYPES, build_network
 from u2s_jax.run import settings
 from u2s_jax.run import state as state_lib
 from u2s_jax.stages import STAGES
-from u2s_jax.training import optimizer, steps
+from u2s_jax.training import steps
 from u2s_jax.views import make_mirror_maps
 
 NUM_CLASSES = 174  # Something-Something V2's
@@ -105,7 +105,7 @@ def build_program(row: Row) -> tuple[Callable, tuple, jax.sharding.Mesh]:
   replicated, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
   size = (config.data.num_frames, *[config.data.crop_size] * 2, settings.count_channels(config))
   network = build_network(config, row.classes)
-  tx = optimizer.sgd(**config.optimizer)
+  tx = steps.sgd(**config.optimizer)
   replicate = functools.partial(jax.ShapeDtypeStruct, sharding=replicated)
 
   def clips(*views):

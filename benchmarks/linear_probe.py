@@ -23,12 +23,12 @@ from sklearn.preprocessing import StandardScaler
 import data  # noqa: F401 - sets environment variables that TensorFlow reads
 from benchmarks.timing import make_parser
 from data.input import pipeline, store
-from u2s_jax.models.build import build_network
+from u2s_jax.models.network import build_network
 from u2s_jax.pretrained import adapt
 from u2s_jax.pretrained.names import Pixels
 from u2s_jax.run import config_flags, settings
 from u2s_jax.run import state as state_lib
-from u2s_jax.training import optimizer
+from u2s_jax.training import steps
 from u2s_jax.video import clips
 
 
@@ -39,7 +39,7 @@ def compute_features(
   dataset = store.open_dataset(folder)
   clip, _ = clips.read_config(config.data)
   network = build_network(config, len(dataset.class_names))
-  stage, tx = settings.make_schedule(config)[0], optimizer.sgd(0.0, 0.0)
+  stage, tx = settings.make_schedule(config)[0], steps.sgd(0.0, 0.0)
   shape = (1, clip.num_frames, 32, 32, clip.channels)
   (state,) = state_lib.init_stages(network.model, [stage], tx, shape, jax.random.key(0))
   target = adapt.Target(

@@ -24,13 +24,13 @@ from u2s_jax.models.network import Network
 from u2s_jax.run import state as state_lib
 from u2s_jax.runtime import devices, malloc
 from u2s_jax.stages import PREDICTIONS, Stage
-from u2s_jax.training import optimizer, steps
+from u2s_jax.training import steps
 
 DEVICES = "U2S_SCALING_DEVICES"  # number of devices that a child process simulates
 BASE = {"classes": 174, "frames": 8, "crop": 56}  # of clips
 SWEEPS = {"classes": (51, 174, 1000, 10_000), "frames": (4, 8, 16, 32), "crop": (56, 112, 224)}
 BATCH_SIZE, VIEWS, REPEATS = 16, 10, 9
-TX = optimizer.sgd(**OPTIMIZER)
+TX = steps.sgd(**OPTIMIZER)
 
 
 def build_last_stage(

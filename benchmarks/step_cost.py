@@ -20,7 +20,7 @@ from u2s_jax.models.network import Network
 from u2s_jax.models.resnet import DEPTHS, EXPANSION
 from u2s_jax.models.u2s import U2S
 from u2s_jax.run import state
-from u2s_jax.training import optimizer, steps
+from u2s_jax.training import steps
 
 TEMPORAL = ((3, 3, 3, 3), (3, 3, 3, 1))
 NEIGHBOURS = 16  # confusing classes of the class that has most of them
@@ -72,7 +72,7 @@ def analysed(
 ) -> dict[str, float]:
   """Returns XLA's FLOPs of one training step on a clip (frames, rows, columns), by stage."""
   built = build_stages(num_classes, depth=depth, width=width, temporal=TEMPORAL)
-  return count_flops(*built, optimizer.sgd(**OPTIMIZER), (1, *video, 3), NEIGHBOURS)
+  return count_flops(*built, steps.sgd(**OPTIMIZER), (1, *video, 3), NEIGHBOURS)
 
 
 def counted(

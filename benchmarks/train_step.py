@@ -34,7 +34,7 @@ from u2s_jax.run import state as state_lib
 from u2s_jax.run.state import TrainState
 from u2s_jax.runtime import devices, malloc
 from u2s_jax.stages import STAGES
-from u2s_jax.training import optimizer, steps
+from u2s_jax.training import steps
 
 try:
   import torch
@@ -107,7 +107,7 @@ def lower_ours(
   """Returns our lowered step, its first state, and its other arguments."""
   fields = preset.backbone if name == "preact_resnet" else OTHERS[name]
   network, schedule = build_stages(preset.num_classes, name, preset.dtype, **fields)
-  schedule, tx = schedule[: STAGES.index(stage_name) + 1], optimizer.sgd(**OPTIMIZER)
+  schedule, tx = schedule[: STAGES.index(stage_name) + 1], steps.sgd(**OPTIMIZER)
   shape = (1, preset.video[0], 32, 32, 3)
   state = state_lib.init_stages(network.model, schedule, tx, shape, jax.random.key(0))[-1]
   rng = np.random.default_rng(0)

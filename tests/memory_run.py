@@ -12,7 +12,7 @@ from u2s_jax.evaluation import evaluate
 from u2s_jax.run import settings, validation
 from u2s_jax.run.run import Source, open_run
 from u2s_jax.run.workdir import Workdir
-from u2s_jax.training import optimizer
+from u2s_jax.training import steps
 from u2s_jax.training import train as training
 
 CLASSES, TRAIN, VALIDATION = 3, 24, 12
@@ -121,13 +121,13 @@ def train(config, folder: pathlib.Path, source=None, writer=None):
 def open_memory_run(config, folder: pathlib.Path, source=None):
   """Opens a run; the caller must close its checkpoints."""
   source = (source or MemorySource()).source()
-  return open_run(config, Workdir(folder), source, NAME, optimizer.sgd(**config.optimizer))
+  return open_run(config, Workdir(folder), source, NAME, steps.sgd(**config.optimizer))
 
 
 def evaluate_latest(config, folder: pathlib.Path, source=None):
   """Evaluates the newest checkpoint of a run."""
   validation.check(config, Workdir(folder), settings.EVALUATION_FIELDS)
-  source, tx = (source or MemorySource()).source(), optimizer.sgd(**config.optimizer)
+  source, tx = (source or MemorySource()).source(), steps.sgd(**config.optimizer)
   evaluate.evaluate_latest(config, Workdir(folder), source, NAME, tx)
 
 

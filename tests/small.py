@@ -8,7 +8,7 @@ from u2s_jax.models.backbones import build_backbone
 from u2s_jax.models.network import Network
 from u2s_jax.models.u2s import U2S
 from u2s_jax.run import state
-from u2s_jax.training import optimizer
+from u2s_jax.training import steps
 from u2s_jax.training.steps import StepOptions
 
 CLASSES, FRAMES, SIZE = 4, 3, 32
@@ -16,7 +16,7 @@ PIXELS = {"pixel_mean": (0.5, 0.4, 0.3), "pixel_std": (0.2, 0.3, 0.4)}
 TEMPORAL = ((3, 3, 3, 3), (3, 3, 3, 1))
 MODEL = U2S(CLASSES, build_backbone("preact_resnet", temporal=TEMPORAL, depth=14, width=2))
 NETWORK = Network(MODEL, **PIXELS)
-TX = optimizer.sgd(momentum=0.9, weight_decay=1e-3)
+TX = steps.sgd(momentum=0.9, weight_decay=1e-3)
 CSM = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], np.float32)
 OPTIONS = StepOptions(regularizer_weight=0.5)
 NEIGHBOURS = np.array([[1], [0], [-1], [-1]], np.int32)  # `confusing_classes(CSM)`

@@ -13,10 +13,10 @@ import pytest
 from configs import default, sthv2_tsm
 from tests import config as tests_config
 from u2s_jax.evaluation import inference
-from u2s_jax.models.build import build_network
+from u2s_jax.models.network import build_network
 from u2s_jax.run import settings, state
 from u2s_jax.stages import PREDICTIONS
-from u2s_jax.training import optimizer, steps
+from u2s_jax.training import steps
 from u2s_jax.views import VIEWS
 
 CLASSES = 174
@@ -89,7 +89,7 @@ def trace_steps(key, name):
   """Traces the steps of a config; returns the parameters of the one-pass model and of U2S."""
   config = load_config(name)
   network = build_network(config, CLASSES)
-  tx = optimizer.sgd(**config.optimizer)
+  tx = steps.sgd(**config.optimizer)
   size, channels = config.data.crop_size, settings.count_channels(config)
   video = (2, config.data.num_frames, size, size, channels)
   batch = {

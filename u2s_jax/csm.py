@@ -62,13 +62,7 @@ def make_identity_similarity(num_classes: int) -> CategorySimilarity:
 
 
 def channel_sparsity(features: Float[Array, "n t h w c"]) -> Float[Array, "n c"]:
-  """Computes the fraction of zero responses of each channel, Eq. 1: 1 - nonzero fraction.
-
-  Args:
-    features: Responses after a ReLU, of any float type, `(N, T, H, W, C)`.
-
-  Returns:
-    `(N, C)` float32 in [0, 1]: 0 if a channel always responds, 1 if it never does.
+  """Computes the fraction of zero responses of each channel after a ReLU, Eq. 1, in float32.
 
   Example:
     >>> features = jnp.array([0.0, 2.0, 0.0, 3.0]).reshape(1, 1, 2, 2, 1)
@@ -81,11 +75,7 @@ def channel_sparsity(features: Float[Array, "n t h w c"]) -> Float[Array, "n c"]
 def count_zeros(features: Float[Array, "n t h w c"]) -> Integer[Array, "n c"]:
   """Counts the zero responses of each clip and channel, from which Eq. 1 is averaged by class.
 
-  Args:
-    features: Responses after a ReLU, of any float type, `(N, T, H, W, C)`.
-
-  Returns:
-    `(N, C)` int32, at most T * H * W, which must be below 2**31.
+  The counts are int32: T * H * W must be below 2**31.
 
   Example:
     >>> count_zeros(jnp.array([0.0, 2.0, 0.0, 3.0]).reshape(1, 1, 2, 2, 1)).tolist()
@@ -107,14 +97,10 @@ def add_by_class(
   The sums are exact for any order of batches and any number of clips, devices and hosts.
 
   Args:
-    sums: Result of the previous call, updated in place; None starts from 0.
+    sums: Result of the previous call, int64, updated in place; None starts from 0.
     values: One entry or row per clip, such as `count_zeros`.
     labels: Class indices; a clip whose label is outside [0, num_classes) is not counted.
     valid: False for clips that pad the batch.
-    num_classes: M.
-
-  Returns:
-    The sums, int64.
 
   Example:
     >>> labels, valid = np.array([1, 1, 0]), np.array([True, True, False])
@@ -137,11 +123,8 @@ def class_sparsity(
   """Computes the mean channel sparsity of each class, the vectors Xi_m of section III.A.
 
   Args:
-    sums: `(M, C)` zero responses (or sparsities) summed over each class's samples.
-    counts: `(M,)` number of all responses (or of samples) of each class.
-
-  Returns:
-    `(M, C)` float64 in [0, 1].
+    sums: Zero responses (or sparsities) summed over each class's samples.
+    counts: Number of all responses (or of samples) of each class.
 
   Raises:
     ValueError: If a class has no sample; the message lists the first such classes.
@@ -167,12 +150,12 @@ def similarity_matrix(
   """Computes the similarity of every pair of classes, Eq. 2: s = 1 - f_dist(Xi_i, Xi_j).
 
   Args:
-    sparsity: `(M, C)` channel sparsity of each class, in [0, 1].
+    sparsity: Channel sparsity of each class, in [0, 1].
     distance: `'cosine'`, f_dist = (1 - cos) / 2, or `'euclidean'`, f_dist = l2 / sqrt(C).
 
   Returns:
-    `(M, M)` float64 in [0, 1], symmetric, diagonal exactly 1. With the cosine distance a zero
-    vector has cos = 0, hence similarity 0.5, with every other class.
+    float64 in [0, 1], symmetric, diagonal exactly 1. With the cosine distance a zero vector has
+    cos = 0, hence similarity 0.5, with every other class.
 
   Raises:
     ValueError: If `distance` is unknown.
@@ -209,12 +192,9 @@ def confusing_count(topn_accuracy: Float[ArrayLike, " m"], target: Real) -> int:
   Section IV.B of the paper.
 
   Args:
-    topn_accuracy: `(M,)` top-1 to top-M accuracy, fractions in [0, 1].
+    topn_accuracy: Top-1 to top-M accuracy, fractions in [0, 1].
     target: Accuracy in (0, 1]. The paper uses 0.85 (Something-Something V2), 0.95 (UCF101,
       Stanford Cars) and 0.9 (HMDB51, Stanford Dogs).
-
-  Returns:
-    N in [1, M].
 
   Raises:
     ValueError: If `target` or an accuracy is out of range, or no accuracy reaches `target`.
@@ -250,7 +230,7 @@ def threshold(similarity: Float[ArrayLike, "m m"], average_confusing: Real) -> f
   `average_confusing` considerably: report `(binarize(similarity, alpha).sum() - M) / M` as well.
 
   Args:
-    similarity: `(M, M)` in [0, 1].
+    similarity: In [0, 1].
     average_confusing: N >= 0: 0 selects no entry, M - 1 or more selects all.
 
   Returns:
@@ -286,13 +266,6 @@ def threshold(similarity: Float[ArrayLike, "m m"], average_confusing: Real) -> f
 def binarize(similarity: Float[ArrayLike, "m m"], alpha: Real) -> Float[np.ndarray, "m m"]:
   """Returns the CSM: 1 if two classes are confusing (similarity > alpha) or the same, else 0.
 
-  Args:
-    similarity: `(M, M)` in [0, 1], symmetric.
-    alpha: The result of `threshold`.
-
-  Returns:
-    `(M, M)` float32 of {0, 1}, symmetric with diagonal 1.
-
   Example:
     >>> binarize(np.array([[1.0, 0.9, 0.2], [0.9, 1.0, 0.4], [0.2, 0.4, 1.0]]), 0.65).tolist()
     [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
@@ -309,14 +282,9 @@ def compute_selection(
   """Returns the weights that combine the masks, one column per guiding class; runs on the device.
 
   Args:
-    matrix: The binary CSM.
-    similarity: Eq. 2.
     kind: `"confusing"`, the binary CSM (the paper); `"own"`, the guiding class's mask alone (Table
       III b); `"soft"`, the similarities (Table III c), min-max normalised over the off-diagonal
       entries; if these are all equal, the same as `"own"`.
-
-  Returns:
-    `(M, M)` in [0, 1] with a diagonal of 1.
 
   Example:
     >>> similarity = jnp.array([[1.0, 0.9, 0.8], [0.9, 1.0, 0.85], [0.8, 0.85, 1.0]])
@@ -338,12 +306,7 @@ def compute_selection(
 def confusing_classes(csm: Num[ArrayLike, "m m"]) -> Integer[np.ndarray, "m k"]:
   """Lists the classes that each class is confused with: the CSM's positive off-diagonal entries.
 
-  Args:
-    csm: `(M, M)`.
-
-  Returns:
-    `(M, K)` int32, each row in ascending order and padded with -1; K is the size of the largest
-    confusion set.
+  Rows are int32, in ascending order and padded with -1 to the size of the largest confusion set.
 
   Example:
     >>> confusing_classes(np.array([[1, 1, 1], [1, 1, 0], [1, 0, 1]])).tolist()
@@ -363,14 +326,9 @@ def confusing_classes(csm: Num[ArrayLike, "m m"]) -> Integer[np.ndarray, "m k"]:
 def find_most_similar(
   similarity: Float[ArrayLike, "m m"], count: int
 ) -> list[tuple[int, int, float]]:
-  """Returns the pairs of classes with the highest similarity.
+  """Returns at most `count` pairs of classes with the highest similarity, (i, j, similarity).
 
-  Args:
-    similarity: Symmetric `(M, M)`; the diagonal is ignored.
-    count: Pairs to return, at most all M (M - 1) / 2.
-
-  Returns:
-    `(i, j, similarity)` with i < j, in descending order; ties in order of (i, j).
+  i < j; in descending order of similarity, ties in order of (i, j).
 
   Example:
     >>> find_most_similar(np.array([[1.0, 0.9, 0.2], [0.9, 1.0, 0.4], [0.2, 0.4, 1.0]]), 1)
@@ -385,12 +343,8 @@ def find_most_similar(
 def mean_similarity(similarity: Float[ArrayLike, "m m"]) -> Float[np.ndarray, " m"]:
   """Computes the similarity of each class to all others, Eq. 7: min-max norm of sum_j (S - I).
 
-  Args:
-    similarity: `(M, M)` in [0, 1].
-
-  Returns:
-    `(M,)` float64 in [0, 1]: 0 for the most distinct class, 1 for the most confusing. All 0 if
-    the classes do not differ, as with a single class.
+  0 for the most distinct class, 1 for the most confusing. All 0 if the classes do not differ, as
+  with a single class.
 
   Example:
     >>> similarity = np.array([[1.0, 0.9, 0.2], [0.9, 1.0, 0.4], [0.2, 0.4, 1.0]])

@@ -14,13 +14,8 @@ BLOCK = 2**22  # most elements gathered at once; a single class may take more
 def weight_similarity(kernel: Float[ArrayLike, "c m"]) -> Float[Array, "m m"]:
   """Computes the similarity of the mask weights of all pairs of classes, Eq. 4: s = (1 + cos) / 2.
 
-  Args:
-    kernel: `(C, M)` weights of the mask network, one column w_i per class.
-
-  Returns:
-    `(M, M)` float32 in [0, 1]; 0 for opposite, 0.5 for orthogonal, 1 for parallel columns. A zero
-    column (norm below 1e-12) has cos = 0 with every column, including itself. The gradient is
-    finite everywhere.
+  0 for opposite, 0.5 for orthogonal, 1 for parallel columns w_i of the kernel. A zero column (norm
+  below 1e-12) has cos = 0 with every column, including itself. The gradient is finite everywhere.
 
   Example:
     >>> weight_similarity(jnp.array([[1.0, 0.0, -1.0], [0.0, 1.0, 0.0]])).tolist()
@@ -48,14 +43,12 @@ def category_regularizer(
 ) -> Float[Array, ""]:
   """Computes the mean weight similarity of the pairs of confusing classes, w_regular of Eq. 5-6.
 
-  Args:
-    kernel: `(C, M)` weights of the mask network.
-    csm: `(M, M)` category similarity matrix. Every positive off-diagonal entry counts as one pair,
-      so a soft CSM selects all pairs.
+  In [0, 1], 0 if no class has a confusing class. The paper weights it by lambda = 0.5.
 
-  Returns:
-    Scalar float32 in [0, 1], 0 if no class has a confusing class. The paper weights it by
-    lambda = 0.5.
+  Args:
+    kernel: weights of the mask network.
+    csm: category similarity matrix. Every positive off-diagonal entry counts as one pair, so a soft
+      CSM selects all pairs.
 
   Example:
     >>> csm = jnp.array([[1, 0, 1], [0, 1, 0], [1, 0, 1]])
@@ -74,11 +67,8 @@ def pairs_regularizer(
   """Computes `category_regularizer` from a list of pairs, in O(M K C) instead of O(M^2 C).
 
   Args:
-    kernel: `(C, M)` weights of the mask network.
-    pairs: `(M, K)` from `csm.confusing_classes`: each class's confusing classes, padded with -1.
-
-  Returns:
-    Scalar float32 in [0, 1], 0 if there are no pairs.
+    kernel: weights of the mask network.
+    pairs: `csm.confusing_classes`: each class's confusing classes, padded with -1.
 
   Example:
     >>> pairs = jnp.array([[2], [-1], [0]])

@@ -1,4 +1,4 @@
-"""The staged training schedule (Section IV-B of the paper): networks and losses of each stage."""
+"""The staged training schedule (Section IV-B of the paper): networks, losses and learning rates."""
 
 import dataclasses
 import math
@@ -12,6 +12,7 @@ PREDICTIONS = ("universal", "bridge", "specific")  # of UN, MN, CSN
 SUBNETWORKS = ("trunk", "universal", "specific", "mask", "non_local")
 SPECIFIC_INITS = ("universal", "pretrained", "random")
 DECAYS = ("epochs", "plateau", "cosine")
+DECAY_FACTOR = 0.1  # Section IV-B: the learning rate "decreases by a factor of 10"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +118,49 @@ class Stage:
     )
 
 
+@dataclasses.dataclass
+class Plateau:
+  """State of the decay on a plateau of the validation error; saved in checkpoints.
+
+  Attributes:
+    best: lowest error so far, a fraction.
+    waited: validations since `best` or the last decay.
+    decays: number of decays of the learning rate.
+  """
+
+  best: float = float("inf")
+  waited: int = 0
+  decays: int = 0
+
+  def update(self, error: float, patience: int) -> None:
+    """Updates the state with a validation error; decays after `patience` without a new minimum."""
+    if error < self.best:
+      self.best, self.waited = error, 0
+      return
+    self.waited += 1
+    if self.waited >= patience:
+      self.waited = 0
+      self.decays += 1
+
+
+def learning_rate(stage: Stage, epoch: float, plateau: Plateau) -> float:
+  """Returns the learning rate of a stage.
+
+  Args:
+    epoch: passes over the training set so far, including the fraction of the current one.
+    plateau: used if `stage.decay` is 'plateau'.
+  """
+  if epoch < stage.warmup_epochs:
+    return stage.learning_rate * epoch / stage.warmup_epochs
+  if stage.decay == "cosine":
+    progress = (epoch - stage.warmup_epochs) / (stage.epochs - stage.warmup_epochs)
+    return stage.learning_rate * (1 + math.cos(math.pi * min(progress, 1))) / 2
+  decays = plateau.decays
+  if stage.decay == "epochs":
+    decays = sum(epoch >= boundary for boundary in stage.decay_epochs)
+  return stage.learning_rate * DECAY_FACTOR**decays
+
+
 def get_subnetwork(part: str) -> str:
   """Returns the subnetwork that contains a part of `Stage.trainable`."""
   return part.split("/")[0]
@@ -135,7 +179,7 @@ def make_stages(
   Args:
     durations: by stage name, the fields of `Stage` from `learning_rate` on.
     attention: as in `models.u2s.U2S`; without a mask network there is no L_M and no regularizer.
-    specific_init: 'universal' (a copy of its weights), 'pretrained' or 'random'.
+    specific_init: `Stage.init` of the category-specific network.
     control: whether stages 2 and 3 continue to train the one-pass model, for the same epochs at the
       same learning rates: the baseline of every comparison with U2S.
     trainable: parts (see `Stage`) that are trained in the stages that train their subnetworks; all
@@ -166,16 +210,11 @@ def make_stages(
   if control:
     fields["specific"] = fields["joint"] = fields["universal"]
   for name, stage in fields.items():
-    selected = tuple(
-      part
-      for network in stage["trainable"]
-      for part in trainable
-      if get_subnetwork(part) == network
-    )
+    nets = stage["trainable"]
+    selected = tuple(part for net in nets for part in trainable if get_subnetwork(part) == net)
     if not selected and durations[name]["epochs"]:
       raise UserError(
-        f"trainable: selects nothing to train in stage {name}; add one of"
-        f" {', '.join(stage['trainable'])}"
+        f"trainable: selects nothing to train in stage {name}; add one of {', '.join(nets)}"
       )
     fields[name] = stage | {"trainable": selected}
   return tuple(

@@ -17,13 +17,7 @@ VIEWS = {
 def make_mirror_maps(
   views: str, num_classes: int, pairs: Iterable[tuple[int, int]]
 ) -> tuple[tuple[int, ...] | None, ...]:
-  """Returns for each view `make_mirrored_labels` if it is mirrored, else None.
-
-  Args:
-    views: one of `VIEWS`.
-    num_classes: M.
-    pairs: see `make_mirrored_labels`; ignored if no view is mirrored.
-  """
+  """Returns `make_mirrored_labels` for each view of `VIEWS` that is mirrored, None for others."""
   labels = make_mirrored_labels(num_classes, pairs) if any(VIEWS[views]) else None
   return tuple(labels if mirrored else None for mirrored in VIEWS[views])
 
@@ -32,12 +26,8 @@ def make_mirrored_labels(num_classes: int, pairs: Iterable[tuple[int, int]]) -> 
   """Returns for each class the label of its mirrored clips.
 
   Args:
-    num_classes: M.
     pairs: classes that turn into each other when mirrored, `data.flip_label_map`; each pair once or
-      in both orders.
-
-  Returns:
-    M labels in [0, M); a class in no pair keeps its label.
+      in both orders. A class in no pair keeps its label.
 
   Raises:
     UserError: if a class of a pair does not exist or is in two different pairs.

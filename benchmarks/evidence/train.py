@@ -41,11 +41,11 @@ from benchmarks.step_cost import count_flops
 from benchmarks.timing import make_parser
 from u2s_jax import csm
 from u2s_jax.evaluation import scores as scores_lib
-from u2s_jax.models.build import build_network
+from u2s_jax.models.network import build_network
 from u2s_jax.run import saved_config, settings
 from u2s_jax.run.workdir import Workdir, read_npz
 from u2s_jax.runtime.errors import UserError, one_line_errors
-from u2s_jax.training import optimizer
+from u2s_jax.training import steps
 
 # Held until a run has its data set, so that one process prepares it for all.
 PREPARATION_LOCK = threading.Lock()
@@ -141,7 +141,7 @@ def count_training_flops(run: Workdir, num_classes: int) -> float:
   network, stages = build_network(config, num_classes), settings.make_schedule(config)
   data = config.data
   shape = (1, data.num_frames, data.crop_size, data.crop_size, settings.count_channels(config))
-  flops = count_flops(network, stages, optimizer.sgd(0.9, 0.0), shape, num_neighbours=1)
+  flops = count_flops(network, stages, steps.sgd(0.9, 0.0), shape, num_neighbours=1)
   start = Workdir.from_checkpoint_path(pathlib.Path(config.init_from)) if config.init_from else run
   total = 0.0
   for stage in stages:

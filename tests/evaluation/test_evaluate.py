@@ -20,7 +20,7 @@ from tests.memory_run import (
   train,
 )
 from u2s_jax.evaluation import scores
-from u2s_jax.models.build import build_network
+from u2s_jax.models.network import build_network
 from u2s_jax.runtime.errors import UserError
 from u2s_jax.training import start
 

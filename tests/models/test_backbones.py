@@ -8,7 +8,7 @@ import pytest
 from u2s_jax.models import resnet
 from u2s_jax.models.backbones import BACKBONES, build_backbone
 from u2s_jax.models.layers import Layers
-from u2s_jax.models.temporal_shift import temporal_shift
+from u2s_jax.models.resnet import temporal_shift
 from u2s_jax.models.u2s import U2S
 from u2s_jax.runtime.errors import UserError
 

@@ -22,7 +22,7 @@ from u2s_jax.models.non_local import NonLocal
 from u2s_jax.models.u2s import U2S
 from u2s_jax.pretrained import adapt
 from u2s_jax.run import state
-from u2s_jax.training import optimizer, steps
+from u2s_jax.training import steps
 
 torch = pytest.importorskip("torch", reason="the reference networks require PyTorch")
 nn = torch.nn
@@ -481,7 +481,7 @@ def joint_step():
     2
   ]
   assert stage.name == "joint"
-  tx = optimizer.sgd(momentum=0.9, weight_decay=0.0)
+  tx = steps.sgd(momentum=0.9, weight_decay=0.0)
   rng = np.random.default_rng(15)
 
   def noise(path, leaf):

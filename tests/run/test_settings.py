@@ -251,7 +251,7 @@ def test_untrusted_config_is_refused(field, value, message, tmp_path):
     section = section[key]
   section[name] = value
   run = Workdir(tmp_path)
-  run.write_config(fields)
+  run.config.write_text(json.dumps(fields))
   with pytest.raises(UserError, match=message) as error:
     validation.check_values(saved_config.read(run))
   assert "\n" not in str(error.value)

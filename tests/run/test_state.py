@@ -6,11 +6,11 @@ import numpy as np
 
 from tests import small
 from u2s_jax.run import state
-from u2s_jax.training import optimizer
+from u2s_jax.training import steps
 
 
 def test_sgd_matches_pytorch():
-  tx = optimizer.sgd(momentum=0.9, weight_decay=0.1)
+  tx = steps.sgd(momentum=0.9, weight_decay=0.1)
   params = jnp.array([1.0, -2.0])
   momentum = tx.init(params)
   expected, buffer = np.array([1.0, -2.0]), np.zeros(2)
@@ -28,7 +28,7 @@ def test_sgd_matches_pytorch():
 
 def test_clip_norm_matches_pytorch():
   """Matches torch.nn.utils.clip_grad_norm_, applied before the weight decay."""
-  tx = optimizer.sgd(momentum=0.9, weight_decay=0.1, clip_norm=2.0)
+  tx = steps.sgd(momentum=0.9, weight_decay=0.1, clip_norm=2.0)
   params = {"a": jnp.array([1.0]), "b": jnp.array([-2.0])}
   long = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
   direction, _ = tx.update(long, tx.init(params), params)

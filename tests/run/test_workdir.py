@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from u2s_jax.run import workdir
+from u2s_jax.run import saved_config, workdir
 from u2s_jax.run.workdir import Workdir
 from u2s_jax.runtime.errors import UserError
 
@@ -37,4 +37,4 @@ def test_damaged_arrays(tmp_path, content):
 def test_damaged_config(tmp_path):
   (tmp_path / "config.json").write_text("{")
   with pytest.raises(UserError, match="config.json: damaged"):
-    Workdir(tmp_path).read_config()
+    saved_config.read(Workdir(tmp_path))

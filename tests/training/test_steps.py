@@ -30,6 +30,9 @@ from u2s_jax.run import state
 from u2s_jax.runtime.errors import UserError
 from u2s_jax.training import steps
 
+LOGITS = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8], [0.2, 0.6, 0.2]]))
+LABELS = jnp.array([0, 2, 1])
+
 
 def train_step(stage, network=NETWORK, tx=TX, **fields):
   return jax.jit(steps.make_train_step(network, stage, tx, dataclasses.replace(OPTIONS, **fields)))
@@ -270,3 +273,24 @@ def test_convolutions_of_gpus_give_the_same_losses(trained, monkeypatch):
   assert metrics.keys() == gpu_metrics.keys()
   for name, value in metrics.items():
     np.testing.assert_allclose(gpu_metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_cross_entropy_is_the_mean_of_negative_log_probabilities():
+  loss = steps.cross_entropy(LOGITS, LABELS, jnp.array([True, True, True]))
+  np.testing.assert_allclose(loss, -np.log([0.5, 0.8, 0.6]).mean(), rtol=1e-6)
+
+
+def test_cross_entropy_ignores_padding():
+  logits = LOGITS.at[1].set(jnp.inf)
+  loss = steps.cross_entropy(logits, jnp.array([0, -1, 1]), jnp.array([True, False, True]))
+  np.testing.assert_allclose(loss, -np.log([0.5, 0.6]).mean(), rtol=1e-6)
+
+
+def test_cross_entropy_is_zero_for_padding_only():
+  assert steps.cross_entropy(LOGITS, LABELS, jnp.zeros(3, bool)) == 0
+
+
+def test_cross_entropy_label_smoothing_mixes_label_and_uniform():
+  loss = steps.cross_entropy(LOGITS[:1], LABELS[:1], jnp.array([True]), smoothing=0.3)
+  # 0.7 for the label and 0.1 for every class: weights 0.8, 0.1, 0.1 of 0.5, 0.25, 0.25.
+  np.testing.assert_allclose(loss, -(0.8 * np.log(0.5) + 0.2 * np.log(0.25)), rtol=1e-6)

@@ -31,19 +31,13 @@ BACKBONES = {
 class Backbone(Protocol):
   """Builds the modules of a backbone."""
 
-  def trunk(self) -> nn.Module:
-    """Builds the trunk."""
+  def trunk(self) -> nn.Module: ...
 
-  def branch(self, num_classes: int) -> nn.Module:
-    """Builds a branch with its classifier."""
+  def branch(self, num_classes: int) -> nn.Module: ...
 
 
 def build_backbone(name: str, layers: Layers = Layers(), **fields: Any) -> Backbone:  # noqa: B008
-  """Builds a backbone.
-
-  Args:
-    name: a key of `BACKBONES`.
-    **fields: the other fields of the backbone's dataclass.
+  """Builds a backbone from its name and the fields of its dataclass.
 
   Raises:
     UserError: if the name or a field is unknown, or a field is missing or invalid.

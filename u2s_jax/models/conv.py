@@ -38,9 +38,6 @@ def conv3d(
       'shifted': as one 2D convolution to the outputs of all kernel frames, which are shifted and
       summed; 'auto': the one of the last two with the smaller intermediate array, which measures
       faster (benchmarks/README.md). For a kernel of one frame all are the same.
-
-  Returns:
-    The output, with `h2 = ceil(h / stride)`, likewise `w2` and `t2`.
   """
   kt, kh, kw, c, d = kernel.shape
   time_pads = _get_axis_pads(video.shape[1], kt, temporal_stride, padding)
@@ -80,7 +77,6 @@ def _slice_frames(
 def _conv2d(
   video: Float[Array, "n t h w c"], kernel: Float[Array, "kh kw c d"], stride: int, padding: str
 ) -> Float[Array, "n t h2 w2 d"]:
-  """Convolves every frame with a 2D kernel."""
   n, t = video.shape[:2]
   images = video.reshape(n * t, *video.shape[2:])
   pads = _get_pads(video, kernel, stride, padding)
@@ -116,7 +112,6 @@ def _multiply(images, kernel, stride):
 
 
 def _convolve(images, kernel, strides, pads):
-  """Computes XLA's 2D convolution."""
   return jax.lax.conv_general_dilated(
     images,
     kernel,
@@ -186,7 +181,6 @@ def _convolve_folded(
 
 
 def _get_pads(video, kernel, stride, padding):
-  """Returns the padding of rows and of columns."""
   return tuple(_get_axis_pads(video.shape[i + 2], kernel.shape[i], stride, padding) for i in (0, 1))
 
 
@@ -199,16 +193,10 @@ def _get_axis_pads(size: int, extent: int, stride: int, padding: str) -> tuple[i
 
 
 class Conv(nn.Module):
-  """Convolution layer without bias, see `conv3d`.
+  """Convolution layer without bias, see `conv3d`; computes in `dtype`, with float32 parameters.
 
   Attributes:
-    features: output channels.
     extent: frames, rows and columns of the kernel, all odd.
-    stride: spatial stride.
-    temporal_stride: in frames.
-    padding: see `conv3d`.
-    method: see `conv3d`.
-    dtype: dtype of the computation; parameters are float32.
   """
 
   features: int

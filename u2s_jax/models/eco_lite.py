@@ -122,9 +122,7 @@ class ECOLite:
   layers: Layers = Layers()
 
   def trunk(self) -> Trunk:
-    """Builds the trunk."""
     return Trunk(self.layers)
 
   def branch(self, num_classes: int) -> Branch:
-    """Builds a branch with its classifier."""
     return Branch(num_classes, self.layers)

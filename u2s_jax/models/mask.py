@@ -12,13 +12,8 @@ from jaxtyping import Array, Float, Integer, Num
 def select(csm: Num[ArrayLike, "m m"], predicted: Integer[Array, " n"]) -> Float[Array, "n m"]:
   """Returns the weights that average the masks of the classes confused with the predicted class.
 
-  Args:
-    csm: `(M, M)` category similarity matrix, diagonal 1; {0, 1} or soft in [0, 1].
-    predicted: `(N,)` class index of each video, in [0, M).
-
-  Returns:
-    `(N, M)` float32 in [0, 1]: row n is the CSM's column `predicted[n]` divided by its sum. With
-    a binary CSM that is 1/k for each of k confusing classes, including the predicted class.
+  Row n is the CSM's column `predicted[n]` divided by its sum, in float32. With a binary CSM that is
+  1/k for each of k confusing classes, including the predicted class.
 
   Example:
     >>> csm = jnp.array([[1, 1, 0], [1, 1, 0], [0, 0, 1]])
@@ -32,14 +27,7 @@ def select(csm: Num[ArrayLike, "m m"], predicted: Integer[Array, " n"]) -> Float
 def combine(
   masks: Float[Array, "n t h w m"], weights: Float[Array, "n m"]
 ) -> Float[Array, "n t h w 1"]:
-  """Computes the final mask before its activation, the weighted sum of a video's class masks.
-
-  Args:
-    masks: `(N, T, H, W, M)` class masks.
-    weights: `(N, M)` from `select`.
-
-  Returns:
-    `(N, T, H, W, 1)` in the dtype of the masks.
+  """Computes the final mask before its activation: the sum of class masks weighted by `select`.
 
   Example:
     >>> masks = jnp.array([2.0, 4.0, 9.0]).reshape(1, 1, 1, 1, 3)
@@ -52,14 +40,7 @@ def combine(
 def limit_rms(mask: Float[Array, "n t h w 1"], limit: float) -> Float[Array, "n t h w 1"]:
   """Scales each clip's mask so that its root mean square over T, H, W is at most `limit`.
 
-  Masks below the limit are not scaled.
-
-  Args:
-    mask: `(N, T, H, W, 1)`, before the activation.
-    limit: Positive.
-
-  Returns:
-    `(N, T, H, W, 1)` in the dtype of the mask.
+  Masks below the limit, which is positive, are not scaled.
 
   Example:
     >>> limit_rms(jnp.array([3.0, -4.0, 0.0, 0.0]).reshape(1, 1, 1, 4, 1), 1.0).ravel().tolist()
@@ -75,13 +56,6 @@ def class_masks(
   features: Float[Array, "n t h w c"], kernel: Float[Array, "c m"]
 ) -> Float[Array, "n t h w m"]:
   """Computes the mask of every class, for figures only; `MaskNetwork` does not need them.
-
-  Args:
-    features: `(N, T, H, W, C)` of the universal network's group 3.
-    kernel: `(C, M)` of the mask network.
-
-  Returns:
-    `(N, T, H, W, M)` in the dtype of the features.
 
   Example:
     >>> features = jnp.array([1.0, 2.0]).reshape(1, 1, 1, 1, 2)
@@ -113,12 +87,11 @@ class MaskNetwork(nn.Module):
     """Returns the bridge logits and the combined mask.
 
     Args:
-      features: `(N, T, H, W, C)` of the universal network's group 3.
-      weights: `(N, M)` from `select`.
+      features: of the universal network's group 3.
+      weights: from `select`.
 
     Returns:
-      `(N, M)` float32, `class_masks` averaged over T, H, W, and `(N, T, H, W, 1)`, `combine` of
-      `class_masks` and the weights.
+      `class_masks` averaged over T, H, W, in float32; `combine` of `class_masks` and the weights.
     """
     shape = features.shape[-1], self.num_classes
     kernel = self.param("kernel", nn.initializers.normal(0.01), shape, jnp.float32)

@@ -1,4 +1,4 @@
-"""The forward pass from the bytes of clips to the networks' outputs.
+"""The networks of a config, and their forward pass from the bytes of clips to outputs.
 
 Training, evaluation, the CSM's statistics, prediction and export all call it.
 """
@@ -9,12 +9,25 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 from jaxtyping import Array, Float, Integer, UInt8
 
 from u2s_jax import csm as csm_lib
+from u2s_jax.models.backbones import BACKBONES, build_backbone
+from u2s_jax.models.layers import Layers
 from u2s_jax.models.u2s import U2S
+from u2s_jax.runtime.errors import UserError
 
-Outputs = dict[str, Array]
+DTYPES = ("float32", "bfloat16")
+# Fields of the config section `model` that determine parameters and outputs.
+U2S_FIELDS = (
+  "attention",
+  "mask_activation",
+  "mask_limit",
+  "detached",
+  "dropout",
+  "non_local_width",
+)
 Variables = Mapping[str, Any]  # one collection, by subnetwork
 
 
@@ -24,9 +37,7 @@ def normalize(
   """Normalises pixels: (byte / 255 - mean) / std, in float32.
 
   Args:
-    video: bytes in 0..255.
-    mean: mean of byte / 255, one value or one per channel.
-    std: standard deviation, likewise; positive.
+    mean: mean of byte / 255, one value or one per channel; likewise the deviation `std`.
   """
   return (video.astype(jnp.float32) / 255.0 - jnp.asarray(mean)) / jnp.asarray(std)
 
@@ -51,8 +62,6 @@ class Network:
   """The networks with their input normalisation and mask selection.
 
   Attributes:
-    pixel_mean: see `normalize`.
-    pixel_std: see `normalize`.
     selection: how masks are weighted, one of `csm.SELECTIONS`.
     guide: the class whose confusion set is selected, one of `csm.GUIDES`: the universal network's
       'prediction' or the 'label' (an upper bound, Table III f).
@@ -74,13 +83,11 @@ class Network:
     *,
     train: Collection[str] = (),
     key: jax.Array | None = None,
-  ) -> tuple[Outputs, Variables]:
+  ) -> tuple[dict[str, Array], Variables]:
     """Runs the full model, or the one-pass model if `params` has no category-specific network.
 
     Args:
-      params: parameters by subnetwork.
       batch_stats: BN running averages by subnetwork.
-      csm: selects the masks.
       labels: required if `guide` is 'label', else ignored.
       train: trainable parts, see `U2S.one_pass`.
       key: PRNG key of dropout; required if channels are dropped.
@@ -111,7 +118,43 @@ def softmax_scores(
   """Returns the softmax scores of the predictions that have logits in `outputs`.
 
   Args:
-    outputs: outputs of a `Network`.
     predictions: names from `stages.PREDICTIONS`.
   """
   return {name: jax.nn.softmax(outputs[name]) for name in predictions if name in outputs}
+
+
+def build_network(config: ml_collections.ConfigDict, num_classes: int) -> Network:
+  """Builds the networks from the config sections `model` and `csm`.
+
+  Raises:
+    UserError: if a value is invalid; the message contains the field.
+  """
+  model, csm = config.model, config.csm
+  if model.dtype not in DTYPES:
+    raise UserError(f"model.dtype: {model.dtype!r} is not one of {', '.join(DTYPES)}")
+  if "name" not in model.backbone:
+    raise UserError(f"model.backbone.name: not set; choose one of {', '.join(BACKBONES)}")
+  dtype = jnp.dtype(model.dtype)
+  layers = Layers(dtype=dtype, convolution=model.convolution, remat=model.remat)
+  backbone = build_backbone(layers=layers, **_hashable(model.backbone.to_dict()))
+  fields = {name: model[name] for name in U2S_FIELDS}
+  return Network(
+    model=U2S(num_classes, backbone, **fields, dtype=dtype),
+    pixel_mean=tuple(model.pixel_mean),
+    pixel_std=tuple(model.pixel_std),
+    selection=csm.selection,
+    guide=csm.guide,
+  )
+
+
+def describe_architecture(model: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Returns the fields of a section `model` that determine parameters and outputs."""
+  backbone = {f"backbone.{name}": value for name, value in model.backbone.items()}
+  return {name: model[name] for name in U2S_FIELDS} | backbone
+
+
+def _hashable(value: Any) -> Any:
+  """Converts lists to tuples, because networks are arguments of cached functions."""
+  if isinstance(value, dict):
+    return {key: _hashable(item) for key, item in value.items()}
+  return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value

@@ -47,11 +47,6 @@ def normalize(
   """Returns `x` normalised by its batch statistics, and its mean and (biased) variance, in float32.
 
   The gradients of the returned mean and variance are ignored.
-
-  Args:
-    x: activations of the batch.
-    scale: learned factor of each channel.
-    bias: learned offset of each channel.
   """
   # A custom gradient, because two sums over the batch suffice, while automatic differentiation of
   # the forward pass makes three: each is a pass over memory and a communication between devices.

@@ -15,7 +15,6 @@ from jaxtyping import Array, Float
 
 from u2s_jax.models.conv import max_pool
 from u2s_jax.models.layers import Layers
-from u2s_jax.models.temporal_shift import temporal_shift
 from u2s_jax.runtime.errors import UserError
 
 EXPANSION = 4  # ratio of a bottleneck's output channels to its width
@@ -94,13 +93,22 @@ class PreactBasic(nn.Module):
     return x + conv((second, 3, 3), name="conv2")(y)
 
 
+def temporal_shift(video: Float[Array, "n t h w c"], divisor: int = 8) -> Float[Array, "n t h w c"]:
+  """Shifts channels by one frame, with zeros at the ends (TSM, Lin et al. 2019, the paper's [69]).
+
+  The first c // divisor channels become those of the next frame, the following c // divisor those
+  of the previous frame; the others are unchanged.
+  """
+  fold = video.shape[-1] // divisor
+  padded = jnp.pad(video[..., : 2 * fold], ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
+  following, previous = padded[:, 2:, ..., :fold], padded[:, :-2, ..., fold:]
+  return jnp.concatenate([following, previous, video[..., 2 * fold :]], axis=-1)
+
+
 class Bottleneck(nn.Module):
   """Post-activation bottleneck (v1): conv-BN-ReLU, the last ReLU after the sum.
 
-  Attributes:
-    width: channels of the two inner convolutions; the output has `EXPANSION * width`.
-    stride: spatial stride of one convolution, see `strided`, and of the projection.
-    temporal: temporal extents of the three convolutions and of the projection shortcut.
+  Attributes, next to those of `PreactBottleneck`:
     strided: the convolution that has the stride, '3x3' (torchvision) or '1x1', the first one (He et
       al.'s original, Keras).
     shift: divisor of the `temporal_shift` before the first convolution; 0 for no shift.
@@ -134,11 +142,7 @@ class Bottleneck(nn.Module):
 class Basic(nn.Module):
   """Post-activation block of two 3x3 convolutions (v1): ResNet-18 and 34.
 
-  Attributes:
-    width: output channels.
-    stride: spatial stride of the first convolution and of the projection.
-    temporal: temporal extents of the two convolutions and of the projection shortcut.
-    shift: as in `Bottleneck`.
+  Attributes are those of `PreactBasic`, and `shift` of `Bottleneck`.
   """
 
   width: int
@@ -166,7 +170,6 @@ class Group(nn.Module):
 
   Attributes:
     block: builds a block from a stride and a name.
-    blocks: number of blocks.
     stride: stride of the first block.
     shift_every: the temporal shift is applied in one of so many blocks, starting with the first.
   """
@@ -190,8 +193,6 @@ class Trunk(nn.Module):
   """Res2D of the paper's Fig. 2: stem, group 0 and group 1, without temporal convolutions.
 
   Attributes:
-    groups: builders of groups 0 and 1.
-    width: channels of the stem.
     stem_norm: whether BN and ReLU follow the stem (v1).
     stem_pool: whether a 3x3/2 max pool follows the 7x7/2 stem convolution; off for small frames.
   """
@@ -220,8 +221,6 @@ class Branch(nn.Module):
   """Res3D of the paper's Fig. 2 with its classifier; UN and CSN have one each.
 
   Attributes:
-    num_classes: M.
-    groups: builders of groups 2 and 3.
     last_norm: whether BN and ReLU follow group 3 (pre-activation).
   """
 

@@ -26,8 +26,6 @@ class U2S(nn.Module):
   `mask` or `non_local`.
 
   Attributes:
-    num_classes: M.
-    backbone: builds the trunk and the two networks, see `backbones.build_backbone`.
     attention: what guides the specific network: 'mask' (the paper), 'non_local' (Table III e),
       'none' (Table III d).
     mask_activation: applied to the combined mask: 'none' (the paper) or 'sigmoid'.
@@ -37,8 +35,7 @@ class U2S(nn.Module):
       are then trained like the one-pass model (the paper: False).
     dropout: fraction of channels, in [0, 1), dropped before each classifier in training (the paper:
       0).
-    non_local_width: channels of the non-local embeddings.
-    dtype: dtype of the computation; parameters, BN statistics and logits are float32.
+    dtype: of the computation; parameters, BN statistics and logits are float32.
 
   Raises:
     UserError: if a value is unknown or out of range.
@@ -106,11 +103,9 @@ class U2S(nn.Module):
     """Runs the full model.
 
     Args:
-      video: normalised frames.
       csm: category similarity matrix, binary (the paper) or soft (Table III c).
       guide: the class whose confusion set selects the masks; by default the universal network's
         prediction without dropout. A label only for the oracle of Table III f.
-      train: as in `one_pass`.
 
     Returns:
       Logits (n, m) `universal`, `specific` and, with a mask network, `bridge`; features
@@ -150,5 +145,4 @@ class U2S(nn.Module):
 
 
 def _is_trained(name, train):
-  """Returns whether any part of a subnetwork is trained."""
   return any(get_subnetwork(part) == name for part in train)

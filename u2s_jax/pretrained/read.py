@@ -97,7 +97,7 @@ def _from_run(path: Path, one_pass: bool) -> Weights:
   folder, stages = path / "checkpoints", STAGES[:1] if one_pass else STAGES
   if path.parent.name == "checkpoints" and path.name in STAGES:
     folder, stages = path.parent, (path.name,)
-  newest = checkpoint.read_subnetworks(folder, stages, ONE_PASS)
+  newest = checkpoint.read_networks(folder, stages, ONE_PASS)
   if not newest:
     missing = f"checkpoint of stage {stages[0]}" if len(stages) == 1 else "checkpoint"
     raise UserError(

@@ -7,7 +7,7 @@ a JSON record: a description of the model, a checksum, and the history of the le
 import contextlib
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from u2s_jax.run import state as state_lib
 from u2s_jax.run.state import TrainState
 from u2s_jax.runtime import devices
 from u2s_jax.runtime.errors import UserError, describe_bucket_error
-from u2s_jax.runtime.files import Path, is_in_bucket, make_absolute
+from u2s_jax.runtime.files import Path, is_in_bucket
 from u2s_jax.stages import BEST
 
 # Orbax writes to the literal path but treats it as a glob pattern when it reads: it then finds
@@ -29,12 +29,7 @@ QUARANTINE_PREFIX = "damaged_"  # of the names of quarantined checkpoints
 
 
 class DamagedError(UserError):
-  """A checkpoint that cannot be restored.
-
-  Args:
-    path: directory of the checkpoint.
-    reason: a text or the error of the failed restore; the message shows its first line.
-  """
+  """A checkpoint that cannot be restored; the message shows the first line of the reason."""
 
   def __init__(self, path: Path, reason: Exception | str):
     lines = str(reason).strip().splitlines() or [type(reason).__name__]
@@ -42,11 +37,7 @@ class DamagedError(UserError):
 
 
 def check_path(folder: Path) -> None:
-  """Checks that Orbax can read the checkpoints that it writes to `folder`.
-
-  Raises:
-    UserError: if the path contains a character of glob patterns.
-  """
+  """Raises UserError for a path with a character of glob patterns, where Orbax cannot read."""
   found = next((character for character in GLOB_CHARACTERS if character in str(folder)), None)
   if found:
     raise UserError(
@@ -58,7 +49,7 @@ class Checkpoints:
   """Saves and restores the checkpoints of a run.
 
   Args:
-    folder: directory of the checkpoints, created if missing.
+    folder: directory of the checkpoints, an absolute path; created if missing.
     stages: names of the stages in the order of training.
     model: description of the model, of JSON types; checkpoints of other models are refused.
     defaults: values for fields of `model` that checkpoints of earlier versions lack.
@@ -72,7 +63,7 @@ class Checkpoints:
     defaults: dict[str, Any],
   ):
     check_path(folder)
-    self._folder = make_absolute(folder)
+    self._folder = folder
     self._model, self._defaults = model, defaults
     self._stages = stages
     self._managers: dict[str, ocp.CheckpointManager] = {}
@@ -123,8 +114,6 @@ class Checkpoints:
     """Restores the state and the record of a checkpoint.
 
     Args:
-      stage: name of the stage.
-      step: step of an existing checkpoint.
       abstract: shapes, types and shardings of the state.
 
     Raises:
@@ -166,11 +155,7 @@ class Checkpoints:
     return bool(devices.broadcast_from_host0(any(self._folder.glob(f"*/{QUARANTINE_PREFIX}*"))))
 
   def quarantine(self, stage: str, step: int) -> Path:
-    """Renames a damaged checkpoint, so that the one before becomes the newest.
-
-    Returns:
-      Its new path, `<stage>/damaged_<step>_<k>`.
-    """
+    """Renames a damaged checkpoint to `damaged_<step>_<k>`, the one before is then the newest."""
     path = self._folder / stage / str(step)
     paths = (path.with_name(f"{QUARANTINE_PREFIX}{step}_{k}") for k in itertools.count())
     target = next(candidate for candidate in paths if not candidate.exists())
@@ -247,40 +232,41 @@ def _raise_damaged(path: Path) -> Iterator[None]:
     raise DamagedError(path, error) from error
 
 
-def read_subnetworks(
-  folder: Path, stages: tuple[str, ...], names: tuple[str, ...]
+def read_networks(
+  folder: Path, stages: tuple[str, ...], names: tuple[str, ...] | None = None
 ) -> tuple[Path, dict[str, Any], dict[str, Any]] | None:
-  """Reads subnetworks from the newest complete checkpoint of another run, without writing to it.
+  """Reads networks from the newest complete checkpoint of another run, without writing to it.
 
   All hosts read the checkpoint that host 0 finds, since the other run may still be training.
 
   Args:
-    folder: checkpoints of the other run.
     stages: names of the stages in the order of training.
-    names: names of the subnetworks.
+    names: names of the subnetworks; None for all of them and the CSM, as a prediction needs.
 
   Returns:
-    The path `<stage>/<step>` of the checkpoint, `params` and `batch_stats` of the subnetworks as
-    NumPy arrays, and the record; None if there is no checkpoint.
+    The path `<stage>/<step>` of the checkpoint, `params`, `batch_stats` and maybe `csm` as NumPy
+    arrays, and the record; None if there is no checkpoint.
   """
-
-  def select(tree):
-    return {key: {name: tree[key][name] for name in names} for key in ("params", "batch_stats")}
-
-  return _read_newest(folder, stages, select)
-
-
-def read_networks(
-  folder: Path, stages: tuple[str, ...]
-) -> tuple[Path, dict[str, Any], dict[str, Any]] | None:
-  """Reads all subnetworks and the CSM, everything that a prediction needs.
-
-  Returns:
-    As `read_subnetworks`, with the additional key `csm`.
-  """
-  return _read_newest(
-    folder, stages, lambda tree: {key: tree[key] for key in ("params", "batch_stats", "csm")}
-  )
+  path = find_newest(folder, stages)
+  if path is None:
+    return None
+  with _raise_damaged(path):
+    record = _restore_record(path)
+    handler = ocp.PyTreeCheckpointHandler()
+    tree = handler.metadata(path / "state").tree
+    if names is None:
+      subtree = {key: tree[key] for key in ("params", "batch_stats", "csm")}
+    else:
+      subtree = {
+        key: {name: tree[key][name] for name in names} for key in ("params", "batch_stats")
+      }
+    # NumPy arrays, because the devices of the other run may not exist here.
+    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), subtree)
+    weights = ocp.Checkpointer(handler).restore(
+      path / "state",
+      ocp.args.PyTreeRestore(subtree, restore_args=restore_args, partial_restore=True),
+    )
+  return path, weights, record
 
 
 def read_record(folder: Path, stages: tuple[str, ...]) -> dict[str, Any] | None:
@@ -304,29 +290,7 @@ def find_newest(folder: Path, stages: tuple[str, ...]) -> Path | None:
     steps = ocp.utils.checkpoint_steps(folder / stage) if (folder / stage).is_dir() else ()
     newest = (i, max(steps)) if steps else newest
   index, step = devices.broadcast_from_host0(newest)
-  return None if index < 0 else make_absolute(folder / stages[index] / str(step))
-
-
-def _read_newest(
-  folder: Path,
-  stages: tuple[str, ...],
-  select: Callable[[dict[str, Any]], dict[str, Any]],
-) -> tuple[Path, dict[str, Any], dict[str, Any]] | None:
-  """Reads the subtree that `select` returns from the state of the newest complete checkpoint."""
-  path = find_newest(folder, stages)
-  if path is None:
-    return None
-  with _raise_damaged(path):
-    record = _restore_record(path)
-    handler = ocp.PyTreeCheckpointHandler()
-    subtree = select(handler.metadata(path / "state").tree)
-    # NumPy arrays, because the devices of the other run may not exist here.
-    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), subtree)
-    weights = ocp.Checkpointer(handler).restore(
-      path / "state",
-      ocp.args.PyTreeRestore(subtree, restore_args=restore_args, partial_restore=True),
-    )
-  return path, weights, record
+  return None if index < 0 else folder / stages[index] / str(step)
 
 
 def abstract_state(state: TrainState, sharding: jax.sharding.Sharding) -> TrainState:

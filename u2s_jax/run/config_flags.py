@@ -1,9 +1,9 @@
 """Reads `--config` and its overrides `--config.<field>=<value>`."""
 
-import contextlib
 import itertools
 import pathlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import ml_collections
 from absl import flags
@@ -32,10 +32,7 @@ def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def read_config(arguments: Sequence[str]) -> tuple[ml_collections.ConfigDict, Collection[str], str]:
-  """Reads the config of an experiment.
-
-  Args:
-    arguments: `--config=<file>[:<variant>]` and overrides.
+  """Reads the config of an experiment, `--config=<file>[:<variant>]`, and applies overrides.
 
   Returns:
     The config, the dotted names of the overridden fields, and the file name.
@@ -44,12 +41,7 @@ def read_config(arguments: Sequence[str]) -> tuple[ml_collections.ConfigDict, Co
     UserError: if the file, variant or a field does not exist, or a value is invalid.
   """
   _check_file(arguments)
-  values = flags.FlagValues()
-  argv = ["main.py", *arguments]
-  with _errors_as_user_errors():
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    values(argv)
-  _check_repeated(values, argv)
+  values = _parse(config_flags.DEFINE_config_file, arguments)
   if values.config is None:
     raise UserError("--config: missing; choose an experiment, see configs/")
   flag = values["config"]
@@ -57,11 +49,7 @@ def read_config(arguments: Sequence[str]) -> tuple[ml_collections.ConfigDict, Co
 
 
 def read_saved_config(workdir: Workdir, arguments: Sequence[str]) -> ml_collections.ConfigDict:
-  """Reads the config that a run was trained with and applies overrides.
-
-  Args:
-    workdir: workdir of the run.
-    arguments: overrides; `--config=<file>` is ignored and a note is printed.
+  """Reads the config that a run was trained with and applies overrides; a file is ignored.
 
   Raises:
     UserError: if there is no saved config, a field does not exist, or a value is invalid.
@@ -72,24 +60,20 @@ def read_saved_config(workdir: Workdir, arguments: Sequence[str]) -> ml_collecti
   fields = [argument for argument in arguments if argument.lstrip("-").startswith("config.")]
   if len(fields) < len(arguments):
     log("note: --config is ignored: an evaluation uses the config of the run, with overrides")
-  trained_on, values = config.data.dir, flags.FlagValues()
-  argv = ["main.py", *fields]
-  with _errors_as_user_errors():
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
-    values(argv)
-  _check_repeated(values, argv)
-  config = values.config
+  trained_on = config.data.dir
+  config = _parse(config_flags.DEFINE_config_dict, fields, config).config
   if "render" in config.data and config.data.dir != trained_on:
     with config.unlocked():
       del config.data.render  # these options belong to the data set of the training
   return config
 
 
-@contextlib.contextmanager
-def _errors_as_user_errors() -> Iterator[None]:
-  """Converts the exceptions of ml_collections to UserError; defining a flag may raise too."""
+def _parse(define: Callable[..., Any], arguments: Sequence[str], *default: Any) -> flags.FlagValues:
+  """Parses `--config` as a flag of ml_collections, whose exceptions become UserError."""
+  values, argv = flags.FlagValues(), ["main.py", *arguments]
   try:
-    yield
+    define("config", *default, flag_values=values, sys_argv=argv)
+    values(argv)
   except flags.Error as error:
     # If the config file raised, the message is a traceback: its last line is the error.
     last_line = str(error).strip().splitlines()[-1]
@@ -99,11 +83,8 @@ def _errors_as_user_errors() -> Iterator[None]:
     while isinstance(reason, Exception):  # ml_collections wraps the message in exceptions
       reason = reason.args[-1] if reason.args else type(reason).__name__
     raise UserError(f"--config: {' '.join(str(reason).split())}") from error
-
-
-def _check_repeated(values: flags.FlagValues, argv: list[str]) -> None:
-  repeatable = {name for name in values if isinstance(values[name], flags.MultiFlag)}
-  check_repeated(argv, repeatable)
+  check_repeated(argv, {name for name in values if isinstance(values[name], flags.MultiFlag)})
+  return values
 
 
 def _check_file(arguments: Sequence[str]) -> None:

@@ -12,12 +12,10 @@ import ml_collections
 import numpy as np
 import optax
 
-from u2s_jax.models import build
-from u2s_jax.models.network import Network
-from u2s_jax.run import settings
-from u2s_jax.run import state as state_lib
+from u2s_jax.models.network import U2S_FIELDS, Network, build_network, describe_architecture
+from u2s_jax.run import default_config, settings
 from u2s_jax.run.checkpoint import Checkpoints, DamagedError, abstract_state
-from u2s_jax.run.state import TrainState
+from u2s_jax.run.state import TrainState, init_stage
 from u2s_jax.run.workdir import Workdir
 from u2s_jax.runtime import devices, distributed, files, lease
 from u2s_jax.runtime.console import log
@@ -63,11 +61,8 @@ class Source:
   def map_labels_to(self, class_names: Sequence[str]) -> "Source":
     """Returns a source whose evaluation labels are indices into `class_names`.
 
-    Used to evaluate networks that were trained on other data. The data set may have fewer classes,
-    in any order.
-
-    Args:
-      class_names: classes of the networks, in the order of their outputs.
+    Used to evaluate networks that were trained on other data, whose outputs have the order of
+    `class_names`. The data set may have fewer classes, in any order.
 
     Raises:
       UserError: if the networks lack a class of the data set.
@@ -96,13 +91,8 @@ class Run:
   """A run, see `open_run`.
 
   Attributes:
-    config: see `default_config.get_config`.
     name: file name of the config, for the summary.
-    workdir: directory of the run.
-    source: source of the batches.
-    network: the networks and the preprocessing of their input.
-    stages: the training schedule.
-    checkpoints: checkpoints of the run; the caller must close them.
+    checkpoints: the caller must close them.
     tx: the optimizer.
   """
 
@@ -129,9 +119,7 @@ class Run:
     key = jax.random.fold_in(jax.random.key(self.config.seed), self.stages.index(stage))
     # Parameters do not depend on the frame size.
     shape = (1, self.config.data.num_frames, 32, 32, self.source.channels)
-    return lambda previous: state_lib.init_stage(
-      self.network.model, stage, self.tx, key, shape, previous
-    )
+    return functools.partial(init_stage, self.network.model, stage, self.tx, key, shape)
 
   def eval_shapes(self, stage_name: str) -> TrainState:
     """Returns shapes and types of a stage's state.
@@ -222,10 +210,6 @@ def open_run(
 
   Args:
     config: a config that passed `validation.check`.
-    workdir: directory of the run.
-    source: source of the batches.
-    name: file name of the config.
-    tx: the optimizer.
 
   Raises:
     UserError: if the config does not match the classes of the data set; names the field.
@@ -240,24 +224,24 @@ def open_run(
     "num_train": source.num_train,
     "channels": source.channels,
     "control": config.control,
-    **build.describe_architecture(config.model),
+    **describe_architecture(config.model),
   }
+  # Without the backbone's fields: a checkpoint lacks only those that its backbone lacks.
+  defaults = {name: default_config.get_config().model[name] for name in U2S_FIELDS}
   run = Run(
     config=config,
     name=name,
     workdir=workdir,
     source=source,
-    network=build.build_network(config, num_classes),
+    network=build_network(config, num_classes),
     stages=settings.make_schedule(config),
     checkpoints=Checkpoints(
-      workdir.checkpoints, STAGES, json.loads(json.dumps(description)), settings.describe_defaults()
+      workdir.checkpoints, STAGES, json.loads(json.dumps(description)), defaults
     ),
     tx=tx,
   )
-  if config.data.flip or any(VIEWS[config.eval.views]):
-    make_mirrored_labels(
-      num_classes, config.data.flip_label_map
-    )  # raises UserError if it is invalid
+  if config.data.flip or any(VIEWS[config.eval.views]):  # raises UserError if the map is invalid
+    make_mirrored_labels(num_classes, config.data.flip_label_map)
   return run
 
 
@@ -281,9 +265,6 @@ def training_lock(workdir: Workdir) -> Iterator[None]:
   """Prevents two runs from training in one workdir at the same time.
 
   Host 0 holds a file lock, or a lease in a bucket, for all processes of the run.
-
-  Args:
-    workdir: an existing directory.
 
   Raises:
     UserError: if another run is training in the workdir.

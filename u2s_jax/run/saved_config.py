@@ -1,5 +1,6 @@
 """Reads and writes the config of a run as JSON; checks types, since a file may be untrusted."""
 
+import functools
 import json
 import math
 from numbers import Real
@@ -7,18 +8,21 @@ from types import NoneType
 from typing import Any
 
 import ml_collections
+from flax import traverse_util
 
 from u2s_jax.run import default_config
-from u2s_jax.run.workdir import Workdir
+from u2s_jax.run.workdir import Workdir, write_json
 from u2s_jax.runtime.errors import UserError
 from u2s_jax.stages import STAGES
 
+# Nested dicts as one dict whose keys are joined by dots.
+flatten = functools.partial(traverse_util.flatten_dict, sep=".")
 TYPE_NAMES = {str: "a string", bool: "true or false", NoneType: "a value"}
 
 
 def write(workdir: Workdir, config: ml_collections.ConfigDict) -> None:
   """Writes the config of a new run."""
-  workdir.write_config(to_json(config))
+  write_json(workdir.config, to_json(config))
 
 
 def read(workdir: Workdir) -> ml_collections.ConfigDict | None:
@@ -27,21 +31,26 @@ def read(workdir: Workdir) -> ml_collections.ConfigDict | None:
   Raises:
     UserError: if the file is damaged or a field has the wrong type.
   """
-  fields = workdir.read_config()
-  if fields is None:
+  if not workdir.config.exists():
     return None
   try:
-    _check_types(fields, to_json(default_config.get_config()))
+    fields = json.loads(workdir.config.read_text())
+  except ValueError as error:
+    raise UserError(
+      f"{workdir.config}: damaged ({error}); restore it or choose another workdir"
+    ) from error
+  defaults = to_json(default_config.get_config())
+  try:
+    _check_types(fields, defaults)
   except UserError as error:
     raise UserError(f"{workdir.config}: {error}") from error
-  return ml_collections.ConfigDict(to_tuples(_complete(fields)))
+  return ml_collections.ConfigDict(to_tuples(_complete(fields, defaults)))
 
 
 def _check_types(fields: Any, defaults: Any, field: str = "") -> None:
   """Checks recursively that fields read from a file have the types of their defaults.
 
   Args:
-    fields: a section, list or single value, of JSON types.
     defaults: default of `fields`; None if it has none, as fields of other backbones.
     field: dotted name of `fields`, '' for the whole config.
 
@@ -84,23 +93,17 @@ def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
   return json.loads(config.to_json_best_effort())
 
 
-def _complete(fields: dict[str, Any]) -> dict[str, Any]:
+def _complete(saved: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
   """Returns the fields of a run with the defaults of fields that were added after it started.
 
   The default of an added field must therefore be the behaviour of earlier versions. The backbone's
   missing fields are not filled in: another backbone has other fields.
   """
-
-  def add_defaults(saved, defaults, prefix=""):
-    complete = dict(saved)
-    for key, value in defaults.items():
-      if isinstance(value, dict) and prefix + key != "model.backbone":
-        complete[key] = add_defaults(saved.get(key, {}), value, f"{prefix}{key}.")
-      else:
-        complete.setdefault(key, value)
-    return complete
-
-  return add_defaults(fields, to_json(default_config.get_config()))
+  complete = defaults | saved
+  for name, value in defaults.items():
+    if isinstance(value, dict) and name != "backbone":
+      complete[name] = _complete(saved.get(name, {}), value)
+  return complete
 
 
 def to_tuples(value: Any) -> Any:
@@ -108,11 +111,3 @@ def to_tuples(value: Any) -> Any:
   if isinstance(value, dict):
     return {key: to_tuples(item) for key, item in value.items()}
   return tuple(map(to_tuples, value)) if isinstance(value, list) else value
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Returns nested dicts as one dict whose keys are joined by dots."""
-  flat = {}
-  for key, value in tree.items():
-    flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-  return flat

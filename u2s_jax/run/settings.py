@@ -1,6 +1,5 @@
 """What a config means: its schedule, pretrained weights, and values derived from it."""
 
-import json
 import math
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -9,8 +8,7 @@ import jax
 import ml_collections
 
 from u2s_jax import stages
-from u2s_jax.models import build
-from u2s_jax.run import default_config, saved_config
+from u2s_jax.run import saved_config
 from u2s_jax.run.workdir import Workdir
 from u2s_jax.runtime import devices, files
 from u2s_jax.runtime.console import log
@@ -45,10 +43,13 @@ def make_schedule(config: ml_collections.ConfigDict) -> tuple[Stage, Stage, Stag
   Raises:
     UserError: if a field is invalid; names the field.
   """
+  specific_init = config.model.specific_init
+  if specific_init == "pretrained" and not find_pretrained_weights(config):
+    specific_init = "universal"
   return stages.make_stages(
     {name: config[name].to_dict() for name in STAGES},
     attention=config.model.attention,
-    specific_init=_resolve_specific_init(config),
+    specific_init=specific_init,
     control=config.control,
     trainable=tuple(config.trainable),
   )
@@ -58,14 +59,8 @@ def resolve_stage1_config(config: ml_collections.ConfigDict) -> ml_collections.C
   """Returns the config that stage 1 was trained with, which may be that of another run.
 
   A run with `universal.epochs` = 0 takes stage 1 from the run in `init_from`, which may have done
-  the same.
-
-  Args:
-    config: see `default_config.get_config`.
-
-  Returns:
-    A config; with `universal.epochs` = 0 if stage 1 comes from a file of weights, or from a run
-    without a saved config.
+  the same. The result also has 0 epochs if stage 1 comes from a file of weights, or from a run
+  without a saved config.
   """
   while config.init_from and config.universal.epochs == 0:
     saved = saved_config.read(Workdir.from_checkpoint_path(files.resolve_weights(config.init_from)))
@@ -76,34 +71,8 @@ def resolve_stage1_config(config: ml_collections.ConfigDict) -> ml_collections.C
 
 
 def find_pretrained_weights(config: ml_collections.ConfigDict) -> str:
-  """Returns the path, as in `init_from`, of the pretrained weights that the CSN starts from.
-
-  Args:
-    config: see `default_config.get_config`.
-
-  Returns:
-    The path of the weights that stage 1 started from; '' if stage 1 was trained from scratch.
-  """
+  """Returns the `init_from` that stage 1, and with it the CSN, started from; '' if from scratch."""
   return resolve_stage1_config(config).init_from
-
-
-def _resolve_specific_init(config: ml_collections.ConfigDict) -> str:
-  """Returns `model.specific_init`, or 'universal' if there are no pretrained weights."""
-  if config.model.specific_init == "pretrained" and not find_pretrained_weights(config):
-    return "universal"
-  return config.model.specific_init
-
-
-def describe_defaults() -> dict[str, Any]:
-  """Returns `build.describe_architecture` of the default config, in JSON types.
-
-  Backbone fields are left out: a checkpoint lacks only those that its backbone lacks.
-  """
-  description = build.describe_architecture(default_config.get_config().model)
-  description = {
-    key: value for key, value in description.items() if not key.startswith("backbone.")
-  }
-  return json.loads(json.dumps(description))
 
 
 def count_channels(config: ml_collections.ConfigDict) -> int:
@@ -116,10 +85,6 @@ def fit_devices(config: ml_collections.ConfigDict, workdir: Workdir) -> ml_colle
 
   A larger training batch scales the learning rates in proportion (the linear scaling rule). A run
   resumes with the batch size that it started with, on any number of devices.
-
-  Args:
-    config: see `default_config.get_config`; not modified.
-    workdir: directory of the run.
   """
   config = config.copy_and_resolve_references()
   num_devices, saved = jax.device_count(), saved_config.read(workdir)
@@ -135,33 +100,24 @@ def fit_devices(config: ml_collections.ConfigDict, workdir: Workdir) -> ml_colle
   if config.batch_size < 1 or parts < 1:
     return config  # `validation.check` raises
   if saved is None:
-    fitted_size = devices.fit_batch_size(config.batch_size, num_devices, parts)
-    fitted = _with_batch_size(config, fitted_size)
+    batch_size = devices.fit_batch_size(config.batch_size, num_devices, parts)
   else:
     # The config file has the original size, `saved` the one fitted to the devices of the start.
-    fitted = _with_batch_size(config, saved.batch_size)
-    if any(fitted[name].learning_rate != saved[name].learning_rate for name in STAGES):
-      return config  # a different experiment: `validation.check` raises
-  if fitted.batch_size != config.batch_size:
-    rates = ", ".join(f"{name} {fitted[name].learning_rate:g}" for name in STAGES)
-    log(
-      f"batch_size: {fitted.batch_size} instead of {config.batch_size}, to fit {num_devices}"
-      f" devices; learning rates scaled in proportion: {rates}"
-    )
-  return fitted
-
-
-def _with_batch_size(
-  config: ml_collections.ConfigDict, batch_size: int
-) -> ml_collections.ConfigDict:
-  """Returns a copy with another batch size and learning rates scaled in proportion."""
-  changed = config.copy_and_resolve_references()
+    batch_size = saved.batch_size
   if batch_size == config.batch_size:
-    return changed
-  changed.batch_size = batch_size
+    return config
+  fitted = config.copy_and_resolve_references()
+  fitted.batch_size = batch_size
   for name in STAGES:
-    changed[name].learning_rate = config[name].learning_rate * batch_size / config.batch_size
-  return changed
+    fitted[name].learning_rate = config[name].learning_rate * batch_size / config.batch_size
+  if saved and any(fitted[name].learning_rate != saved[name].learning_rate for name in STAGES):
+    return config  # a different experiment: `validation.check` raises
+  rates = ", ".join(f"{name} {fitted[name].learning_rate:g}" for name in STAGES)
+  log(
+    f"batch_size: {batch_size} instead of {config.batch_size}, to fit {num_devices} devices;"
+    f" learning rates scaled in proportion: {rates}"
+  )
+  return fitted
 
 
 def drop_late_decays(
@@ -173,7 +129,6 @@ def drop_late_decays(
   original, longer stage.
 
   Args:
-    config: see `default_config.get_config`; not modified.
     changed: dotted names of the fields that the user overrode.
   """
   config = config.copy_and_resolve_references()
@@ -195,12 +150,7 @@ def drop_late_decays(
 def describe_enlargement(
   config: ml_collections.ConfigDict, stored: Mapping[str, Any]
 ) -> str | None:
-  """Returns a note if prepared frames must be upscaled, else None.
-
-  Args:
-    config: see `default_config.get_config`.
-    stored: how the data set was prepared.
-  """
+  """Returns a note if frames prepared as `stored` says must be upscaled, else None."""
   short_edge = stored.get("short_edge", math.inf)
   if short_edge >= config.data.short_edge:
     return None

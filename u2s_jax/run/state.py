@@ -63,11 +63,7 @@ def compute_checksum(state: PyTree) -> UInt[Array, ""]:
 
 
 def select_trainable(params: PyTree, parts: Sequence[str]) -> PyTree:
-  """Returns the subtree of `params` that is trained.
-
-  Args:
-    params: parameters by subnetwork.
-    parts: see `stages.Stage.trainable`.
+  """Returns the subtree of `params` that contains the parts, see `stages.Stage.trainable`.
 
   Raises:
     UserError: if a part does not exist.
@@ -91,12 +87,7 @@ def merge_params(params: PyTree, trained: PyTree) -> PyTree:
 
 
 def scale_classifiers(tree: PyTree, rates: tuple[float, float]) -> PyTree:
-  """Returns `tree` with the leaves of all classifiers multiplied by constants.
-
-  Args:
-    tree: parameters or updates by subnetwork.
-    rates: factors of the kernel and the bias.
-  """
+  """Returns `tree` with kernels and biases of all classifiers multiplied by `rates`."""
   if tuple(rates) == (1.0, 1.0):
     return tree
   factors = dict(zip(("kernel", "bias"), rates, strict=True))
@@ -120,10 +111,7 @@ def init_stage(
   """Returns the initial state of a stage, with step 0 and zero momentum; can be jitted.
 
   Args:
-    model: the networks.
     stage: determines which subnetworks exist and which parameters have optimizer state.
-    tx: the optimizer.
-    key: random key of the initialization.
     video_shape: (n, t, h, w, c) of a batch; parameters do not depend on n, t, h, w.
     previous: final state of the stage before, whose subnetworks are kept unchanged.
 
@@ -142,12 +130,9 @@ def init_stage(
   for collection in ("params", "batch_stats"):
     trees = {name: fresh[collection][name] for name in stage.networks if name in fresh[collection]}
     known = {} if previous is None else getattr(previous, collection)
-    for name in trees:
-      if name in known:
-        trees[name] = known[name]
-      elif name == "specific" and stage.init == "universal":
-        trees[name] = known["universal"]
-    variables[collection] = trees
+    if "specific" in trees and stage.init == "universal":
+      trees["specific"] = known["universal"]
+    variables[collection] = trees | {name: known[name] for name in trees if name in known}
   trained = select_trainable(variables["params"], stage.trainable)
   return TrainState(step=jnp.zeros((), jnp.int32), momentum=tx.init(trained), csm=csm, **variables)
 
@@ -162,20 +147,12 @@ def init_stages(
   """Returns the initial state of every stage, derived from the untrained stage before it.
 
   Args:
-    model: the networks.
-    stages: the stages, in training order.
-    tx: the optimizer.
-    video_shape: see `init_stage`.
     key: initialization key; if None, only shapes and dtypes are returned.
   """
   states, previous = [], None
   for stage in stages:
-    make = functools.partial(init_stage, model, stage, tx, video_shape=video_shape)
-    if key is None:
-      previous = jax.eval_shape(
-        lambda state, make=make: make(jax.random.key(0), previous=state), previous
-      )
-    else:
-      previous = jax.jit(lambda state, make=make: make(key, previous=state))(previous)
+    any_key = jax.random.key(0) if key is None else key
+    make = functools.partial(init_stage, model, stage, tx, any_key, video_shape)
+    previous = jax.eval_shape(make, previous) if key is None else jax.jit(make)(previous)
     states.append(previous)
   return states

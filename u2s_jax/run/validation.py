@@ -1,13 +1,12 @@
 """Checks of a config: whether its values are valid, and whether they match the run."""
 
 import math
-import operator
 
 import jax
 import ml_collections
 
 from u2s_jax import csm
-from u2s_jax.models import build
+from u2s_jax.models.network import build_network
 from u2s_jax.run import checkpoint, saved_config
 from u2s_jax.run.saved_config import flatten, to_json
 from u2s_jax.run.settings import (
@@ -57,19 +56,25 @@ def check(
   Covers all sections but `data`, which `video.clips` checks.
 
   Args:
-    config: see `default_config.get_config`.
-    workdir: directory of the run; if it has a `config.json`, the config must match it.
+    workdir: if it has a `config.json`, the config must match it.
     free_fields: fields, or sections, that may differ from `config.json`.
 
   Raises:
     UserError: if a field is invalid or differs from the run; names the field.
   """
   checkpoint.check_path(workdir.checkpoints)
-  _check_positive(config)
+  fields = flatten(config.to_dict())
+  for field in POSITIVE_FIELDS:
+    if fields[field] < 1:
+      raise UserError(f"{field}: {fields[field]} must be >= 1")
   saved, is_training = saved_config.read(workdir), "eval" not in free_fields
   if is_training:
-    if saved is not None:
-      _check_saved_batch_size(saved, config.accumulate_steps, workdir)
+    unit = jax.device_count() * config.accumulate_steps
+    if saved is not None and saved.batch_size % unit:
+      raise UserError(
+        f"{workdir.config}: the batch_size {saved.batch_size} of this run is not divisible by"
+        f" {unit} (devices times accumulate_steps); use another number of devices"
+      )
     devices.check_batch_size("batch_size", config.batch_size, config.accumulate_steps)
   devices.check_batch_size("eval.batch_size", config.eval.batch_size)
   check_values(config)
@@ -98,31 +103,25 @@ def check(
 def check_values(config: ml_collections.ConfigDict) -> None:
   """Checks everything that does not depend on devices and files, except the section `data`.
 
-  Args:
-    config: see `default_config.get_config`.
-
   Raises:
     UserError: if a field is invalid; names the field.
   """
+  fields = flatten(config.to_dict())
   for field, maximum in MAX_VALUES.items():
-    section, _, name = field.rpartition(".")
-    value = operator.attrgetter(section)(config).get(name, 0) if section else config[name]
-    if value > maximum:
-      raise UserError(f"{field}: {value} is too large; the maximum is {maximum}")
+    if fields.get(field, 0) > maximum:
+      raise UserError(f"{field}: {fields[field]} is too large; the maximum is {maximum}")
   _check_pixels(config)
   _check_optimizer(config)
   make_schedule(config)
-  build.build_network(config, num_classes=1)
+  build_network(config, num_classes=1)
   _check_csm(config)
-  _check_evaluation(config)
+  _check_view_names(config.eval.views)
+  if config.eval.split not in SPLITS:
+    raise UserError(f"eval.split: {config.eval.split!r} is not one of {', '.join(SPLITS)}")
 
 
 def check_views(views: str, data: ml_collections.ConfigDict) -> None:
-  """Checks the views of an evaluation.
-
-  Args:
-    views: a value of `eval.views`.
-    data: section `data` of the config.
+  """Checks the views of an evaluation, given the section `data` of its config.
 
   Raises:
     UserError: if the views are unknown, or mirrored while classes may depend on left and right.
@@ -137,29 +136,10 @@ def check_start(config: ml_collections.ConfigDict) -> None:
   Raises:
     UserError: if `init_from` does not exist, or is missing while stage 1 is not trained.
   """
-  if config.init_from:
-    if not files.resolve_weights(config.init_from).exists():
-      raise UserError(f"init_from: {config.init_from}: no such file or directory")
-    return
-  if config.universal.epochs == 0:
+  if config.init_from and not files.resolve_weights(config.init_from).exists():
+    raise UserError(f"init_from: {config.init_from}: no such file or directory")
+  if not config.init_from and config.universal.epochs == 0:
     raise UserError("universal.epochs: 0 requires init_from, the weights of stage 1; set it")
-
-
-def _check_positive(config: ml_collections.ConfigDict) -> None:
-  for field in POSITIVE_FIELDS:
-    value = operator.attrgetter(field)(config)
-    if value < 1:
-      raise UserError(f"{field}: {value} must be >= 1")
-
-
-def _check_saved_batch_size(saved: ml_collections.ConfigDict, parts: int, workdir: Workdir) -> None:
-  """Raises UserError if the run's batch size does not fit the devices; names both numbers."""
-  unit = jax.device_count() * parts
-  if saved.batch_size % unit:
-    raise UserError(
-      f"{workdir.config}: the batch_size {saved.batch_size} of this run is not divisible by {unit}"
-      " (devices times accumulate_steps); use another number of devices"
-    )
 
 
 def _check_pixels(config: ml_collections.ConfigDict) -> None:
@@ -181,15 +161,13 @@ def _check_pixels(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_optimizer(config: ml_collections.ConfigDict) -> None:
-  momentum = config.optimizer.momentum
-  if not 0 <= momentum < 1:
-    raise UserError(f"optimizer.momentum: {momentum} must be in [0, 1)")
+  fields = flatten(config.to_dict())
+  for field in ("optimizer.momentum", "label_smoothing"):
+    if not 0 <= fields[field] < 1:
+      raise UserError(f"{field}: {fields[field]} must be in [0, 1)")
   for field in ("optimizer.weight_decay", "optimizer.clip_norm", "regularizer_weight"):
-    value = operator.attrgetter(field)(config)
-    if not 0 <= value < math.inf:  # also rejects NaN
-      raise UserError(f"{field}: {value} must be >= 0 and finite")
-  if not 0 <= config.label_smoothing < 1:
-    raise UserError(f"label_smoothing: {config.label_smoothing} must be in [0, 1)")
+    if not 0 <= fields[field] < math.inf:  # also rejects NaN
+      raise UserError(f"{field}: {fields[field]} must be >= 0 and finite")
 
 
 def _check_csm(config: ml_collections.ConfigDict) -> None:
@@ -212,12 +190,6 @@ def _check_csm(config: ml_collections.ConfigDict) -> None:
 def _check_view_names(views: str) -> None:
   if views not in VIEWS:
     raise UserError(f"eval.views: {views!r} is not one of {', '.join(VIEWS)}")
-
-
-def _check_evaluation(config: ml_collections.ConfigDict) -> None:
-  _check_view_names(config.eval.views)
-  if config.eval.split not in SPLITS:
-    raise UserError(f"eval.split: {config.eval.split!r} is not one of {', '.join(SPLITS)}")
 
 
 def _check_mirrors(views: str, data: ml_collections.ConfigDict) -> None:

@@ -1,7 +1,6 @@
 """Paths in the workdir of a run, and functions that read and write its files."""
 
 import csv
-import dataclasses
 import io
 import json
 import os
@@ -15,22 +14,45 @@ from u2s_jax.runtime.errors import UserError, escape_cell
 from u2s_jax.runtime.files import Path, atomic_open, parse_path
 
 
-@dataclasses.dataclass(frozen=True)
 class Workdir:
   """The working directory of a run, or of one of its additional evaluations.
 
   Attributes:
     root: its path, see `files.parse_path`.
+    checkpoints: directory of the Orbax checkpoints, `<stage>/<step>`.
+    config: the config that the run started with.
+    lock: lock file, held during training on a disk.
+    lease: directory of the lease, held during training in a bucket.
+    start: copy of the pretrained weights, for networks that are initialized in later stages.
+    summary: the accuracies; written last, so its existence means that the run is finished.
+    per_class: table of the accuracy of each class.
+    report: directory of the report: figures and page.
+    export: directory of the exported networks.
+    compiled: directory of the compilation cache.
+    profile: directory of the profile of a few training steps.
+    prepared: directory of the prepared data set, if the config names none.
+    videos: directory of the rendered videos, if the config names none.
   """
 
-  root: Path
+  def __init__(self, root: Path):
+    self.root = root
+    self.checkpoints = root / "checkpoints"
+    self.config = root / "config.json"
+    self.lock = root / ".lock"
+    self.lease = root / ".lease"
+    self.start = root / "start.safetensors"
+    self.summary = root / "summary.json"
+    self.per_class = root / "per_class.csv"
+    self.report = root / "report"
+    self.export = root / "export"
+    self.compiled = root / "compiled"
+    self.profile = root / "profile"
+    self.prepared = root / "prepared"
+    self.videos = root / "tiny_something"
 
   @classmethod
   def open(cls, path: str | os.PathLike[str]) -> "Workdir":
-    """Returns an existing workdir.
-
-    Args:
-      path: path given by the user, see `files.parse_path`.
+    """Returns the existing workdir of a path given by the user, see `files.parse_path`.
 
     Raises:
       UserError: if the directory does not exist.
@@ -44,71 +66,6 @@ class Workdir:
   def from_checkpoint_path(cls, path: Path) -> "Workdir":
     """Returns the workdir of a path that is either the workdir or its `checkpoints/<stage>`."""
     return cls(path.parent.parent if path.parent.name == "checkpoints" else path)
-
-  @property
-  def checkpoints(self) -> Path:
-    """Directory of the Orbax checkpoints, `<stage>/<step>`."""
-    return self.root / "checkpoints"
-
-  @property
-  def config(self) -> Path:
-    """The config that the run started with."""
-    return self.root / "config.json"
-
-  @property
-  def lock(self) -> Path:
-    """Lock file, held during training on a disk."""
-    return self.root / ".lock"
-
-  @property
-  def lease(self) -> Path:
-    """Directory of the lease, held during training in a bucket."""
-    return self.root / ".lease"
-
-  @property
-  def start(self) -> Path:
-    """Copy of the pretrained weights, for networks that are initialized in later stages."""
-    return self.root / "start.safetensors"
-
-  @property
-  def summary(self) -> Path:
-    """The accuracies; written last, so its existence means that the run is finished."""
-    return self.root / "summary.json"
-
-  @property
-  def per_class(self) -> Path:
-    """Table of the accuracy of each class."""
-    return self.root / "per_class.csv"
-
-  @property
-  def report(self) -> Path:
-    """Directory of the report: figures and page."""
-    return self.root / "report"
-
-  @property
-  def export(self) -> Path:
-    """Directory of the exported networks."""
-    return self.root / "export"
-
-  @property
-  def compiled(self) -> Path:
-    """Directory of the compilation cache."""
-    return self.root / "compiled"
-
-  @property
-  def profile(self) -> Path:
-    """Directory of the profile of a few training steps."""
-    return self.root / "profile"
-
-  @property
-  def prepared(self) -> Path:
-    """Directory of the prepared data set, if the config names none."""
-    return self.root / "prepared"
-
-  @property
-  def videos(self) -> Path:
-    """Directory of the rendered videos, if the config names none."""
-    return self.root / "tiny_something"
 
   def scores(self, split: str) -> Path:
     """Scores of a split by the full model."""
@@ -125,25 +82,6 @@ class Workdir:
   def evaluation(self, name: str) -> "Workdir":
     """Directory of an additional evaluation, with the same layout."""
     return Workdir(self.root / "eval" / name)
-
-  def read_config(self) -> dict[str, Any] | None:
-    """Reads the fields of the config that the run started with, None if there is no file.
-
-    Raises:
-      UserError: if the file is damaged.
-    """
-    if not self.config.exists():
-      return None
-    try:
-      return json.loads(self.config.read_text())
-    except ValueError as error:
-      raise UserError(
-        f"{self.config}: damaged ({error}); restore it or choose another workdir"
-      ) from error
-
-  def write_config(self, fields: dict[str, Any]) -> None:
-    """Writes the fields of the config of a new run."""
-    write_json(self.config, fields)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -167,12 +105,7 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-  """Reads arrays by name.
-
-  Raises:
-    UserError: if the file is damaged or not an NPZ file.
-    OSError: if the file cannot be read.
-  """
+  """Reads arrays by name; raises UserError if the file is damaged or not an NPZ file."""
   try:
     with np.load(io.BytesIO(path.read_bytes())) as file:
       return dict(file)

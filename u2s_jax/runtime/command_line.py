@@ -1,7 +1,6 @@
 """Parses command lines with several modes, each with its own flags."""
 
 import argparse
-import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -25,8 +24,6 @@ def parse(
   """Parses a command line `[--mode=<mode>] --workdir=<path> ...`.
 
   Args:
-    program: name shown by `--help`.
-    description: text shown by `--help`.
     argv: the arguments, without the program's name; None for those of this process.
     modes: the flags of each mode; the first mode is the default.
 
@@ -34,7 +31,9 @@ def parse(
     UserError: if a flag is unknown, belongs to another mode, or is missing, invalid or repeated.
   """
   argv = sys.argv[1:] if argv is None else argv
-  mode = _find_mode(argv, next(iter(modes)))
+  finder = _Parser(allow_abbrev=False, add_help=False)
+  finder.add_argument("--mode", nargs="?", const="", default=next(iter(modes)))
+  mode = finder.parse_known_args(argv)[0].mode  # decides what flags the parser knows
   if mode not in modes:
     raise UserError(f"--mode: {mode!r} is not one of {', '.join(modes)}")
   parser = _Parser(program, description=description, allow_abbrev=False)
@@ -53,12 +52,3 @@ def parse(
       raise UserError(f"{flag}: belongs to {' and '.join(owners)}, not to --mode={mode}")
     raise UserError(f"{flag}: unknown flag; --help lists those of --mode={mode}")
   return args
-
-
-def _find_mode(argv: Sequence[str], default: str) -> str:
-  """Returns the value of `--mode`, which decides what flags the parser knows."""
-  for argument, following in itertools.pairwise([*argv, ""]):
-    flag, has_value, value = argument.partition("=")
-    if flag == "--mode":
-      return value if has_value else following
-  return default

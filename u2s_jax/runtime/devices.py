@@ -33,10 +33,6 @@ def wait_for_host0(key: str, *, hours: int) -> None:
   """Waits until all hosts reach this barrier, for work that host 0 does alone.
 
   Unlike a collective operation, the barrier has a timeout of its own.
-
-  Args:
-    key: name of the barrier.
-    hours: timeout of the other hosts.
   """
   multihost.get_barrier_sync_fn()(key=key, timeout_ms=round(hours * 3600 * 1000))
 
@@ -65,12 +61,8 @@ def fit_batch_size(batch_size: int, devices: int, parts: int = 1) -> int:
   """Returns the smallest divisible global batch size that is at least `batch_size`.
 
   If `batch_size` is not divisible, every device gets at least two clips, which is better for batch
-  normalization and makes better use of matrix units.
-
-  Args:
-    batch_size: requested size in clips, at least 1.
-    devices: number of devices of all hosts.
-    parts: number of parts that a batch is computed in, `accumulate_steps`.
+  normalization and makes better use of matrix units. A batch is computed in `parts`, the
+  `accumulate_steps`.
   """
   unit = devices * parts
   if batch_size % unit == 0:
@@ -79,16 +71,7 @@ def fit_batch_size(batch_size: int, devices: int, parts: int = 1) -> int:
 
 
 def check_batch_size(field: str, batch_size: int, parts: int = 1) -> None:
-  """Checks that a global batch can be split evenly over the devices.
-
-  Args:
-    field: config field named in the message.
-    batch_size: global size in clips.
-    parts: number of parts that a batch is computed in, `accumulate_steps`.
-
-  Raises:
-    UserError: if it cannot; the message gives the nearest valid size.
-  """
+  """Raises UserError with the nearest valid size if the devices cannot split a batch evenly."""
   devices = jax.device_count()
   unit = devices * parts
   if batch_size <= 0 or batch_size % unit:
@@ -116,9 +99,7 @@ def is_true_on_any_process(value: bool) -> bool:
 def make_global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   """Returns global arrays, split over the devices, from this process's part of a batch.
 
-  Args:
-    batch: arrays by name; strings and objects are left out, since devices cannot hold them.
-    mesh: see `data_mesh`.
+  Strings and objects are left out, since devices cannot hold them.
   """
   return {
     key: jax.make_array_from_process_local_data(batch_sharding(mesh), value)

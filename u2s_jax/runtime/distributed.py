@@ -3,6 +3,7 @@
 JAX's coordination service sends heartbeats. If one process misses them, JAX aborts all others.
 """
 
+import contextlib
 import importlib.util
 import math
 import os
@@ -91,19 +92,16 @@ def exit_now(message: str, status: int) -> NoReturn:
 
 def has_tpu() -> bool:
   """Returns whether a TPU is attached and the package `libtpu` is installed."""
-  # Device files are no evidence: virtual machines have /dev/vfio, laptops' NPUs /dev/accel.
-  return importlib.util.find_spec("libtpu") is not None and any(
-    _is_tpu(device) for device in PCI.glob("*")
-  )
-
-
-def _is_tpu(device: pathlib.Path) -> bool:
-  """Returns whether a PCI device is Google's but not a virtual network card or disk."""
-  try:
-    vendor, kind = ((device / name).read_text().strip() for name in ("vendor", "class"))
-  except OSError:
+  if importlib.util.find_spec("libtpu") is None:
     return False
-  return vendor == GOOGLE_VENDOR and not kind.startswith(OTHER_CLASSES)
+  # Device files are no evidence: virtual machines have /dev/vfio, laptops' NPUs /dev/accel. Other
+  # PCI devices of Google are virtual network cards and disks.
+  for device in PCI.glob("*"):
+    with contextlib.suppress(OSError):
+      vendor, kind = ((device / name).read_text().strip() for name in ("vendor", "class"))
+      if vendor == GOOGLE_VENDOR and not kind.startswith(OTHER_CLASSES):
+        return True
+  return False
 
 
 def _read_number(variable: str) -> int | None:

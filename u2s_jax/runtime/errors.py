@@ -9,9 +9,6 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 INTERRUPTED = 75  # exit status after SIGTERM or SIGINT: EX_TEMPFAIL of sysexits.h
-# Seconds within which repeated signals count as one: `timeout` and some clusters send two at once.
-SIGNAL_REPEAT_SECONDS = 1.0
-
 
 # The disk is full, read-only or gone.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG)
@@ -42,14 +39,11 @@ class UserError(ValueError):
 
 
 def check_repeated(argv: Sequence[str], repeatable: Collection[str] = ()) -> None:
-  """Checks that no flag is given twice, since parsers silently use the last value.
+  """Raises UserError if a flag is given twice, since parsers silently use the last value.
 
   Args:
     argv: the command line, with the program's name first.
     repeatable: names of flags that may be repeated.
-
-  Raises:
-    UserError: if a flag is given twice.
   """
   seen = set()
   for argument in argv[1:]:

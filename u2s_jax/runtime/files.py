@@ -110,12 +110,8 @@ def resolve_weights(text: str) -> Path:
 def parse_data_dir(text: str, field: str) -> pathlib.Path:
   """Returns the path of a data set, which must be on a disk.
 
-  Args:
-    text: path given by the user.
-    field: config field or flag named in the message.
-
   Raises:
-    UserError: as `parse_local_path`; or if the path is an address.
+    UserError: as `parse_local_path`; or if the path is an address; names the field or flag.
   """
   if "://" in text:
     raise UserError(
@@ -127,11 +123,6 @@ def parse_data_dir(text: str, field: str) -> pathlib.Path:
 def is_in_bucket(path: Path) -> bool:
   """Returns whether a path is in a bucket, which has no directories, locks or renames."""
   return not isinstance(path, pathlib.Path)
-
-
-def make_absolute(path: Path) -> Path:
-  """Returns an absolute path, which does not depend on the working directory."""
-  return path if is_in_bucket(path) else path.absolute()
 
 
 def make_dir(path: Path) -> None:
@@ -165,12 +156,6 @@ def output_dir(path: Path) -> Iterator[pathlib.Path]:
   On a disk all files appear at once or not at all, however the process ends; other files in `path`
   stay. A bucket has no renames: the file that was written last is deleted first and uploaded last,
   so a reader who requires that file never sees a mix of two versions.
-
-  Args:
-    path: a directory, created if missing.
-
-  Raises:
-    OSError: if a file cannot be written.
   """
   if is_in_bucket(path):
     with tempfile.TemporaryDirectory() as name:
@@ -226,11 +211,9 @@ def _upload(folder: pathlib.Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def synced_dir(path: Path, every: float) -> Iterator[pathlib.Path]:
-  """Yields a local directory whose files are copied to `path` periodically, for files that grow.
+  """Yields a local directory whose files are copied to a bucket periodically, for files that grow.
 
-  Args:
-    path: a directory; one on a disk is yielded itself.
-    every: seconds between copies to a bucket; the last copy is made when the block exits.
+  Copies them every so many seconds, and when the block exits. A `path` on a disk is yielded itself.
   """
   if not is_in_bucket(path):
     yield path
@@ -269,9 +252,6 @@ def temp_path(path: pathlib.Path) -> pathlib.Path:
 def atomic_path(path: Path) -> Iterator[pathlib.Path]:
   """Yields a temporary path that is renamed to `path` when the block exits without an error.
 
-  Args:
-    path: a file in a directory that exists.
-
   Raises:
     OSError: if the file cannot be written, for example on a full disk; with `path` as file name.
   """
@@ -301,12 +281,7 @@ def atomic_path(path: Path) -> Iterator[pathlib.Path]:
 def atomic_open(path: Path, mode: str = "w") -> Iterator[IO]:
   """Opens a file for an atomic write: it appears complete when the block exits, or not at all.
 
-  Args:
-    path: a file; missing directories are created.
-    mode: 'w' for UTF-8 text, or 'wb'.
-
-  Raises:
-    OSError: as `atomic_path`.
+  Creates missing directories. The mode is 'w', for UTF-8 text, or 'wb'. Raises as `atomic_path`.
   """
   make_dir(path.parent)
   options = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
@@ -327,15 +302,11 @@ def sync(path: pathlib.Path) -> None:
 def file_lock(path: pathlib.Path, refusal: str) -> Iterator[None]:
   """Holds an exclusive lock; the system releases it when the process ends, for whatever reason.
 
-  Does nothing on file systems that do not support locks.
-
-  Args:
-    path: the lock file, which is created and stays; on a shared disk it locks out other hosts too.
-    refusal: message of the error if another process holds the lock.
+  The lock file is created and stays; on a shared disk it locks out other hosts too. Does nothing on
+  file systems that do not support locks.
 
   Raises:
-    UserError: if another process holds the lock.
-    OSError: if the file cannot be created.
+    UserError: with the message `refusal`, if another process holds the lock.
   """
   with open(path, "w") as file:
     try:

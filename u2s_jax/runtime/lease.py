@@ -29,13 +29,11 @@ def hold_lease(folder: epath.Path, refusal: str, on_lost: Callable[[str], None])
   """Holds the lease until the block exits.
 
   Args:
-    folder: directory of the lease's objects.
-    refusal: message of the error if another process holds the lease.
     on_lost: called from another thread with a message if another process took the lease, because
       this one was suspended or could not reach the bucket and its heartbeats timed out.
 
   Raises:
-    UserError: if another process holds the lease.
+    UserError: with the message `refusal`, if another process holds the lease.
   """
   lease = _Lease(folder)
   lease.acquire(refusal)
@@ -85,7 +83,7 @@ class _Lease:
       if newest and not self._is_free(newest):
         raise UserError(refusal)
       with contextlib.suppress(FileExistsError):  # another process was faster
-        self._store.pipe_file(self._path(newest + 1), self._content(), mode="create")
+        self._write(newest + 1, mode="create")
       # Read it back: if only the reply was lost, a retry fails although the object is ours.
       if self._read(newest + 1)["holder"] == self._holder:
         self.number = newest + 1
@@ -95,12 +93,12 @@ class _Lease:
   def renew(self) -> None:
     """Sends a heartbeat."""
     self._heartbeat += 1
-    self._store.pipe_file(self._path(self.number), self._content())
+    self._write(self.number)
 
   def release(self) -> None:
     """Marks the lease as free."""
     self._heartbeat = RELEASED
-    self._store.pipe_file(self._path(self.number), self._content())
+    self._write(self.number)
 
   def _is_free(self, number: int) -> bool:
     """Returns whether a lease was released or sends no heartbeat until the timeout."""
@@ -120,14 +118,12 @@ class _Lease:
       return False
     return current == first or current["sign"] == RELEASED
 
-  def _content(self) -> bytes:
-    return json.dumps({"holder": self._holder, "sign": self._heartbeat}).encode()
+  def _write(self, number: int, **options: str) -> None:
+    content = json.dumps({"holder": self._holder, "sign": self._heartbeat}).encode()
+    self._store.pipe_file(str(self._object(number)), content, **options)
 
   def _read(self, number: int) -> dict[str, str | int]:
     return json.loads(self._object(number).read_text())
 
   def _object(self, number: int) -> epath.Path:
     return self._folder / f"{number:08d}"
-
-  def _path(self, number: int) -> str:
-    return str(self._object(number))

@@ -15,7 +15,7 @@ def run_periodically(action: Callable[[], None], every: float) -> Iterator[None]
   An error does not stop later calls. It is printed, unless a bucket cannot be reached.
 
   Args:
-    action: function to call; the end of the block waits for a call in progress.
+    action: the end of the block waits for a call in progress.
     every: seconds to wait before each call.
   """
   stop = threading.Event()

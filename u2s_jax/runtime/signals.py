@@ -10,9 +10,9 @@ import threading
 import time
 from collections.abc import Iterator
 
-from u2s_jax.runtime.errors import SIGNAL_REPEAT_SECONDS
-
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Seconds within which repeated signals count as one: `timeout` and some clusters send two at once.
+REPEAT_SECONDS = 1.0
 _received: signal.Signals | None = None
 _received_at = 0.0  # `time.monotonic()` in seconds
 
@@ -20,10 +20,8 @@ _received_at = 0.0  # `time.monotonic()` in seconds
 class Interrupted(BaseException):
   """The process was asked to stop.
 
-  Not an `Exception`, so that handlers and retries of errors do not catch it.
-
-  Args:
-    progress: what has been saved, for the message.
+  Not an `Exception`, so that handlers and retries of errors do not catch it. The message ends with
+  `progress`, what has been saved.
   """
 
   def __init__(self, progress: str = ""):
@@ -64,5 +62,5 @@ def _on_signal(number: int, frame: object) -> None:
     _received, _received_at = signal.Signals(number), time.monotonic()
     # Not `print`: the signal may arrive while the buffer of `sys.stderr` is being written.
     os.write(2, f"{_received.name}: stopping; a second signal stops at once\n".encode())
-  elif time.monotonic() - _received_at > SIGNAL_REPEAT_SECONDS:
+  elif time.monotonic() - _received_at > REPEAT_SECONDS:
     os._exit(128 + number)

@@ -14,8 +14,7 @@ from jaxtyping import Array, Float, UInt8
 from u2s_jax.csm import CategorySimilarity
 from u2s_jax.evaluation import inference
 from u2s_jax.evaluation.scores import FUSIONS, fuse
-from u2s_jax.models.build import build_network
-from u2s_jax.models.network import Network
+from u2s_jax.models.network import Network, build_network
 from u2s_jax.run import checkpoint, saved_config, validation
 from u2s_jax.run.state import TrainState
 from u2s_jax.run.workdir import Workdir

@@ -27,7 +27,7 @@ class MaskSummary:
     """Writes an image if one is due and the model has a mask network; called on all hosts.
 
     Args:
-      step: step of the image, counted over all stages.
+      step: counted over all stages.
     """
     if "mask" not in state.params or not self._is_due(stage, int(state.step)):
       return

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from u2s_jax.run.run import Run
 from u2s_jax.runtime.console import log, log_live
 from u2s_jax.runtime.files import Path, output_dir
 from u2s_jax.stages import Stage
@@ -38,37 +39,18 @@ class Meter:
 
   Args:
     first: steps of the stage that are already done.
-    total: steps of the stage.
-    batch_size: clips per step.
-    num_train: clips per epoch.
-    step_offset: steps of the previous stages, added to the steps of the writer.
   """
 
-  def __init__(
-    self,
-    stage: Stage,
-    first: int,
-    total: int,
-    *,
-    batch_size: int,
-    num_train: int,
-    writer: MetricWriter,
-    step_offset: int = 0,
-  ):
-    self._stage, self._first, self._total = stage, first, total
-    self._batch_size, self._num_train = batch_size, num_train
-    self._writer, self._step_offset = writer, step_offset
+  def __init__(self, run: Run, stage: Stage, first: int, writer: MetricWriter):
+    self._stage, self._first, self._total = stage, first, run.count_steps(stage)
+    self._batch_size, self._num_train = run.config.batch_size, run.source.num_train
+    self._writer, self._step_offset = writer, run.count_steps_before(stage)
     self._pending: list[Mapping[str, Float[Array, ""]]] = []
     self._report: Callable[[], None] | None = None
     self.restart(first)
 
   def ends_epoch(self, step: int, every: int = 1) -> bool:
-    """Returns whether `step` ends a period of `every` epochs; the last step always does.
-
-    Args:
-      step: step of the stage, from 1.
-      every: epochs per period.
-    """
+    """Returns whether `step`, from 1, ends a period of `every` epochs; the last one always does."""
     clips = self._num_train * every
     before, after = (math.floor(k * self._batch_size / clips) for k in (step - 1, step))
     return step == self._total or after > before
@@ -140,12 +122,7 @@ class Meter:
 
 
 class Profiler:
-  """Writes one profile of a few training steps, which ui.perfetto.dev opens.
-
-  Args:
-    folder: directory of the profile, a path of `files.parse_path`.
-    enabled: whether to write a profile.
-  """
+  """Writes one profile of a few training steps to a directory, which ui.perfetto.dev opens."""
 
   def __init__(self, folder: Path, enabled: bool):
     self._folder, self._pending = folder, enabled
@@ -155,12 +132,10 @@ class Profiler:
   def after_step(
     self, step: int, first: int, total: int, metrics: Mapping[str, Float[Array, ""]]
   ) -> None:
-    """Starts or stops the profile after its first or last step.
+    """Starts or stops the profile after a step that has just been dispatched.
 
     Args:
-      step: the step that has just been dispatched.
       first: steps of the stage that were done before this process.
-      total: steps of the stage.
       metrics: outputs of the step, which are ready once the device has finished it.
     """
     if self._last is not None and step in (self._last, total):

@@ -19,8 +19,7 @@ from u2s_jax.run.workdir import Workdir
 from u2s_jax.runtime import devices, files
 from u2s_jax.runtime.console import log
 from u2s_jax.runtime.errors import UserError
-from u2s_jax.stages import STAGES, Stage
-from u2s_jax.training.schedules import Plateau
+from u2s_jax.stages import STAGES, Plateau, Stage
 
 NUM_SIMILAR = 5  # pairs of most similar classes to log
 
@@ -35,7 +34,6 @@ def begin_stage(
 
   Args:
     previous: the last state of the previous stage, None for stage 1.
-    previous_metadata: the metadata saved with it.
 
   Raises:
     UserError: if weights do not fit, a class has no clip, or a trainable part of any stage does not
@@ -48,10 +46,9 @@ def begin_stage(
   similarity = None
   if stage.name == "specific" and stage.regularized:
     similarity = compute_similarity(run, previous)
-  begin = jax.jit(
-    run.make_init(stage), out_shardings=devices.replicated_sharding(devices.data_mesh())
-  )
-  state, checksum = begin(previous), (previous_metadata or {}).get("start")
+  replicated = devices.replicated_sharding(devices.data_mesh())
+  state = jax.jit(run.make_init(stage), out_shardings=replicated)(previous)
+  checksum = (previous_metadata or {}).get("start")
   if is_first and run.config.init_from:
     state, checksum = load_pretrained(run, stage, state)
   elif is_first and "render" not in run.config.data:  # no weights suit a rendered data set
@@ -78,7 +75,6 @@ def make_metadata(
   """Returns the metadata saved with a state, JSON serializable.
 
   Args:
-    plateau: history of the validation error.
     best: top-1 accuracy of the stage's best checkpoint in percent, None if none is kept.
     validated: False if a validation is due before the next step.
   """
@@ -100,12 +96,7 @@ def load_pretrained(run: Run, stage: Stage, state: TrainState) -> tuple[TrainSta
   those of `init_from`, unless `init_from` is another run whose stage 1 is reused (0 epochs): then
   they are the weights that the other run started from.
 
-  Args:
-    stage: stage 1.
-    state: its first state, random.
-
-  Returns:
-    The state, and the checksum for `read_start`; None if the run needs no start.
+  The checksum is None if the run needs no start.
 
   Raises:
     UserError: if the weights do not fit.
@@ -143,11 +134,10 @@ def _read_origin(run: Run, state: TrainState) -> read.Weights:
 
 
 def read_start(run: Run, checksum: str | None) -> read.Weights:
-  """Returns the weights that the category-specific network starts from.
+  """Returns the weights that the category-specific network starts from, `Workdir.start`.
 
   Args:
-    checksum: checksum of `Workdir.start`; None for runs of earlier versions, which have no such
-      file: `init_from` is read again.
+    checksum: None for runs of earlier versions, which have no such file: `init_from` is read again.
 
   Raises:
     UserError: if the file is missing or differs from the one that the run wrote.
@@ -182,24 +172,21 @@ def make_target(run: Run, *, needs_classifier: bool = False) -> adapt.Target:
 
 
 def set_weights(run: Run, state: TrainState, network: str, weights: read.Weights) -> TrainState:
-  """Returns the state with pretrained weights in one of the networks.
+  """Returns the state with the weights of a one-pass model in one of the networks.
 
   Args:
     network: 'universal', including the trunk, or 'specific', which takes the weights of the
       universal network.
-    weights: the weights of a one-pass model.
 
   Raises:
     UserError: if the weights do not fit.
   """
   fitted = adapt.fit(weights, *select_one_pass(state, network), make_target(run), log)
   fitted = jax.device_put(fitted, devices.replicated_sharding(devices.data_mesh()))
-  params, batch_stats = (
-    tree if network == "universal" else {network: tree["universal"]} for tree in fitted
-  )
-  return state.replace(
-    params={**state.params, **params}, batch_stats={**state.batch_stats, **batch_stats}
-  )
+  if network == "specific":
+    fitted = ({network: tree["universal"]} for tree in fitted)
+  params, batch_stats = fitted
+  return state.replace(params=state.params | params, batch_stats=state.batch_stats | batch_stats)
 
 
 def compute_similarity(run: Run, state: TrainState) -> CategorySimilarity:
@@ -207,9 +194,6 @@ def compute_similarity(run: Run, state: TrainState) -> CategorySimilarity:
 
   Sparsity is measured on the training set, and N on the centre views of the validation split. The
   paper does not specify the split for N; training accuracy would reflect memorization.
-
-  Args:
-    state: the state after stage 1.
 
   Raises:
     UserError: if a class has no training clip.

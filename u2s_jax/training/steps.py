@@ -1,4 +1,4 @@
-"""The training step of a stage."""
+"""The training step of a stage: the loss of Eq. 3, its gradients, and SGD as in PyTorch."""
 
 import dataclasses
 import functools
@@ -8,14 +8,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Bool, Float, Integer
 
 from u2s_jax import regularizer
 from u2s_jax.models.network import Network
 from u2s_jax.run.state import TrainState, merge_params, scale_classifiers, select_trainable
 from u2s_jax.runtime import devices
 from u2s_jax.stages import STAGES, Stage
-from u2s_jax.training import losses
 
 Batch = dict[str, Array]
 Pairs = Integer[ArrayLike, "m k"]
@@ -30,7 +29,7 @@ class StepOptions:
 
   Attributes:
     regularizer_weight: lambda of Eq. 3, >= 0 (paper: 0.5).
-    label_smoothing: see `losses.cross_entropy`.
+    label_smoothing: see `cross_entropy`.
     seed: determines, together with stage and step, which channels are dropped.
     accumulate_steps: number of parts of a batch whose gradients are computed one after the other
       and added up. For BN each part is a batch; its averages are updated once per part.
@@ -42,16 +41,56 @@ class StepOptions:
   accumulate_steps: int = 1
 
 
+@functools.cache
+def sgd(
+  momentum: float, weight_decay: float, clip_norm: float = 0.0
+) -> optax.GradientTransformation:
+  """Returns the update direction of SGD: the momentum of gradient + weight_decay * parameter.
+
+  The caller multiplies it by minus the learning rate, which is outside the momentum, as in PyTorch.
+  Weight decay applies to all parameters, including those of BN, as in PyTorch.
+
+  Cached: equal arguments return the same object, so that cached jitted functions are found by it.
+
+  Args:
+    momentum: in [0, 1) (paper: 0.9).
+    weight_decay: >= 0 (paper: 1e-4).
+    clip_norm: maximum norm of the gradient of all trained parameters; 0 for no limit (paper).
+  """
+  limit = (optax.clip_by_global_norm(clip_norm),) if clip_norm else ()
+  return optax.chain(*limit, optax.add_decayed_weights(weight_decay), optax.trace(momentum))
+
+
+def cross_entropy(
+  logits: Float[Array, "n m"],
+  labels: Integer[Array, " n"],
+  valid: Bool[Array, " n"],
+  smoothing: float = 0.0,
+) -> Float[Array, ""]:
+  """Returns the mean softmax cross-entropy of the examples that are `valid`; 0 if there are none.
+
+  Args:
+    labels: class indices in [0, m); ignored where `valid` is False.
+    valid: False for padding.
+    smoothing: label smoothing in [0, 1), see `optax.smooth_labels` (paper: 0).
+  """
+  # Padding may have the label -1, for which the loss would not be finite, nor its gradient.
+  labels = jnp.where(valid, labels, 0)
+  if smoothing:
+    smooth = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
+    losses = optax.softmax_cross_entropy(logits, smooth)
+  else:
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+  return jnp.sum(jnp.where(valid, losses, 0.0)) / jnp.maximum(jnp.sum(valid), 1)
+
+
 def make_train_step(
   network: Network, stage: Stage, tx: optax.GradientTransformation, options: StepOptions
 ) -> TrainStep:
   """Returns the training step of a stage, a pure function to be jitted.
 
   Only the stage's trainable parts are differentiated and updated. BN statistics are updated in
-  subnetworks that are trainable as a whole.
-
-  Args:
-    tx: the update direction, see `optimizer.sgd`.
+  subnetworks that are trainable as a whole. `tx` is the update direction, see `sgd`.
 
   Returns:
     (state, batch, learning rate, pairs) -> (state, metrics). The batch has `video` (n, t, h, w, c)
@@ -61,7 +100,6 @@ def make_train_step(
     (fractions, of the batch, in training mode), `grad_norm` and `parameter_norm` of what is
     trained.
   """
-  has_dropout = network.model.dropout > 0
 
   def loss_fn(trained, state, batch, pairs, key):
     params = merge_params(state.params, trained)
@@ -74,12 +112,9 @@ def make_train_step(
       train=stage.trainable,
       key=key,
     )
-    metrics = {}
-    loss = 0.0
+    metrics, loss = {}, 0.0
     for name in stage.losses:
-      term = losses.cross_entropy(
-        outputs[name], batch["label"], batch["valid"], options.label_smoothing
-      )
+      term = cross_entropy(outputs[name], batch["label"], batch["valid"], options.label_smoothing)
       loss += term
       metrics[f"loss_{name}"] = term
       hits = (jnp.argmax(outputs[name], axis=-1) == batch["label"]) & batch["valid"]
@@ -97,7 +132,7 @@ def make_train_step(
   def step(state, batch, learning_rate, pairs=None):
     trained = select_trainable(state.params, stage.trainable)
     key = None
-    if has_dropout:
+    if network.model.dropout:
       # A function of seed, stage and step, so that a resumed run drops the same channels.
       key = jax.random.fold_in(jax.random.key(options.seed), STAGES.index(stage.name))
       key = jax.random.fold_in(key, state.step)

@@ -17,8 +17,8 @@ from u2s_jax.run.workdir import Workdir
 from u2s_jax.runtime import devices, distributed, signals
 from u2s_jax.runtime.console import log
 from u2s_jax.runtime.errors import UserError
-from u2s_jax.stages import BEST, STAGES, Stage
-from u2s_jax.training import optimizer, schedules, start, steps
+from u2s_jax.stages import BEST, STAGES, Plateau, Stage, learning_rate
+from u2s_jax.training import start, steps
 from u2s_jax.training.mask_summary import MaskSummary
 from u2s_jax.training.meter import Meter, MetricWriter, Profiler
 
@@ -49,7 +49,6 @@ def train(
   Args:
     config: a config that passed `validation.check`.
     writer: receives scalars and images; called on all hosts.
-    config_name: name of the config file, for the summary.
 
   Raises:
     UserError: if the data set has no training clips or differs from that of the run in `workdir`,
@@ -62,7 +61,7 @@ def train(
     raise UserError(
       f"data set {source.name}: no training clips; use it to evaluate trained runs only"
     )
-  run = open_run(config, workdir, source, config_name, optimizer.sgd(**config.optimizer))
+  run = open_run(config, workdir, source, config_name, steps.sgd(**config.optimizer))
   profiler = Profiler(workdir.profile, config.profile)
   # Closing waits for a checkpoint that is still being written, also after an exception:
   # `Interrupted` is raised right after a save has started.
@@ -101,14 +100,13 @@ def run_stage(
   Args:
     state: the first state of the stage, or the state of a checkpoint; donated.
     metadata: the metadata saved with `state`.
-    profiler: records one profile per process.
 
   Raises:
     UserError: if a loss, gradient, parameter or score is not finite.
     Interrupted: if the process receives a signal to stop; all steps are saved.
   """
   config, first, total = run.config, int(state.step), run.count_steps(stage)
-  mesh, num_train = devices.data_mesh(), run.source.num_train
+  mesh = devices.data_mesh()
   validator = Validator(run, stage, metadata, writer)
   # A state is saved before its validation, marked as not validated. If the run stopped in between,
   # the validation is repeated here, because plateau and best checkpoint depend on its result.
@@ -116,25 +114,26 @@ def run_stage(
     validator.validate(state, metadata)
   if first >= total:
     return state
-  train_step = _jit_stage_step(run, stage)
-  pairs = _replicate_pairs(state, mesh) if stage.regularized else None
-  meter = Meter(
-    stage,
-    first,
-    total,
-    batch_size=config.batch_size,
-    num_train=num_train,
-    writer=writer,
-    step_offset=run.count_steps_before(stage),
+  options = steps.StepOptions(
+    regularizer_weight=config.regularizer_weight,
+    label_smoothing=config.label_smoothing,
+    seed=config.seed,
+    accumulate_steps=config.accumulate_steps,
   )
+  train_step = steps.jit_train_step(run.network, stage, run.tx, options)
+  pairs = None
+  if stage.regularized:
+    pairs = csm.confusing_classes(state.csm.matrix)
+    pairs = jax.device_put(pairs, devices.replicated_sharding(mesh))
+  meter = Meter(run, stage, first, writer)
   log(f"stage {stage.name}: {stage.epochs:g} epochs, {total} steps of {config.batch_size} clips")
   # Batches are a function of stage and step alone, so the stream of a resumed stage continues
   # exactly where it stopped.
   batches = run.source.train_batches(run.stages.index(stage), first)
   for step in range(first + 1, total + 1):
     batch = devices.make_global_batch(next(batches), mesh)
-    epoch = (step - 1) * config.batch_size / num_train
-    rate = schedules.learning_rate(stage, epoch, validator.plateau)
+    epoch = (step - 1) * config.batch_size / run.source.num_train
+    rate = learning_rate(stage, epoch, validator.plateau)
     state, step_metrics = train_step(state, batch, rate, pairs)
     meter.add(step, step_metrics)
     profiler.after_step(step, first, total, step_metrics)
@@ -163,23 +162,6 @@ def run_stage(
   # Before the next stage saves its first state: on resume, its checkpoint would hide this stage.
   run.checkpoints.wait()
   return state
-
-
-def _jit_stage_step(run: Run, stage: Stage) -> steps.TrainStep:
-  config = run.config
-  options = steps.StepOptions(
-    regularizer_weight=config.regularizer_weight,
-    label_smoothing=config.label_smoothing,
-    seed=config.seed,
-    accumulate_steps=config.accumulate_steps,
-  )
-  return steps.jit_train_step(run.network, stage, run.tx, options)
-
-
-def _replicate_pairs(state: TrainState, mesh: jax.sharding.Mesh) -> jax.Array:
-  """Returns the confusing classes on all devices; computed once, as the CSM is fixed in a stage."""
-  pairs = csm.confusing_classes(state.csm.matrix)
-  return jax.device_put(pairs, devices.replicated_sharding(mesh))
 
 
 def save_checkpoint(
@@ -230,7 +212,7 @@ class Validator:
     self._run, self._stage, self._writer = run, stage, writer
     self._metadata = metadata
     self._mask_summary = MaskSummary(run, writer)
-    self.plateau = schedules.Plateau(**metadata["plateau"])
+    self.plateau = Plateau(**metadata["plateau"])
     self.best: float | None = metadata.get("best")
 
   def make_metadata(self, *, validated: bool) -> Metadata:
@@ -243,9 +225,7 @@ class Validator:
   def validate(self, state: TrainState, metadata: Metadata) -> None:
     """Validates a state on the centre view, updates the plateau and saves a new best checkpoint.
 
-    Args:
-      state: a state that is saved in the stage's own checkpoints.
-      metadata: the metadata saved with it.
+    State and metadata are those of one of the stage's own checkpoints.
 
     Raises:
       UserError: if a score is not finite.
@@ -261,16 +241,12 @@ class Validator:
     top1 = list(accuracies.values())[-1]  # of the merged prediction
     if stage.decay == "plateau":
       self.plateau.update(1 - top1 / 100, stage.patience)
-    if run.config.eval.keep_best and stage.name == STAGES[-1]:
-      self._keep_best(state, metadata, top1)
-
-  def _keep_best(self, state: TrainState, metadata: Metadata, top1: float) -> None:
-    if self.best is not None and top1 <= self.best:
-      return
-    self._run.checkpoints.save(BEST, int(state.step), state, metadata)
-    # Metadata of later checkpoints refers to this one as the best, so it must be complete before.
-    self._run.checkpoints.wait()
-    self.best = top1
+    keeps_best = run.config.eval.keep_best and stage.name == STAGES[-1]
+    if keeps_best and (self.best is None or top1 > self.best):
+      run.checkpoints.save(BEST, int(state.step), state, metadata)
+      # Metadata of later checkpoints refers to this one as the best, so it must be complete before.
+      run.checkpoints.wait()
+      self.best = top1
 
 
 def compute_accuracies(run: Run, state: TrainState) -> dict[str, float]:
@@ -292,11 +268,7 @@ def compute_accuracies(run: Run, state: TrainState) -> dict[str, float]:
 
 
 def _check_first_checkpoint(run: Run, stage: Stage) -> None:
-  """Checks that the first checkpoint can be restored, before hours of training depend on it.
-
-  Raises:
-    UserError: if it cannot be restored, or differs from the saved state.
-  """
+  """Raises UserError if the first checkpoint cannot be restored, before hours depend on it."""
   run.checkpoints.wait()
   try:
     run.restore(stage.name, 0)
