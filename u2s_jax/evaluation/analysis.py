@@ -36,7 +36,6 @@ def collect(
 
   Args:
     step: the step of `inference.jit_analysis_step`.
-    state: the networks.
     batches: this host's batches of the centre view, see `run.Source`.
     classes: classes whose pooled features are kept, of the first 200 clips each.
     examples: for the id of each clip whose frames and masks are kept, the classes of these masks;
@@ -77,18 +76,13 @@ def collect(
       frames = clips["video"]
       parts["mistake_id"].append(ids[i : i + 1])
       parts["mistake_still"].append(devices.read_row(frames[:, frames.shape[1] // 2], i)[None])
-  return _class_sparsity(sums) | {name: np.concatenate(values) for name, values in parts.items()}
-
-
-def _class_sparsity(sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Returns Eq. 1 by class from the sums of its counts; NaN for a class without a clip."""
   arrays = {}
   for name in ("universal", "specific"):
     if f"zeros_{name}" in sums:
       responses = sums[f"responses_{name}"][:, None]
       counts = np.where(responses, responses, np.nan)
       arrays[f"sparsity_{name}"] = (sums[f"zeros_{name}"] / counts).astype(np.float32)
-  return arrays
+  return arrays | {name: np.concatenate(values) for name, values in parts.items()}
 
 
 def _read_example(
@@ -137,12 +131,8 @@ def choose_examples(
   """Chooses one clip to show for each class of the pairs.
 
   The first clip of the class that U2S classifies correctly and the one-pass model does not; if
-  there is none, the first that U2S classifies correctly; otherwise the first.
-
-  Args:
-    pairs: from `confusing_pairs`.
-    one_pass: scores of the one-pass model.
-    final: scores of the final model, of the same clips in the same order.
+  there is none, the first that U2S classifies correctly; otherwise the first. Both scores are of
+  the same clips in the same order.
 
   Returns:
     The chosen clips' labels by their ids.
@@ -163,11 +153,6 @@ def select_mask_classes(
   """Returns the classes whose masks are shown for an example: its own, its partner, three others.
 
   The others are, outside the pair, the most similar class, the median one and the least similar.
-
-  Args:
-    label: the example's class.
-    pairs: from `confusing_pairs`.
-    similarity: from `class_similarity`.
   """
   partner = next(int(pair[pair != label][0]) for pair in pairs if label in pair)
   order = [
@@ -189,23 +174,15 @@ def join_arrays(
   Args:
     one_pass_arrays: from `collect` for the one-pass model.
     final_arrays: from `collect` for `state`.
-    pairs: from `confusing_pairs`.
-    state: the final networks.
-    class_names: in the order of the labels.
   """
   arrays = {"class_names": np.array(class_names, str), "pairs": pairs}
-  arrays |= {
-    f"{key.removesuffix('universal')}one_pass": value
-    for key, value in one_pass_arrays.items()
-    if key in ("sparsity_universal", "pooled_universal")
-  }
+  for kind in ("sparsity", "pooled"):
+    arrays[f"{kind}_one_pass"] = one_pass_arrays[f"{kind}_universal"]
   arrays |= final_arrays
   if int(state.csm.n):
-    arrays |= {
-      "csm": np.asarray(state.csm.matrix),
-      "similarity": np.asarray(state.csm.similarity),
-      "topn_accuracy": np.asarray(state.csm.topn_accuracy),
-    }
+    arrays["csm"] = np.asarray(state.csm.matrix)
+    arrays["similarity"] = np.asarray(state.csm.similarity)
+    arrays["topn_accuracy"] = np.asarray(state.csm.topn_accuracy)
   if "mask" in state.params:
     arrays["mask_kernel"] = np.asarray(state.params["mask"]["kernel"])
   return arrays
