@@ -119,24 +119,17 @@ def fuse(
 
 
 def fusions(scores: Scores) -> dict[str, dict[str, float]]:
-  """Returns the accuracies of the fusions of Table I that the available predictions allow.
-
-  Args:
-    scores: scores with a label for every clip.
-
-  Returns:
-    `metrics.summarize` (percent) by fusion, such as `"universal+specific"`, in Table I's order.
-
-  Raises:
-    ValueError: see `metrics.summarize`.
-  """
+  """Returns `metrics.summarize` of every fusion of `fuse_all`; every clip must have a label."""
   return {
     name: metrics.summarize(values, scores.labels) for name, values in fuse_all(scores).items()
   }
 
 
 def fuse_all(scores: Scores) -> dict[str, Float[np.ndarray, "n m"]]:
-  """Returns the scores of the fusions of Table I that the available predictions allow, in order."""
+  """Returns the scores of the fusions of Table I that the available predictions allow.
+
+  Keys are such as `"universal+specific"`, in Table I's order.
+  """
   return {
     "+".join(names): fuse(scores.predictions, names)
     for names in FUSIONS
@@ -163,31 +156,23 @@ def fuse_runs(
   """
   first, reference = next(iter(streams.items()))
   orders = {name: _order(name, scores, first, reference) for name, scores in streams.items()}
-  shared = [
-    name
-    for name in reference.predictions
-    if all(name in scores.predictions for scores in streams.values())
-  ]
-  if not shared:
-    raise UserError(f"{', '.join(streams)}: no prediction in common")
   fused = {}
-  for name in shared:
-    sorted_scores = {key: scores.predictions[name][orders[key]] for key, scores in streams.items()}
-    fused[name] = fuse(sorted_scores, [*streams], weights)
+  for name in reference.predictions:
+    if all(name in scores.predictions for scores in streams.values()):
+      ordered = {key: scores.predictions[name][orders[key]] for key, scores in streams.items()}
+      fused[name] = fuse(ordered, [*streams], weights)
+  if not fused:
+    raise UserError(f"{', '.join(streams)}: no prediction in common")
   return dataclasses.replace(reference, predictions=fused)
 
 
 def _order(stream: str, scores: Scores, first: str, reference: Scores) -> Integer[np.ndarray, " n"]:
-  """Returns the rows of `scores` in the reference's order.
-
-  Raises:
-    UserError: if ids, labels or classes differ.
-  """
+  """Returns the rows of `scores` in the reference's order; raises UserError if clips differ."""
   ids, counts = np.unique(scores.ids, return_counts=True)
   if (counts > 1).any():
     raise UserError(f"{stream}: the id {ids[counts > 1][0]} occurs twice; ids must be unique")
-  pairs = (((first, reference), (stream, scores)), ((stream, scores), (first, reference)))
-  for (name, present), (other_name, other) in pairs:
+  both = ((first, reference), (stream, scores))
+  for (name, present), (other_name, other) in (both, both[::-1]):
     missing = np.setdiff1d(present.ids, other.ids)
     if missing.size:
       raise UserError(
