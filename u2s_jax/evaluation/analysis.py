@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Float, Integer
 
 from u2s_jax import csm as csm_lib
 from u2s_jax.csm import CategorySimilarity
@@ -70,8 +70,13 @@ def collect(
       parts["example_id"].append(ids[i : i + 1])
       parts["example_label"].append(labels[i : i + 1])
       parts["predicted"].append(results["predicted"][i : i + 1])
-      for name, value in _read_example(clips, i, state, examples[ids[i]]).items():
-        parts[name].append(value[None])
+      for name in [name for name in ("video", "mask") if name in clips]:
+        parts[name].append(devices.read_row(clips[name], i)[None])
+      if "mask" in clips:
+        kernel, shown = state.params["mask"]["kernel"], examples[ids[i]]
+        parts["mask_classes"].append(shown[None])
+        masks = inference.read_row_masks(clips["features"], i, kernel, shown)
+        parts["class_masks"].append(masks[None])
     for i in np.flatnonzero(valid & np.isin(ids, stills)).tolist():
       frames = clips["video"]
       parts["mistake_id"].append(ids[i : i + 1])
@@ -83,19 +88,6 @@ def collect(
       counts = np.where(responses, responses, np.nan)
       arrays[f"sparsity_{name}"] = (sums[f"zeros_{name}"] / counts).astype(np.float32)
   return arrays | {name: np.concatenate(values) for name, values in parts.items()}
-
-
-def _read_example(
-  clips: Mapping[str, Array], row: int, state: TrainState, classes: Integer[np.ndarray, " k"]
-) -> dict[str, np.ndarray]:
-  """Returns the frames of one clip of a batch and, if there is a mask network, its masks."""
-  arrays = {"video": devices.read_row(clips["video"], row)}
-  if "mask" in clips:
-    kernel = state.params["mask"]["kernel"]
-    arrays["mask"] = devices.read_row(clips["mask"], row)
-    arrays["mask_classes"] = classes
-    arrays["class_masks"] = inference.read_row_masks(clips["features"], row, kernel, classes)
-  return arrays
 
 
 def class_similarity(csm: CategorySimilarity, one_pass: Scores) -> Float[np.ndarray, "m m"]:
@@ -160,29 +152,3 @@ def select_mask_classes(
   ]
   others = [order[0], order[len(order) // 2], order[-1]] if len(order) >= NUM_OTHERS else order
   return np.array([label, partner, *others], np.int32)
-
-
-def join_arrays(
-  one_pass_arrays: dict[str, np.ndarray],
-  final_arrays: dict[str, np.ndarray],
-  pairs: Integer[np.ndarray, "p 2"],
-  state: TrainState,
-  class_names: Sequence[str],
-) -> dict[str, np.ndarray]:
-  """Returns the contents of the analysis file.
-
-  Args:
-    one_pass_arrays: from `collect` for the one-pass model.
-    final_arrays: from `collect` for `state`.
-  """
-  arrays = {"class_names": np.array(class_names, str), "pairs": pairs}
-  for kind in ("sparsity", "pooled"):
-    arrays[f"{kind}_one_pass"] = one_pass_arrays[f"{kind}_universal"]
-  arrays |= final_arrays
-  if int(state.csm.n):
-    arrays["csm"] = np.asarray(state.csm.matrix)
-    arrays["similarity"] = np.asarray(state.csm.similarity)
-    arrays["topn_accuracy"] = np.asarray(state.csm.topn_accuracy)
-  if "mask" in state.params:
-    arrays["mask_kernel"] = np.asarray(state.params["mask"]["kernel"])
-  return arrays

@@ -277,7 +277,7 @@ def write_analysis(evaluation: Evaluation) -> None:
 
   Writes nothing if `eval.pairs` is 0, a clip has no label, or the file exists and is to stay.
   """
-  run, final = evaluation.run, evaluation.final
+  run, state, final = evaluation.run, evaluation.state, evaluation.final
   path = evaluation.folder.analysis(evaluation.split)
   if not run.config.eval.pairs or final.num_unknown:
     return
@@ -286,7 +286,7 @@ def write_analysis(evaluation: Evaluation) -> None:
     return
   log("computing features and masks for the report")
   count = min(run.config.eval.pairs, math.comb(len(np.unique(final.labels)), 2))
-  similarity = analysis.class_similarity(evaluation.state.csm, evaluation.one_pass)
+  similarity = analysis.class_similarity(state.csm, evaluation.one_pass)
   pairs = analysis.confusing_pairs(similarity, final.labels, count)
   step = inference.jit_analysis_step(run.network)
 
@@ -299,13 +299,17 @@ def write_analysis(evaluation: Evaluation) -> None:
     for clip_id, label in analysis.choose_examples(pairs, evaluation.one_pass, final).items()
   }
   mistakes = final.ids[results.confident_mistakes(final, analysis.MAX_MISTAKES)]
-  arrays = analysis.join_arrays(
-    collect(run.restore_one_pass()),
-    collect(evaluation.state, examples=examples, stills=mistakes.tolist()),
-    pairs,
-    evaluation.state,
-    run.source.class_names,
-  )
+  one_pass = collect(run.restore_one_pass())
+  arrays = {"class_names": np.array(run.source.class_names, str), "pairs": pairs}
+  for kind in ("sparsity", "pooled"):
+    arrays[f"{kind}_one_pass"] = one_pass[f"{kind}_universal"]
+  arrays |= collect(state, examples=examples, stills=mistakes.tolist())
+  if int(state.csm.n):
+    arrays["csm"] = np.asarray(state.csm.matrix)
+    arrays["similarity"] = np.asarray(state.csm.similarity)
+    arrays["topn_accuracy"] = np.asarray(state.csm.topn_accuracy)
+  if "mask" in state.params:
+    arrays["mask_kernel"] = np.asarray(state.params["mask"]["kernel"])
   if jax.process_index() == 0:
     if "mistake_id" in arrays:
       paths = run.source.paths(evaluation.split)
@@ -329,7 +333,14 @@ def write_results(evaluation: Evaluation, extras: dict[str, Any]) -> None:
     return
   csm = jax.device_get(evaluation.state.csm)
   summary = _summarize(evaluation, csm, extras)
-  _log_summary(summary)
+  guided, best = summary.get(results.PREDICTION_GUIDED), summary.get("best")
+  if guided:
+    log(f"{results.UPPER_BOUND}:")
+  log(results.format_fusions(summary["one_pass"], summary["predictions"]))
+  if guided:
+    log(f"with the masks of the predicted classes:\n{results.format_fusions(None, guided)}")
+  if best:
+    log(f"best checkpoint, chosen on this split: step {best['step']}, top-1 {best['top1']:.2f} %")
   rows = results.per_class(evaluation.one_pass, final, csm.matrix)
   log(f"\n{results.format_per_class(rows)}")
   if run.config.eval.classes:
@@ -358,15 +369,3 @@ def _summarize(evaluation: Evaluation, csm: Any, extras: dict[str, Any]) -> dict
   if results.PREDICTION_GUIDED in extras:
     summary["upper_bound"] = results.UPPER_BOUND
   return summary | extras
-
-
-def _log_summary(summary: dict[str, Any]) -> None:
-  """Prints Table I and, if there is one, the accuracy of the best checkpoint."""
-  guided, best = summary.get(results.PREDICTION_GUIDED), summary.get("best")
-  if guided:
-    log(f"{results.UPPER_BOUND}:")
-  log(results.format_fusions(summary["one_pass"], summary["predictions"]))
-  if guided:
-    log(f"with the masks of the predicted classes:\n{results.format_fusions(None, guided)}")
-  if best:
-    log(f"best checkpoint, chosen on this split: step {best['step']}, top-1 {best['top1']:.2f} %")

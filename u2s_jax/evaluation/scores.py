@@ -22,6 +22,7 @@ FUSIONS = (
   ("universal", "specific"),
   ("universal", "bridge", "specific"),
 )
+_REQUIRED = ("ids", "labels", "class_names")  # arrays of a file of scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Scores:
 
 def write(path: Path, scores: Scores) -> None:
   """Writes scores as an .npz file, atomically: the fields and one array per prediction."""
-  arrays = {name: getattr(scores, name) for name in ("ids", "labels", "class_names")}
+  arrays = {name: getattr(scores, name) for name in _REQUIRED}
   arrays["data_digest"] = np.array(scores.data_digest)
   workdir.write_npz(path, arrays | scores.predictions)
 
@@ -68,15 +69,13 @@ def read(path: Path) -> Scores:
     OSError: if the file cannot be read.
   """
   arrays = workdir.read_npz(path)
-  for name in ("ids", "labels", "class_names"):
+  for name in _REQUIRED:
     if name not in arrays:
       raise UserError(
         f"{path}: not a file of scores, {name!r} is missing; name one that an evaluation wrote"
       )
   return Scores(
-    ids=arrays["ids"],
-    labels=arrays["labels"],
-    class_names=arrays["class_names"],
+    **{name: arrays[name] for name in _REQUIRED},
     predictions={name: arrays[name] for name in PREDICTIONS if name in arrays},
     data_digest=str(arrays.get("data_digest", "")),
   )

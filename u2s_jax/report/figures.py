@@ -88,6 +88,11 @@ def _find_font(character: str) -> str | None:
   return next((name for name in families if ord(character) in _code_points(name)), None)
 
 
+def _subplots(size: tuple[float, float], *shape: int, **options: Any) -> tuple[Figure, Any]:
+  figure = Figure(figsize=size, layout="constrained")
+  return figure, figure.subplots(*shape, **options)
+
+
 def missing_characters(texts: Iterable[str]) -> str:
   """Returns the characters that no installed font has, for which figures show boxes."""
   return "".join(sorted({c for text in texts for c in text if _find_font(c) is None}))
@@ -136,8 +141,7 @@ def plot_training_curves(
     history: for each run, by its name, scalars by tags `<stage>/<name>`: steps, counted through all
       stages, and values. Training accuracies are fractions, validation accuracies percent.
   """
-  figure = Figure(figsize=(9, 6.5), layout="constrained")
-  axes = figure.subplots(2, 2, sharex=True)
+  figure, axes = _subplots((9, 6.5), 2, 2, sharex=True)
   panels = {
     "Loss": ["loss"],
     "Loss terms": ["loss_universal", "loss_bridge", "loss_specific", "regularizer"],
@@ -189,8 +193,7 @@ def _stage_starts(scalars: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[
 @_styled
 def plot_confusion(counts: Integer[np.ndarray, "m m"], names: Sequence[str]) -> Figure:
   """Plots the share of each class's clips (row) that are predicted as each class (column)."""
-  figure = Figure(figsize=_matrix_size(names), layout="constrained")
-  axis = figure.subplots()
+  figure, axis = _subplots(_matrix_size(names))
   shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
   _plot_matrix(axis, shares, names, "share of the class's clips", is_confusion=True)
   axis.set(xlabel="predicted class", ylabel="class")
@@ -208,8 +211,7 @@ def plot_class_accuracy(rows: Sequence[Mapping], limit: int = 40) -> Figure:
   rows = sorted((row for row in rows if row["clips"]), key=lambda row: -row["gain"])
   if len(rows) > limit:
     rows = rows[: limit // 2] + rows[-(limit // 2) :]
-  figure = Figure(figsize=(6.5, 1.2 + 0.2 * len(rows)), layout="constrained")
-  axis = figure.subplots()
+  figure, axis = _subplots((6.5, 1.2 + 0.2 * len(rows)))
   places = np.arange(len(rows))[::-1]
   before, after = (np.array([row[key] for row in rows]) for key in ("one_pass", "merged"))
   axis.hlines(places, before, after, color="grey", linewidth=1)
@@ -228,8 +230,7 @@ def plot_accuracy_against_size(sizes: Sequence[int], rows: Sequence[Mapping]) ->
   Classes without a validation clip are omitted.
   """
   known = [(size, row["merged"]) for size, row in zip(sizes, rows, strict=True) if row["clips"]]
-  figure = Figure(figsize=(5, 3.2), layout="constrained")
-  axis = figure.subplots()
+  figure, axis = _subplots((5, 3.2))
   axis.plot(*zip(*known, strict=True), "P", color=KIND_STYLES["U2S"][1])
   axis.set_xscale("log")
   axis.xaxis.set_major_formatter("{x:g}")
@@ -247,8 +248,7 @@ def plot_similarity_and_accuracy(
   Similarity (Eq. 2) and accuracy (percent) are those of the one-pass model.
   """
   width, height = _matrix_size(names)
-  figure = Figure(figsize=(2 * width, height), layout="constrained")
-  left, right = figure.subplots(1, 2)
+  figure, (left, right) = _subplots((2 * width, height), 1, 2)
   _plot_matrix(left, similarity, names, "similarity")
   x = csm_lib.mean_similarity(similarity)
   marker, color = KIND_STYLES["one-pass"]
@@ -272,8 +272,7 @@ def plot_similarity_by_features(
     similarities: Eq. 2 by kind of features: 'one-pass', 'universal', 'specific', 'U2S'.
     accuracies: top-1 accuracy by kind, percent.
   """
-  figure = Figure(figsize=(10, 4), layout="constrained")
-  left, right = figure.subplots(1, 2)
+  figure, (left, right) = _subplots((10, 4), 1, 2)
   means = mean_similarity_by_features(similarities)
   for kind, x in means.items():
     marker, color = KIND_STYLES[kind]
@@ -304,8 +303,7 @@ def mean_similarity_by_features(
 @_styled
 def plot_top_n(curve: Float[np.ndarray, " m"], n: int) -> Figure:
   """Plots the top-N accuracy of the one-pass model and the N of the CSM."""
-  figure = Figure(figsize=(5, 3), layout="constrained")
-  axis = figure.subplots()
+  figure, axis = _subplots((5, 3))
   shown = min(len(curve), max(2 * n, 10))
   axis.plot(np.arange(1, shown + 1), 100 * curve[:shown], ".-", color=COLORS[0])
   axis.axvline(n, color=COLORS[1], linestyle="--", label=f"N = {n}")
@@ -326,10 +324,8 @@ def plot_embeddings(
     features: pooled features of the clips, by the panel's title.
     names: names of the two classes by label.
   """
-  figure = Figure(figsize=(4.5 * len(features), 4), layout="constrained")
-  for axis, (title, values) in zip(
-    figure.subplots(1, len(features), squeeze=False)[0], features.items(), strict=True
-  ):
+  figure, (axes,) = _subplots((4.5 * len(features), 4), 1, len(features), squeeze=False)
+  for axis, (title, values) in zip(axes, features.items(), strict=True):
     # The perplexity, 30 by default, should not exceed (n - 1) / 3.
     perplexity = min(30.0, (len(labels) - 1) / 3)
     points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(values)
@@ -354,8 +350,8 @@ def plot_weight_similarities(
   order = np.argsort(names, kind="stable")
   names = [names[i] for i in order]
   width, height = _matrix_size(names, 0.8)
-  figure = Figure(figsize=(width * len(similarities) + 4.5, height), layout="constrained")
-  *panels, last = figure.subplots(1, len(similarities) + 1)
+  size = width * len(similarities) + 4.5, height
+  figure, (*panels, last) = _subplots(size, 1, len(similarities) + 1)
   for axis, (run, similarity) in zip(panels, similarities.items(), strict=True):
     _plot_matrix(axis, similarity[np.ix_(order, order)], names, "weight similarity")
     axis.set_title(run)
@@ -378,8 +374,7 @@ def plot_accuracy_against_n(
     one_pass: accuracies of the one-pass model, percent, drawn as lines.
   """
   order = np.argsort(n, kind="stable")
-  figure = Figure(figsize=(4.5 * len(accuracies), 3.2), layout="constrained")
-  axes = figure.subplots(1, len(accuracies), squeeze=False)[0]
+  figure, axes = _subplots((4.5 * len(accuracies), 3.2), 1, len(accuracies))
   for axis, (name, values) in zip(axes, accuracies.items(), strict=True):
     axis.plot(
       np.array(n)[order], np.array(values)[order], "o-", color=KIND_STYLES["U2S"][1], label="U2S"

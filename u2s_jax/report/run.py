@@ -28,7 +28,7 @@ class RunFiles:
     name: name of the workdir.
     one_pass: scores of the one-pass model.
     final: scores of the final model.
-    analysis: arrays of `analysis.join_arrays`; empty if the run has none.
+    analysis: arrays of `evaluate.write_analysis`; empty if the run has none.
     history: TensorBoard's scalars by tag: steps and values.
   """
 

@@ -25,9 +25,7 @@ from u2s_jax.stages import BEST, STAGES
 from u2s_jax.views import make_mirror_maps
 
 TOP = 5  # number of best classes
-# Clips that are queued on the device at a time, by platform; more would not make a CPU faster.
-CLIPS = {"cpu": 1}
-DEFAULT_CLIPS = 8
+CLIPS = 8  # queued on a device at a time; more than one would not make a CPU faster
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,13 +169,14 @@ class Scorer:
       return step(state, {"video": video, "label": jnp.zeros(len(video), int)})
 
     compiled = functools.partial(jax.jit, compiler_options=devices.get_compiler_options())
-    if jax.default_backend() == "cpu":
+    is_cpu = jax.default_backend() == "cpu"
+    self.clips = 1 if is_cpu else CLIPS
+    if is_cpu:
       # The state is a constant of the program: XLA would change the layout of argument kernels for
       # every view, which takes longer than the convolutions of one clip.
       self._program = compiled(functools.partial(score, trained.state))
     else:
       self._program = functools.partial(compiled(score), trained.state)
-    self.clips = CLIPS.get(jax.default_backend(), DEFAULT_CLIPS)
 
   def __call__(self, clips: Sequence[UInt8[np.ndarray, "v t h w c"]]) -> list[Prediction]:
     """Returns the predictions for clips; the device makes the mirrored views."""
