@@ -38,13 +38,12 @@ class Table:
   """A table of the page.
 
   Attributes:
-    columns: for each column its name and whether it holds numbers.
-    rows: cells; None is shown as a dash.
+    rows: cells, strings in columns of text; None is a missing number, shown as a dash.
     sortable: whether a click on a column's name sorts the rows.
   """
 
   caption: str
-  columns: Sequence[tuple[str, bool]]
+  columns: Sequence[str]
   rows: Sequence[Sequence[Any]]
   sortable: bool = False
 
@@ -173,8 +172,8 @@ def _summary(runs: dict[str, RunFiles]) -> Section:
   if len(runs) > 1:
     changed = differences(list(runs.values()))
     rows = [[name, *map(str, values)] for name, values in changed.items()]
-    columns = [(name, False) for name in ("Field", *runs)]
-    section.tables += [_runs_table(runs), Table("Differences of their configs", columns, rows)]
+    differing = Table("Differences of their configs", ["Field", *runs], rows)
+    section.tables += [_runs_table(runs), differing]
   return section
 
 
@@ -188,8 +187,8 @@ def _fusions_table(run: RunFiles) -> Table:
   caption = "Table I: every fusion of the predictions"
   if results.is_upper_bound(run.config):
     caption += f"; {results.UPPER_BOUND}"
-  columns = ("Top-1 (%)", "Over one-pass", "Top-5 (%)", "Mean class (%)")
-  return Table(caption, [("Prediction", False), *((name, True) for name in columns)], rows)
+  columns = ("Prediction", "Top-1 (%)", "Over one-pass", "Top-5 (%)", "Mean class (%)")
+  return Table(caption, columns, rows)
 
 
 def _runs_table(runs: dict[str, RunFiles]) -> Table:
@@ -200,8 +199,8 @@ def _runs_table(runs: dict[str, RunFiles]) -> Table:
       name += " (upper bound)"
     gain = after["top1"] - before["top1"]
     rows.append([name, before["top1"], after["top1"], gain, after["top5"]])
-  columns = ("One-pass (%)", "Merged (%)", "Gain", "Top-5 (%)")
-  return Table("Comparison of runs", [("Run", False), *((name, True) for name in columns)], rows)
+  columns = ("Run", "One-pass (%)", "Merged (%)", "Gain", "Top-5 (%)")
+  return Table("Comparison of runs", columns, rows)
 
 
 def _mistakes(run: RunFiles) -> Section | None:
@@ -257,7 +256,7 @@ def _confusion(run: RunFiles, draw: Draw) -> Section:
   table = Table(
     "Confused classes, the most frequent confusions first"
     + (f" ({MAX_CONFUSIONS} of {len(rows)})" if len(rows) > MAX_CONFUSIONS else ""),
-    [("Class", False), ("Predicted", False), ("Clips", True), ("Of", True), ("Share (%)", True)],
+    ("Class", "Predicted", "Clips", "Of", "Share (%)"),
     rows[:MAX_CONFUSIONS],
     sortable=True,
   )
@@ -271,11 +270,10 @@ def _confusion(run: RunFiles, draw: Draw) -> Section:
 
 def _classes(run: RunFiles, draw: Draw) -> Section:
   rows = run.rows()
-  columns = [("Class", False)]
-  columns += [(name, True) for name in ("Clips", "One-pass (%)", "U2S (%)", "Gain")]
+  columns = ("Class", "Clips", "One-pass (%)", "U2S (%)", "Gain")
   table = Table(
     "Top-1 accuracy of every class",
-    [*columns, ("Most confused with", False)],
+    (*columns, "Most confused with"),
     [
       [*_accuracy_cells(row), row["confused_with"]]
       for row in sorted(rows, key=lambda r: -(r["gain"] or 0))
