@@ -26,12 +26,8 @@ def upsample(
   repeated.
   """
   frames, height, width = size
-  steps = [
-    np.asarray(
-      Image.fromarray(np.asarray(step, np.float32)).resize((width, height), Image.BILINEAR)
-    )
-    for step in mask
-  ]
+  images = map(Image.fromarray, np.asarray(mask, np.float32))
+  steps = [np.asarray(image.resize((width, height), Image.BILINEAR)) for image in images]
   return np.stack([steps[k * len(mask) // frames] for k in range(frames)])
 
 

@@ -86,15 +86,12 @@ def fuse(
   names: Sequence[str],
   weights: Sequence[float | int] | None = None,
 ) -> Float[np.ndarray, "n m"]:
-  """Returns the weighted mean of predictions; the paper weighs them equally.
+  """Returns the weighted mean of predictions in float64; the paper weighs them equally.
 
   Args:
-    predictions: scores (n, m) by name, normally softmax scores; may hold further names.
+    predictions: normally softmax scores; may hold further names.
     names: names of the predictions to fuse, at least one.
     weights: one number >= 0 for each name, with a sum > 0; None weighs all equally.
-
-  Returns:
-    (n, m) float64.
 
   Raises:
     UserError: if `names` is empty or unknown, shapes differ, or weights are invalid.
@@ -146,8 +143,8 @@ def fuse_runs(
     weights: one for each run, see `fuse`.
 
   Returns:
-    The clips of the first run, in its order, with the weighted mean of the runs' scores for every
-    prediction that all runs have.
+    The first run's clips with the weighted mean of the runs' scores for every prediction that all
+    runs have.
 
   Raises:
     UserError: if an id is repeated or not in every run, labels or classes differ, the runs have no

@@ -88,7 +88,7 @@ def _find_font(character: str) -> str | None:
   return next((name for name in families if ord(character) in _code_points(name)), None)
 
 
-def _subplots(size: tuple[float, float], *shape: int, **options: Any) -> tuple[Figure, Any]:
+def _subplots(size: Sequence[float | int], *shape: int, **options: Any) -> tuple[Figure, Any]:
   figure = Figure(figsize=size, layout="constrained")
   return figure, figure.subplots(*shape, **options)
 

@@ -97,11 +97,7 @@ def format_interval(
 
 
 def progress_bar(seconds: float | None) -> tqdm.tqdm:
-  """Returns a progress bar in seconds of a video; it is shown on terminals only.
-
-  Args:
-    seconds: declared duration of the video, which may be wrong; None if it is unknown.
-  """
+  """Returns a progress bar for a video's declared duration, if known; shown on terminals only."""
   progress = "{n:.0f} s of video"
   return tqdm.tqdm(
     total=seconds,

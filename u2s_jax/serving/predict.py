@@ -169,13 +169,13 @@ class Scorer:
       return step(state, {"video": video, "label": jnp.zeros(len(video), int)})
 
     compiled = functools.partial(jax.jit, compiler_options=devices.get_compiler_options())
-    is_cpu = jax.default_backend() == "cpu"
-    self.clips = 1 if is_cpu else CLIPS
-    if is_cpu:
+    if jax.default_backend() == "cpu":
+      self.clips = 1
       # The state is a constant of the program: XLA would change the layout of argument kernels for
       # every view, which takes longer than the convolutions of one clip.
       self._program = compiled(functools.partial(score, trained.state))
     else:
+      self.clips = CLIPS
       self._program = functools.partial(compiled(score), trained.state)
 
   def __call__(self, clips: Sequence[UInt8[np.ndarray, "v t h w c"]]) -> list[Prediction]:
