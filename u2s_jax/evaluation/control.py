@@ -138,7 +138,8 @@ def _check_clips(where: str, control: Workdir, run: Workdir) -> None:
 
 def _check_stage_1(where: str, control: Workdir, run: Workdir) -> None:
   """Raises UserError if stage 1 is neither shared nor configured alike."""
-  control_scores, run_scores = (_sorted_one_pass_scores(workdir) for workdir in (control, run))
+  one_pass = [scores.read(workdir.one_pass_scores(VALIDATION_SPLIT)) for workdir in (control, run)]
+  control_scores, run_scores = (s.predictions["universal"][np.argsort(s.ids)] for s in one_pass)
   # Equal scores mean one stage 1, whichever run it was trained in; the tolerance is for evaluations
   # on other devices.
   if control_scores.shape == run_scores.shape and np.allclose(
@@ -155,9 +156,3 @@ def _check_stage_1(where: str, control: Workdir, run: Workdir) -> None:
         f"{where}: stage 1 differs: {field} is {own}, but {other} in the run; start both from one"
         " stage 1"
       )
-
-
-def _sorted_one_pass_scores(workdir: Workdir) -> np.ndarray:
-  """Reads the scores of the one-pass model, in the order of the clips' ids."""
-  one_pass = scores.read(workdir.one_pass_scores(VALIDATION_SPLIT))
-  return one_pass.predictions["universal"][np.argsort(one_pass.ids)]
