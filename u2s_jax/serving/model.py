@@ -199,7 +199,10 @@ def parse_video(file: PathLike) -> str:
 
 
 def check_windows(
-  window: float, stride: float, threshold: float = THRESHOLD, shortest: float = SHORTEST
+  window: float,
+  stride: float = STRIDE,
+  threshold: float = THRESHOLD,
+  shortest: float = SHORTEST,
 ) -> None:
   """Raises UserError if an argument of `Model.intervals` is out of range."""
   if not (0 < window < np.inf and 0 < stride < np.inf):
