@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Float, Integer
 
 from u2s_jax import csm as csm_lib
 from u2s_jax.csm import CategorySimilarity
@@ -36,7 +36,6 @@ def collect(
 
   Args:
     step: the step of `inference.jit_analysis_step`.
-    state: the networks.
     batches: this host's batches of the centre view, see `run.Source`.
     classes: classes whose pooled features are kept, of the first 200 clips each.
     examples: for the id of each clip whose frames and masks are kept, the classes of these masks;
@@ -71,37 +70,24 @@ def collect(
       parts["example_id"].append(ids[i : i + 1])
       parts["example_label"].append(labels[i : i + 1])
       parts["predicted"].append(results["predicted"][i : i + 1])
-      for name, value in _read_example(clips, i, state, examples[ids[i]]).items():
-        parts[name].append(value[None])
+      for name in [name for name in ("video", "mask") if name in clips]:
+        parts[name].append(devices.read_row(clips[name], i)[None])
+      if "mask" in clips:
+        kernel, shown = state.params["mask"]["kernel"], examples[ids[i]]
+        parts["mask_classes"].append(shown[None])
+        masks = inference.read_row_masks(clips["features"], i, kernel, shown)
+        parts["class_masks"].append(masks[None])
     for i in np.flatnonzero(valid & np.isin(ids, stills)).tolist():
       frames = clips["video"]
       parts["mistake_id"].append(ids[i : i + 1])
       parts["mistake_still"].append(devices.read_row(frames[:, frames.shape[1] // 2], i)[None])
-  return _class_sparsity(sums) | {name: np.concatenate(values) for name, values in parts.items()}
-
-
-def _class_sparsity(sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Returns Eq. 1 by class from the sums of its counts; NaN for a class without a clip."""
   arrays = {}
   for name in ("universal", "specific"):
     if f"zeros_{name}" in sums:
       responses = sums[f"responses_{name}"][:, None]
       counts = np.where(responses, responses, np.nan)
       arrays[f"sparsity_{name}"] = (sums[f"zeros_{name}"] / counts).astype(np.float32)
-  return arrays
-
-
-def _read_example(
-  clips: Mapping[str, Array], row: int, state: TrainState, classes: Integer[np.ndarray, " k"]
-) -> dict[str, np.ndarray]:
-  """Returns the frames of one clip of a batch and, if there is a mask network, its masks."""
-  arrays = {"video": devices.read_row(clips["video"], row)}
-  if "mask" in clips:
-    kernel = state.params["mask"]["kernel"]
-    arrays["mask"] = devices.read_row(clips["mask"], row)
-    arrays["mask_classes"] = classes
-    arrays["class_masks"] = inference.read_row_masks(clips["features"], row, kernel, classes)
-  return arrays
+  return arrays | {name: np.concatenate(values) for name, values in parts.items()}
 
 
 def class_similarity(csm: CategorySimilarity, one_pass: Scores) -> Float[np.ndarray, "m m"]:
@@ -137,12 +123,8 @@ def choose_examples(
   """Chooses one clip to show for each class of the pairs.
 
   The first clip of the class that U2S classifies correctly and the one-pass model does not; if
-  there is none, the first that U2S classifies correctly; otherwise the first.
-
-  Args:
-    pairs: from `confusing_pairs`.
-    one_pass: scores of the one-pass model.
-    final: scores of the final model, of the same clips in the same order.
+  there is none, the first that U2S classifies correctly; otherwise the first. Both scores are of
+  the same clips in the same order.
 
   Returns:
     The chosen clips' labels by their ids.
@@ -163,11 +145,6 @@ def select_mask_classes(
   """Returns the classes whose masks are shown for an example: its own, its partner, three others.
 
   The others are, outside the pair, the most similar class, the median one and the least similar.
-
-  Args:
-    label: the example's class.
-    pairs: from `confusing_pairs`.
-    similarity: from `class_similarity`.
   """
   partner = next(int(pair[pair != label][0]) for pair in pairs if label in pair)
   order = [
@@ -175,37 +152,3 @@ def select_mask_classes(
   ]
   others = [order[0], order[len(order) // 2], order[-1]] if len(order) >= NUM_OTHERS else order
   return np.array([label, partner, *others], np.int32)
-
-
-def join_arrays(
-  one_pass_arrays: dict[str, np.ndarray],
-  final_arrays: dict[str, np.ndarray],
-  pairs: Integer[np.ndarray, "p 2"],
-  state: TrainState,
-  class_names: Sequence[str],
-) -> dict[str, np.ndarray]:
-  """Returns the contents of the analysis file.
-
-  Args:
-    one_pass_arrays: from `collect` for the one-pass model.
-    final_arrays: from `collect` for `state`.
-    pairs: from `confusing_pairs`.
-    state: the final networks.
-    class_names: in the order of the labels.
-  """
-  arrays = {"class_names": np.array(class_names, str), "pairs": pairs}
-  arrays |= {
-    f"{key.removesuffix('universal')}one_pass": value
-    for key, value in one_pass_arrays.items()
-    if key in ("sparsity_universal", "pooled_universal")
-  }
-  arrays |= final_arrays
-  if int(state.csm.n):
-    arrays |= {
-      "csm": np.asarray(state.csm.matrix),
-      "similarity": np.asarray(state.csm.similarity),
-      "topn_accuracy": np.asarray(state.csm.topn_accuracy),
-    }
-  if "mask" in state.params:
-    arrays["mask_kernel"] = np.asarray(state.params["mask"]["kernel"])
-  return arrays

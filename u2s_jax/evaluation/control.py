@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from u2s_jax.evaluation import results, scores
 from u2s_jax.run import saved_config, settings
@@ -27,6 +28,8 @@ _INDEPENDENT_FIELDS = (
   *("model.non_local_width", "model.specific_init", "model.convolution", "model.remat"),
   *("eval.split", "eval.keep_best", "eval.every_epochs"),
 )
+# What stage 1 depends on, without the seed.
+_STAGE_1_FIELDS = ("init_from", "universal", "optimizer", "batch_size", "data", "model.backbone")
 # Fields of stages 2 and 3 that may differ as well, but are then reported.
 _RATE_FIELDS = ("learning_rate", "decay", "decay_epochs", "patience", "warmup_epochs")
 
@@ -48,14 +51,11 @@ def read(control: Workdir, run: Workdir) -> Control:
   """Reads the control of a run and checks that the two are comparable.
 
   Both must have the same backbone, input, optimizer, batch size, epochs, data set and validation
-  clips. Stage 1 must be shared or configured alike.
-
-  Args:
-    control: workdir of a finished run with `control=True`.
-    run: workdir of the finished run to compare with.
+  clips. Stage 1 must be shared or configured alike. Both runs must be finished.
 
   Raises:
-    UserError: if `control` is not such a run; names the first field that differs.
+    UserError: if `control` is not such a run with `control=True`; names the first field that
+      differs.
   """
   where = f"control {control.root}"
   control_config, run_config = saved_config.read(control), saved_config.read(run)
@@ -65,31 +65,32 @@ def read(control: Workdir, run: Workdir) -> Control:
     raise UserError(f"{where}: was not trained with control=True; name a run that was")
   control_fields, run_fields = map(_comparable_fields, (control_config, run_config))
   rates = {f"{stage}.{rate}" for stage in ("specific", "joint") for rate in _RATE_FIELDS}
-  differing = _differing_fields(control_fields, run_fields)
-  for field in differing:
+  differing = _find_differences(control_fields, run_fields)
+  for field, values in differing.items():
     if field not in rates:
       raise UserError(
-        f"{where}: {field} is {control_fields.get(field)}, but {run_fields.get(field)} in the run;"
-        " train the control with the run's setting"
+        f"{where}: {field} is {values[0]}, but {values[1]} in the run; train the control with the"
+        " run's setting"
       )
   _check_clips(where, control, run)
   _check_stage_1(where, control, run)
   summary = json.loads(control.summary.read_text())
   differing_rates = [
-    f"{field} {control_fields[field]} (the run's: {run_fields[field]})" for field in differing
+    f"{field} {own} (the run's: {other})" for field, (own, other) in differing.items()
   ]
   return Control(results.get_merged_accuracies(summary), ", ".join(differing_rates))
 
 
-def _comparable_fields(config: Any) -> dict[str, Any]:
+def _comparable_fields(config: ConfigDict) -> dict[str, Any]:
   """Returns the fields of a config that must be equal for a fair comparison, by dotted name."""
-  fields = saved_config.flatten(saved_config.to_json(config))
-  fields = {
-    field: value for field, value in fields.items() if not _is_in(field, _INDEPENDENT_FIELDS)
-  }
-  one_pass = ("trunk", "universal")
-  parts = [part for part in config.trainable if part.split("/")[0] in one_pass]
+  fields = _flatten(config)
+  parts = [part for part in config.trainable if part.split("/")[0] in ("trunk", "universal")]
+  fields = {field: fields[field] for field in fields if not _is_in(field, _INDEPENDENT_FIELDS)}
   return fields | {"trainable": sorted(parts)}
+
+
+def _flatten(config: ConfigDict) -> dict[str, Any]:
+  return saved_config.flatten(saved_config.to_json(config))
 
 
 def _is_in(field: str, names: Sequence[str]) -> bool:
@@ -97,10 +98,12 @@ def _is_in(field: str, names: Sequence[str]) -> bool:
   return any(field == name or field.startswith(f"{name}.") for name in names)
 
 
-def _differing_fields(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-  return [
-    field for field in sorted(first.keys() | second.keys()) if first.get(field) != second.get(field)
-  ]
+def _find_differences(
+  first: Mapping[str, Any], second: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+  """Returns both values of every field that differs, sorted by its name."""
+  pairs = {name: (first.get(name), second.get(name)) for name in sorted({*first, *second})}
+  return {name: values for name, values in pairs.items() if values[0] != values[1]}
 
 
 def _check_clips(where: str, control: Workdir, run: Workdir) -> None:
@@ -135,7 +138,8 @@ def _check_clips(where: str, control: Workdir, run: Workdir) -> None:
 
 def _check_stage_1(where: str, control: Workdir, run: Workdir) -> None:
   """Raises UserError if stage 1 is neither shared nor configured alike."""
-  control_scores, run_scores = (_sorted_one_pass_scores(workdir) for workdir in (control, run))
+  one_pass = [scores.read(workdir.one_pass_scores(VALIDATION_SPLIT)) for workdir in (control, run)]
+  control_scores, run_scores = (s.predictions["universal"][np.argsort(s.ids)] for s in one_pass)
   # Equal scores mean one stage 1, whichever run it was trained in; the tolerance is for evaluations
   # on other devices.
   if control_scores.shape == run_scores.shape and np.allclose(
@@ -143,28 +147,12 @@ def _check_stage_1(where: str, control: Workdir, run: Workdir) -> None:
   ):
     return
   control_fields, run_fields = (
-    _stage_1_fields(settings.resolve_stage1_config(saved_config.read(workdir)))
+    _flatten(settings.resolve_stage1_config(saved_config.read(workdir)))
     for workdir in (control, run)
   )
-  for field in _differing_fields(control_fields, run_fields):
-    raise UserError(
-      f"{where}: stage 1 differs: {field} is {control_fields.get(field)}, but"
-      f" {run_fields.get(field)} in the run; start both from one stage 1"
-    )
-
-
-def _sorted_one_pass_scores(workdir: Workdir) -> np.ndarray:
-  """Reads the scores of the one-pass model, in the order of the clips' ids."""
-  one_pass = scores.read(workdir.one_pass_scores(VALIDATION_SPLIT))
-  return one_pass.predictions["universal"][np.argsort(one_pass.ids)]
-
-
-def _stage_1_fields(config: Any) -> Mapping[str, Any]:
-  """Returns the fields that stage 1 depends on, without the seed."""
-  fields = saved_config.flatten(saved_config.to_json(config))
-  names = ("init_from", "universal", "optimizer", "batch_size", "data", "model.backbone")
-  return {
-    field: value
-    for field, value in fields.items()
-    if _is_in(field, names) and field not in settings.RESUMABLE_FIELDS
-  }
+  for field, (own, other) in _find_differences(control_fields, run_fields).items():
+    if _is_in(field, _STAGE_1_FIELDS) and field not in settings.RESUMABLE_FIELDS:
+      raise UserError(
+        f"{where}: stage 1 differs: {field} is {own}, but {other} in the run; start both from one"
+        " stage 1"
+      )

@@ -30,9 +30,7 @@ class Evaluation:
   """The results of an evaluation and where to write them.
 
   Attributes:
-    run: the evaluated run.
     folder: where the files are written: the run's workdir, or a folder below its `eval/`.
-    split: the evaluated split of the data set.
     state: the evaluated networks.
     one_pass: scores of the model after stage 1.
     final: scores of `state`.
@@ -62,13 +60,7 @@ class Evaluation:
 
 
 def score(run: Run, state: TrainState, views: str, split: str) -> Scores:
-  """Returns the scores of a split; to be called on all hosts.
-
-  Args:
-    run: provides the network and the batches.
-    state: the networks to evaluate.
-    views: a key of `views.VIEWS`.
-    split: a split of the data set.
+  """Returns the scores of a split with `views`, a key of `views.VIEWS`; called on all hosts.
 
   Raises:
     UserError: if labels guide the masks and a clip has none, or if a score is not finite.
@@ -109,11 +101,7 @@ def final_evaluation(run: Run, state: TrainState) -> None:
   log(f"evaluating, views: {run.config.eval.views}")
   final = score(run, state, run.config.eval.views, VALIDATION_SPLIT)
   one_pass = read_one_pass_scores(run)
-  evaluation = Evaluation(run, run.workdir, VALIDATION_SPLIT, state, one_pass, final, replace=True)
-  write_analysis(evaluation)
-  extras = score_extras(evaluation)
-  if jax.process_index() == 0:
-    write_results(evaluation, extras)
+  _write(Evaluation(run, run.workdir, VALIDATION_SPLIT, state, one_pass, final, replace=True))
 
 
 def evaluate_latest(
@@ -131,8 +119,7 @@ def evaluate_latest(
 
   Args:
     config: checked by `validation.check`.
-    root: the run's workdir.
-    source: the batches; of any data set whose classes are some or all of the run's.
+    source: any data set whose classes are some or all of the run's.
     config_name: name of the config's file, for the summary.
     tx: the optimizer, whose state is part of the checkpoint.
 
@@ -150,13 +137,10 @@ def evaluate_latest(
   with contextlib.closing(run.checkpoints):
     evaluation = _score_latest(run, record.get("data_digest"))
     _log_differences(evaluation)
-    write_analysis(evaluation)
-    extras = score_extras(evaluation)
-    if jax.process_index() == 0:
-      path = evaluation.folder.one_pass_scores(evaluation.split)
-      if evaluation.should_write(path):
-        scores.write(path, evaluation.one_pass)
-      write_results(evaluation, extras)
+    path = evaluation.folder.one_pass_scores(evaluation.split)
+    if jax.process_index() == 0 and evaluation.should_write(path):
+      scores.write(path, evaluation.one_pass)
+    _write(evaluation)
 
 
 def _score_latest(run: Run, trained_digest: str | None) -> Evaluation:
@@ -187,23 +171,17 @@ def _score_latest(run: Run, trained_digest: str | None) -> Evaluation:
 def _is_own_data(run: Run, final: Scores, trained_digest: str | None) -> bool:
   """Returns whether the evaluated data set is the one that the run was trained on.
 
-  Args:
-    run: the run, with the evaluated source.
-    final: scores of the evaluated split.
-    trained_digest: digest of the training data. If it is empty or None, as in checkpoints of
-      earlier versions, ids and labels are compared with the run's scores; without such scores the
-      answer is True.
+  Checkpoints of earlier versions have no digest: ids and labels are compared with the run's scores
+  instead; without such scores the answer is True.
   """
   if trained_digest and run.source.digest:
     return trained_digest == run.source.digest
   path = run.workdir.scores(run.config.eval.split)
   if not path.exists():
     path = run.workdir.one_pass_scores(run.config.eval.split)
-  if not path.exists():
-    return True
   try:
     known = scores.read(path)
-  except UserError:  # damaged: it is about to be replaced
+  except (UserError, FileNotFoundError):  # if damaged, it is about to be replaced
     return True
   return np.array_equal(known.ids, final.ids) and np.array_equal(known.labels, final.labels)
 
@@ -213,7 +191,7 @@ def _results_folder(run: Run, stage_name: str, step: int, is_own: bool, final: S
 
   The name is the data set's, followed by what else differs from the run's own evaluation: a split
   other than validation, the checkpoint of an unfinished run, masks (`csm.selection`, `csm.guide`).
-  The digest is the data set's, eight digits.
+  The digest is the data set's, eight digits; if it has none, that of its clips.
   """
   config, saved = run.config, saved_config.read(run.workdir) or run.config
   split, views = config.eval.split, config.eval.views
@@ -226,15 +204,11 @@ def _results_folder(run: Run, stage_name: str, step: int, is_own: bool, final: S
   if is_own and not differing and views == saved.eval.views:
     return run.workdir
   name = "_".join([run.source.name, *differing])
-  return run.workdir.evaluation(f"{name}-{_digest(run.source, final)}-{views}")
-
-
-def _digest(source: Source, final: Scores) -> str:
-  """Returns eight digits that identify a data set: of its own digest, or of its clips."""
-  if source.digest:
-    return source.digest[:8]
-  clips = [final.class_names.tolist(), final.ids.tolist(), final.labels.tolist()]
-  return hashlib.sha256(json.dumps(clips).encode()).hexdigest()[:8]
+  digest = run.source.digest
+  if not digest:
+    clips = [final.class_names.tolist(), final.ids.tolist(), final.labels.tolist()]
+    digest = hashlib.sha256(json.dumps(clips).encode()).hexdigest()
+  return run.workdir.evaluation(f"{name}-{digest[:8]}-{views}")
 
 
 def _log_differences(evaluation: Evaluation) -> None:
@@ -243,13 +217,9 @@ def _log_differences(evaluation: Evaluation) -> None:
   if evaluation.should_write(path):
     return
   known, new = scores.read(path).predictions, evaluation.final.predictions
-  is_same = known.keys() == new.keys() and all(
-    np.array_equal(known[name], new[name]) for name in known
-  )
-  log(
-    f"{path}: already exists with "
-    + ("the same scores" if is_same else "other scores; delete it to write the new ones")
-  )
+  is_same = known.keys() == new.keys() and all(np.array_equal(known[k], new[k]) for k in known)
+  which = "the same scores" if is_same else "other scores; delete it to write the new ones"
+  log(f"{path}: already exists with {which}")
 
 
 def read_one_pass_scores(run: Run) -> Scores:
@@ -266,47 +236,40 @@ def read_one_pass_scores(run: Run) -> Scores:
   return one_pass
 
 
-def score_extras(evaluation: Evaluation) -> dict[str, Any]:
-  """Returns the entries of a summary that need further passes over the split.
-
-  Returns:
-    `best`, the accuracies of the checkpoint that `eval.keep_best` kept, and, if labels select the
-    masks, `results.PREDICTION_GUIDED`, accuracies without their help. Either may be missing.
-  """
+def _write(evaluation: Evaluation) -> None:
+  """Computes and writes all results; to be called on all hosts."""
   run = evaluation.run
-  extras = {
-    "best": score_best(run) if evaluation.folder == run.workdir else None,
-    results.PREDICTION_GUIDED: score_guided(run, evaluation.state, evaluation.split),
-  }
-  return {name: value for name, value in extras.items() if value is not None}
+  write_analysis(evaluation)
+  extras = _score_best(run) if evaluation.folder == run.workdir else {}
+  extras |= _score_guided(run, evaluation.state, evaluation.split)
+  if jax.process_index() == 0:
+    write_results(evaluation, extras)
 
 
-def score_best(run: Run) -> dict[str, Any] | None:
-  """Returns the summary of the checkpoint that `eval.keep_best` kept; None if there is none."""
+def _score_best(run: Run) -> dict[str, Any]:
+  """Returns the entry `best` of a summary: of the checkpoint that `eval.keep_best` kept, if any."""
   best = run.restore_best()
   if best is None:
-    return None
+    return {}
   step, state = best
   log(f"evaluating the best checkpoint, step {step}, views: {run.config.eval.views}")
   best_scores = score(run, state, run.config.eval.views, VALIDATION_SPLIT)
-  accuracies = metrics.summarize(best_scores.merged, best_scores.labels)
-  guided = score_guided(run, state, VALIDATION_SPLIT)
-  guided = {} if guided is None else {results.PREDICTION_GUIDED: guided}
-  return {"stage": STAGES[-1], "step": step, "chosen_on": VALIDATION_SPLIT, **accuracies, **guided}
+  entry = {"stage": STAGES[-1], "step": step, "chosen_on": VALIDATION_SPLIT}
+  entry |= metrics.summarize(best_scores.merged, best_scores.labels)
+  return {"best": entry | _score_guided(run, state, VALIDATION_SPLIT)}
 
 
-def score_guided(run: Run, state: TrainState, split: str) -> dict[str, dict[str, float]] | None:
-  """Returns accuracies with the masks of the predicted classes, as a clip without a label has them.
+def _score_guided(run: Run, state: TrainState, split: str) -> dict[str, Any]:
+  """Returns the entry `results.PREDICTION_GUIDED` of a summary if labels select the masks.
 
-  Returns:
-    As `scores.fusions`; None if the run's own masks are already those of the predicted classes.
+  It holds the accuracies with the masks of the predicted classes, which a clip without a label has.
   """
   if not is_upper_bound(run, state):
-    return None
+    return {}
   log("evaluating with the masks of the predicted classes, as for clips without a label")
   network = dataclasses.replace(run.network, guide="prediction")
-  guided = dataclasses.replace(run, network=network)
-  return scores.fusions(score(guided, state, run.config.eval.views, split))
+  guided = score(dataclasses.replace(run, network=network), state, run.config.eval.views, split)
+  return {results.PREDICTION_GUIDED: scores.fusions(guided)}
 
 
 def write_analysis(evaluation: Evaluation) -> None:
@@ -314,7 +277,7 @@ def write_analysis(evaluation: Evaluation) -> None:
 
   Writes nothing if `eval.pairs` is 0, a clip has no label, or the file exists and is to stay.
   """
-  run, final = evaluation.run, evaluation.final
+  run, state, final = evaluation.run, evaluation.state, evaluation.final
   path = evaluation.folder.analysis(evaluation.split)
   if not run.config.eval.pairs or final.num_unknown:
     return
@@ -323,7 +286,7 @@ def write_analysis(evaluation: Evaluation) -> None:
     return
   log("computing features and masks for the report")
   count = min(run.config.eval.pairs, math.comb(len(np.unique(final.labels)), 2))
-  similarity = analysis.class_similarity(evaluation.state.csm, evaluation.one_pass)
+  similarity = analysis.class_similarity(state.csm, evaluation.one_pass)
   pairs = analysis.confusing_pairs(similarity, final.labels, count)
   step = inference.jit_analysis_step(run.network)
 
@@ -336,13 +299,17 @@ def write_analysis(evaluation: Evaluation) -> None:
     for clip_id, label in analysis.choose_examples(pairs, evaluation.one_pass, final).items()
   }
   mistakes = final.ids[results.confident_mistakes(final, analysis.MAX_MISTAKES)]
-  arrays = analysis.join_arrays(
-    collect(run.restore_one_pass()),
-    collect(evaluation.state, examples=examples, stills=mistakes.tolist()),
-    pairs,
-    evaluation.state,
-    run.source.class_names,
-  )
+  one_pass = collect(run.restore_one_pass())
+  arrays = {"class_names": np.array(run.source.class_names, str), "pairs": pairs}
+  for kind in ("sparsity", "pooled"):
+    arrays[f"{kind}_one_pass"] = one_pass[f"{kind}_universal"]
+  arrays |= collect(state, examples=examples, stills=mistakes.tolist())
+  if int(state.csm.n):
+    arrays["csm"] = np.asarray(state.csm.matrix)
+    arrays["similarity"] = np.asarray(state.csm.similarity)
+    arrays["topn_accuracy"] = np.asarray(state.csm.topn_accuracy)
+  if "mask" in state.params:
+    arrays["mask_kernel"] = np.asarray(state.params["mask"]["kernel"])
   if jax.process_index() == 0:
     if "mistake_id" in arrays:
       paths = run.source.paths(evaluation.split)
@@ -354,8 +321,7 @@ def write_results(evaluation: Evaluation, extras: dict[str, Any]) -> None:
   """Writes scores and, if all labels are known, accuracies; prints them. Only for host 0.
 
   Args:
-    evaluation: the results to write.
-    extras: further entries of the summary, from `score_extras`.
+    extras: further entries of the summary.
   """
   run, folder, final = evaluation.run, evaluation.folder, evaluation.final
   path = folder.scores(evaluation.split)
@@ -367,7 +333,14 @@ def write_results(evaluation: Evaluation, extras: dict[str, Any]) -> None:
     return
   csm = jax.device_get(evaluation.state.csm)
   summary = _summarize(evaluation, csm, extras)
-  _log_summary(summary)
+  guided, best = summary.get(results.PREDICTION_GUIDED), summary.get("best")
+  if guided:
+    log(f"{results.UPPER_BOUND}:")
+  log(results.format_fusions(summary["one_pass"], summary["predictions"]))
+  if guided:
+    log(f"with the masks of the predicted classes:\n{results.format_fusions(None, guided)}")
+  if best:
+    log(f"best checkpoint, chosen on this split: step {best['step']}, top-1 {best['top1']:.2f} %")
   rows = results.per_class(evaluation.one_pass, final, csm.matrix)
   log(f"\n{results.format_per_class(rows)}")
   if run.config.eval.classes:
@@ -396,15 +369,3 @@ def _summarize(evaluation: Evaluation, csm: Any, extras: dict[str, Any]) -> dict
   if results.PREDICTION_GUIDED in extras:
     summary["upper_bound"] = results.UPPER_BOUND
   return summary | extras
-
-
-def _log_summary(summary: dict[str, Any]) -> None:
-  """Prints Table I and, if there is one, the accuracy of the best checkpoint."""
-  guided, best = summary.get(results.PREDICTION_GUIDED), summary.get("best")
-  if guided:
-    log(f"{results.UPPER_BOUND}:")
-  log(results.format_fusions(summary["one_pass"], summary["predictions"]))
-  if guided:
-    log(f"with the masks of the predicted classes:\n{results.format_fusions(None, guided)}")
-  if best:
-    log(f"best checkpoint, chosen on this split: step {best['step']}, top-1 {best['top1']:.2f} %")

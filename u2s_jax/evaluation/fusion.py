@@ -6,7 +6,6 @@
 """
 
 import argparse
-import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -32,45 +31,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
   check_repeated(sys.argv if arguments is None else ["", *arguments])
   paths = [files.parse_path(path) for path in args.scores]
   out = files.parse_local_path(args.out) if args.out else None
-  streams, fused = fuse_files(paths, args.weights, out)
+  if out and out.exists():
+    raise UserError(f"{out}: already exists; choose another file")
+  if args.weights and len(args.weights) != len(paths):
+    raise UserError(
+      f"weights: {len(args.weights)} for {len(paths)} files of scores; give one for each file"
+    )
+  streams = {str(path): scores_lib.read(path) for path in paths}
+  if len(streams) < len(paths):
+    raise UserError("scores: a file is given twice; give it once")
+  fused = scores_lib.fuse_runs(streams, args.weights)
   if out:
+    scores_lib.write(out, fused)
     print(f"written: {out}")
   if fused.num_unknown:
     print("some clips have no label: no accuracies")
     return
   print_accuracies(streams, fused, args.weights or [1.0] * len(streams))
-
-
-def fuse_files(
-  paths: Sequence[files.Path], weights: Sequence[float] | None, out: pathlib.Path | None
-) -> tuple[dict[str, Scores], Scores]:
-  """Reads scores of several runs and fuses them.
-
-  Args:
-    paths: files of scores.
-    weights: one number >= 0 for each file; None weighs all equally.
-    out: new file for the fused scores; None writes none.
-
-  Returns:
-    The scores by path, and the fused scores.
-
-  Raises:
-    UserError: if `out` exists, or files or weights do not match.
-    OSError: if a file cannot be read or written.
-  """
-  if out and out.exists():
-    raise UserError(f"{out}: already exists; choose another file")
-  if weights and len(weights) != len(paths):
-    raise UserError(
-      f"weights: {len(weights)} for {len(paths)} files of scores; give one for each file"
-    )
-  streams = {str(path): scores_lib.read(path) for path in paths}
-  if len(streams) < len(paths):
-    raise UserError("scores: a file is given twice; give it once")
-  fused = scores_lib.fuse_runs(streams, weights)
-  if out:
-    scores_lib.write(out, fused)
-  return streams, fused
 
 
 def print_accuracies(streams: dict[str, Scores], fused: Scores, weights: Sequence[float]) -> None:

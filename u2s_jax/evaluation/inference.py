@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,6 @@ def make_score_step(network: Network, mirrors: Sequence[tuple[int, ...] | None])
   """Returns a function that computes the scores of a batch.
 
   Args:
-    network: the networks and their masks.
     mirrors: one entry per view: None, or for a mirrored view the class that each class turns into,
       by which its scores are mapped back. The k-th mirrored view is the k-th crop, mirrored on the
       device.
@@ -64,18 +63,14 @@ def make_score_step(network: Network, mirrors: Sequence[tuple[int, ...] | None])
     labels = [label if mirror is None else jnp.asarray(mirror)[label] for mirror in columns]
     views = jnp.asarray(crop_of_view), jnp.asarray(is_mirrored), jnp.stack(labels)
     by_view = jax.lax.map(one_view, views)
-    return {
-      name: jnp.mean(
-        jnp.stack(
-          [
-            scores[i] if mirror is None else scores[i][:, mirror]
-            for i, mirror in enumerate(columns)
-          ]
-        ),
-        axis=0,
-      )
-      for name, scores in by_view.items()
-    }
+
+    def average(scores):
+      mapped = [
+        scores[i] if mirror is None else scores[i][:, mirror] for i, mirror in enumerate(columns)
+      ]
+      return jnp.mean(jnp.stack(mapped), axis=0)
+
+    return {name: average(scores) for name, scores in by_view.items()}
 
   return step
 
@@ -99,8 +94,8 @@ def make_analysis_step(network: Network) -> AnalysisStep:
     results, clips = {"predicted": jnp.argmax(outputs["universal"], axis=-1)}, {"video": video}
     for name in ("universal", "specific"):
       if f"{name}_features" in outputs:
-        zeros, responses = _zero_responses(outputs[f"{name}_features"])
-        results |= {f"zeros_{name}": zeros, f"responses_{name}": responses}
+        counts = _zero_responses(outputs[f"{name}_features"])
+        results |= {f"{key}_{name}": values for key, values in counts.items()}
     results |= {f"pooled_{name}": values for name, values in _pooled(outputs).items()}
     if "mask" in outputs:
       clips["mask"] = outputs["mask"][..., 0].astype(jnp.float32)
@@ -113,12 +108,9 @@ def make_analysis_step(network: Network) -> AnalysisStep:
 def make_feature_step(network: Network) -> Callable[[TrainState, Array], dict[str, Array]]:
   """Returns a function that computes the pooled features that the classifiers read.
 
-  Args:
-    network: the networks and their masks; guided by the universal network's prediction.
-
   Returns:
     (state, video (n, t, h, w, c) uint8) -> 'universal' (n, c) and, after stage 1, 'specific', the
-    latter masked.
+    latter masked. The masks must be guided by the universal network's prediction.
   """
 
   def step(state, video):
@@ -139,8 +131,7 @@ def make_sparsity_step(network: Network) -> Step:
 
   def step(state, batch):
     outputs, _ = network(state.params, state.batch_stats, state.csm, batch["video"][:, 0])
-    zeros, responses = _zero_responses(outputs["universal_features"])
-    return {"zeros": zeros, "responses": responses}
+    return _zero_responses(outputs["universal_features"])
 
   return step
 
@@ -148,12 +139,10 @@ def make_sparsity_step(network: Network) -> Step:
 def make_predict_step(network: Network) -> Callable[[TrainState, Array], dict[str, Array]]:
   """Returns a function that computes scores and masks of clips.
 
-  Args:
-    network: the networks and their masks; guided by the universal network's prediction.
-
   Returns:
     (state, video (n, t, h, w, c) uint8) -> softmax scores (n, m) for each prediction and, with a
-    mask network, `mask` (n, t', h', w').
+    mask network, `mask` (n, t', h', w'). The masks must be guided by the universal network's
+    prediction.
   """
 
   def step(state, video):
@@ -178,12 +167,10 @@ def _pooled(outputs: dict[str, Array]) -> dict[str, Float[Array, "n c"]]:
   return pooled
 
 
-def _zero_responses(
-  features: Float[Array, "n t h w c"],
-) -> tuple[Integer[Array, "n c"], Integer[Array, " n"]]:
+def _zero_responses(features: Float[Array, "n t h w c"]) -> dict[str, Integer[Array, "n ..."]]:
   """Returns the number of zero responses of each clip and channel, and of all of a channel."""
   responses = jnp.full(len(features), math.prod(features.shape[1:4]), jnp.int32)
-  return csm_lib.count_zeros(features), responses
+  return {"zeros": csm_lib.count_zeros(features), "responses": responses}
 
 
 @functools.lru_cache(maxsize=8)
@@ -205,11 +192,7 @@ def jit_analysis_step(network: Network) -> AnalysisStep:
     results, clips = step(state, batch)
     return results | _identity(batch), clips
 
-  return jax.jit(
-    run,
-    out_shardings=(devices.replicated_sharding(mesh), devices.batch_sharding(mesh)),
-    compiler_options=devices.get_compiler_options(),
-  )
+  return _jit(run, (devices.replicated_sharding(mesh), devices.batch_sharding(mesh)))
 
 
 @functools.lru_cache(maxsize=8)
@@ -224,11 +207,12 @@ def _jit_replicated(step: Step) -> Step:
   def run(state, batch):
     return step(state, batch) | _identity(batch)
 
-  return jax.jit(
-    run,
-    out_shardings=devices.replicated_sharding(devices.data_mesh()),
-    compiler_options=devices.get_compiler_options(),
-  )
+  return _jit(run, devices.replicated_sharding(devices.data_mesh()))
+
+
+def _jit(function: Callable, out_shardings: Any) -> Callable:
+  options = devices.get_compiler_options()
+  return jax.jit(function, out_shardings=out_shardings, compiler_options=options)
 
 
 def _identity(batch: Batch) -> Batch:
@@ -242,11 +226,7 @@ def _row_masks_program() -> Callable[..., Float[Array, "t h w k"]]:
     clip = devices.take_row(features, row)[None]
     return class_masks(clip, kernel[:, classes])[0].astype(jnp.float32)
 
-  return jax.jit(
-    masks,
-    out_shardings=devices.replicated_sharding(devices.data_mesh()),
-    compiler_options=devices.get_compiler_options(),
-  )
+  return _jit(masks, devices.replicated_sharding(devices.data_mesh()))
 
 
 def read_row_masks(
@@ -261,7 +241,6 @@ def read_row_masks(
     features: output of `jit_analysis_step`, sharded over the devices.
     row: index of the clip in the batch.
     kernel: the mask network's.
-    classes: indices of the classes.
   """
   # How XLA's matrix product on CPUs rounds depends on the width modulo 16. Padded to the M classes'
   # width modulo 16, the masks have the very bits that a product with all M classes would give.
@@ -275,12 +254,7 @@ def iterate_outputs(
   state: TrainState,
   batches: Iterable[dict[str, np.ndarray]],
 ) -> Iterator[T]:
-  """Applies a step to all batches of a split.
-
-  Args:
-    step: a jitted step of this module.
-    state: the networks.
-    batches: this host's batches, see `run.Source`.
+  """Applies a jitted step of this module to this host's batches of a split.
 
   Yields:
     For each batch the step's results, on the device, with `label`, `valid` and the encoded `id`.
@@ -310,16 +284,11 @@ def score(
   batches: Iterable[dict[str, np.ndarray]],
   class_names: Sequence[str],
 ) -> Scores:
-  """Returns the scores of all clips of a split.
+  """Returns the scores of all clips of a split; raises like `iterate_outputs`.
 
   Args:
     step: the step of `jit_score_step`.
-    state: the networks.
     batches: this host's batches: `video` (b, crops, t, h, w, c) uint8, `label`, `valid`, `id`.
-    class_names: in the order of the labels.
-
-  Raises:
-    UserError: if an id is longer than 256 bytes.
   """
   parts = []
   for results in iterate_outputs(step, state, batches):

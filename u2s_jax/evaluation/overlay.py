@@ -1,32 +1,15 @@
 """Draws masks over their frames, as strips and looping clips (Fig. 5 and 6)."""
 
-import base64
 import io
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-# Matplotlib's colour map 'inferno' (CC0): 256 colours of RGB bytes, from dark to bright. A copy, so
-# that training does not import Matplotlib.
-COLOURS = np.frombuffer(
-  base64.b64decode(
-    "AAAEAQAFAQEGAQEIAgEKAgIMAgIOAwIQBAMSBAMUBQQXBgQZBwUbCAUdCQYfCgciCwckDAgmDQgpDgkrEAktEQowEgoy"
-    "FAs0FQs3Fgs5GAw8GQw+GwxBHAxDHgxFHwxIIQxKIwxMJAxPJgxRKAtTKQtVKwtXLQtZLwpbMQpcMgpeNApfNglhOAli"
-    "OQljOwlkPQllPglmQApnQgpoRApoRQppRwtqSQtqSgxrTAxrTQ1sTw1sUQ5sUg5tVA9tVQ9tVxBuWRBuWhFuXBJuXRJu"
-    "XxNuYRNuYhRuZBVuZRVuZxZuaRZuahdubBhubRhubxlucRluchpudBpudRtudxxteBxteh1tfB1tfR5tfx5sgB9sgiBs"
-    "hCBrhSFrhyFriCJqiiJqjCNpjSNpjyRpkCVokiVokyZnlSZnlydmmCdmmihlmylknSlknypjoCpjoitioyxhpSxgpi1g"
-    "qC5fqS5eqy9erTBdrjBcsDFbsTJaszJatDNZtjRYtzVXuTVWujZVvDdUvThTvzlSwDpRwTpQwztPxDxOxj1Nxz5MyD9L"
-    "ykBKy0FJzEJIzkNHz0RG0EVF0kZE00dD1EhC1UpB10s/2Ew+2U092k4821A73VE63lI431M34FU24VY14lc041kz5Fox"
-    "5Vww5l0v514u6GAt6WEr6mMq62Qp62Yo7Gcm7Wkl7mok72wj724h8G8g8XEf8XMd8nQc83Yb83gZ9HkY9XsX9X0V9n4U"
-    "9oAT94IS94QQ+IUP+IcO+IkM+YsL+YwK+Y4J+pAI+pIH+pQH+5YG+5cG+5kG+5sG+50H/J8H/KEI/KMJ/KUK/KYM/KgN"
-    "/KoP/KwR/K4S/LAU/LIW/LQY+7Ya+7gd+7of+7wh+74j+sAm+sIo+sQq+sYt+ccv+cky+cs1+M03+M8699E999NA9tVD"
-    "9tdG9dlJ9dtM9N1P9N9T9OFW8+Na8+Vd8uZh8uhl8upp8ext8e1x8e918fF58vJ98vSC8/WG8/aK9PiO9fmS9vqW+Pua"
-    "+fyd+v2h/P+k"
-  ),
-  np.uint8,
-).reshape(256, 3)
+# Matplotlib's colour map 'inferno', from dark to bright, without importing Matplotlib.
+COLOURS = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[None], cv2.COLORMAP_INFERNO)[0, :, ::-1]
 OPACITY = 0.5  # of a mask without negative values
 # For a mask with negative values: a colour for each sign, and the opacity where it is largest.
 POSITIVE, NEGATIVE = np.array([255, 140, 0]), np.array([30, 110, 255])
@@ -43,12 +26,8 @@ def upsample(
   repeated.
   """
   frames, height, width = size
-  steps = [
-    np.asarray(
-      Image.fromarray(np.asarray(step, np.float32)).resize((width, height), Image.BILINEAR)
-    )
-    for step in mask
-  ]
+  images = map(Image.fromarray, np.asarray(mask, np.float32))
+  steps = [np.asarray(image.resize((width, height), Image.BILINEAR)) for image in images]
   return np.stack([steps[k * len(mask) // frames] for k in range(frames)])
 
 
@@ -72,10 +51,6 @@ def blend(
   A mask without negative values is dark where it is lowest and bright where it is highest. A mask
   with negative values is orange where it is positive and blue where it is negative, with an opacity
   proportional to its magnitude. A constant mask changes nothing, as it weighs all places equally.
-
-  Args:
-    video: the network's input before normalisation.
-    mask: mask of a feature map.
   """
   frames = to_rgb(video)
   low, high = float(mask.min()), float(mask.max())
@@ -106,7 +81,7 @@ def draw_strip(
   Args:
     rows: clips of equal size and length.
     count: the maximum number of frames in a row.
-    height: height of a frame in pixels.
+    height: of a frame, pixels.
   """
   frames, h, w = rows[0].shape[:3]
   count = min(count, frames)
@@ -121,13 +96,7 @@ def draw_strip(
 
 
 def loop(clip: UInt8[np.ndarray, "t h w 3"], height: int = 168, frame_ms: int = 200) -> bytes:
-  """Returns the clip as a looping animated WebP; the last frame is shown for a second.
-
-  Args:
-    clip: the frames.
-    height: height of the image in pixels.
-    frame_ms: duration of a frame in milliseconds.
-  """
+  """Returns the clip as a looping animated WebP of `height` pixels, the last frame for a second."""
   width = round(clip.shape[2] * height / clip.shape[1])
   images = [Image.fromarray(frame).resize((width, height), Image.BICUBIC) for frame in clip]
   durations = [frame_ms] * (len(images) - 1) + [1000]

@@ -28,8 +28,6 @@ def summarize(
   """Returns accuracies in percent, the CSM's statistics and the numbers of parameters.
 
   Args:
-    one_pass: scores of the model after stage 1.
-    final: scores of the final model.
     csm: the final CSM, as NumPy arrays.
     parameters: number of parameters by subnetwork.
   """
@@ -50,7 +48,7 @@ def summarize(
 
 def get_merged_accuracies(summary: dict[str, Any]) -> dict[str, float]:
   """Returns the accuracies of the merged prediction from a summary of `summarize`."""
-  return _last(summary["predictions"])
+  return list(summary["predictions"].values())[-1]  # the last fusion is of all predictions
 
 
 def is_upper_bound(config: Mapping[str, Any]) -> bool:
@@ -61,19 +59,11 @@ def is_upper_bound(config: Mapping[str, Any]) -> bool:
 def get_guided_accuracies(summary: Mapping[str, Any]) -> dict[str, float] | None:
   """Returns the accuracies of the merged prediction with the masks of the predicted classes.
 
-  Args:
-    summary: summary of a run that is an upper bound, or its entry for the best checkpoint.
-
-  Returns:
-    As `get_merged_accuracies`; None if the summary lacks them, as those of earlier versions do.
+  The summary is that of an upper bound, or its entry for the best checkpoint. Returns None if it
+  lacks them, as those of earlier versions do.
   """
   guided = summary.get(PREDICTION_GUIDED)
-  return guided and _last(guided)
-
-
-def _last(fusions: Mapping[str, dict[str, float]]) -> dict[str, float]:
-  """Returns the last entry of `scores.fusions`: all predictions merged."""
-  return list(fusions.values())[-1]
+  return guided and get_merged_accuracies({"predictions": guided})
 
 
 def count_average_confusing(matrix: Num[np.ndarray, "m m"]) -> float:
@@ -92,11 +82,7 @@ def confident_mistakes(scores: Scores, count: int) -> Integer[np.ndarray, " k"]:
   """Returns the rows of misclassified clips, the most confident mistakes first.
 
   Confidence is the margin of the merged prediction's class over the label's class. The first clips
-  are thus the most likely to be mislabelled.
-
-  Args:
-    scores: scores with a label for every clip.
-    count: the maximum number of rows.
+  are thus the most likely to be mislabelled. Every clip must have a label.
   """
   merged, rows = scores.merged, np.arange(len(scores.labels))
   margin = merged.max(1) - merged[rows, scores.labels]
@@ -105,11 +91,9 @@ def confident_mistakes(scores: Scores, count: int) -> Integer[np.ndarray, " k"]:
 
 
 def per_class(one_pass: Scores, final: Scores, csm: Num[np.ndarray, "m m"]) -> list[Row]:
-  """Returns one row of accuracies for each class.
+  """Returns one row of accuracies for each class; both scores are of the same clips.
 
   Args:
-    one_pass: scores of the model after stage 1.
-    final: scores of the final model, of the same clips.
     csm: binary CSM; the 1s of column i are the confusing classes of class i.
 
   Returns:
@@ -161,30 +145,24 @@ def format_per_class(rows: list[Row]) -> str:
       [
         _shorten(row["class"]),
         str(row["clips"]),
-        *(f"{row[key]:.2f}" if row["clips"] else "-" for key in ("one_pass", "merged")),
-        f"{row['gain']:+.2f}" if row["clips"] else "-",
+        *_accuracy_cells(row),
         f"{_shorten(other)} {count}".strip(),
       ]
     )
   return format_table(header, cells, [str.ljust] + [str.rjust] * 4 + [str.ljust])
 
 
-def format_gains(rows: list[Row], class_names: Sequence[str]) -> str:
-  """Returns Table IV of the paper for a terminal: one-pass, U2S and the gain.
+def _accuracy_cells(row: Row) -> list[str]:
+  """Returns one-pass and merged accuracy and the gain, dashes for a class without a clip."""
+  if not row["clips"]:
+    return ["-"] * 3
+  return [f"{row['one_pass']:.2f}", f"{row['merged']:.2f}", f"{row['gain']:+.2f}"]
 
-  Args:
-    rows: rows of `per_class`.
-    class_names: names of the classes to show, in this order.
-  """
+
+def format_gains(rows: list[Row], class_names: Sequence[str]) -> str:
+  """Returns Table IV of the paper for a terminal: one-pass, U2S and the gain of some classes."""
   by_name = {row["class"]: row for row in rows}
-  cells = []
-  for name in class_names:
-    row = by_name[name]
-    formats = {"one_pass": "{:.2f}", "merged": "{:.2f}", "gain": "{:+.2f}"}
-    cells.append(
-      [_shorten(name)]
-      + ["-" if row[key] is None else text.format(row[key]) for key, text in formats.items()]
-    )
+  cells = [[_shorten(name), *_accuracy_cells(by_name[name])] for name in class_names]
   header = ["Action", "One-pass", "U2S", "Improved"]
   return format_table(header, cells, [str.ljust] + [str.rjust] * 3)
 
@@ -197,9 +175,6 @@ def format_fusions(
   Args:
     one_pass: accuracies of the one-pass model from `metrics.summarize`; None omits its row.
     fused: accuracies from `scores.fusions`; rows follow Table I, missing fusions are omitted.
-
-  Returns:
-    ASCII lines of equal width, without a trailing newline.
   """
   predictions = FUSIONS[-1]
   header = [name.capitalize() for name in predictions]
@@ -223,15 +198,10 @@ def format_table(
   rows: Sequence[Sequence[str]],
   align: Sequence[Callable[[str, int], str]],
 ) -> str:
-  """Returns a table for a terminal.
+  """Returns a table for a terminal: header, rule and rows of equal width, no trailing newline.
 
   Args:
-    header: names of the columns.
-    rows: one cell per column.
     align: `str.ljust`, `str.center` or `str.rjust` for each column.
-
-  Returns:
-    Lines of equal width: header, rule, rows; without a trailing newline.
   """
   widths = [max(map(_display_width, column)) for column in zip(header, *rows, strict=True)]
   rule = ["-" * width for width in widths]

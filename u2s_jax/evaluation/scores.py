@@ -22,6 +22,7 @@ FUSIONS = (
   ("universal", "specific"),
   ("universal", "bridge", "specific"),
 )
+_REQUIRED = ("ids", "labels", "class_names")  # arrays of a file of scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Scores:
 
 def write(path: Path, scores: Scores) -> None:
   """Writes scores as an .npz file, atomically: the fields and one array per prediction."""
-  arrays = {name: getattr(scores, name) for name in ("ids", "labels", "class_names")}
+  arrays = {name: getattr(scores, name) for name in _REQUIRED}
   arrays["data_digest"] = np.array(scores.data_digest)
   workdir.write_npz(path, arrays | scores.predictions)
 
@@ -68,15 +69,13 @@ def read(path: Path) -> Scores:
     OSError: if the file cannot be read.
   """
   arrays = workdir.read_npz(path)
-  for name in ("ids", "labels", "class_names"):
+  for name in _REQUIRED:
     if name not in arrays:
       raise UserError(
         f"{path}: not a file of scores, {name!r} is missing; name one that an evaluation wrote"
       )
   return Scores(
-    ids=arrays["ids"],
-    labels=arrays["labels"],
-    class_names=arrays["class_names"],
+    **{name: arrays[name] for name in _REQUIRED},
     predictions={name: arrays[name] for name in PREDICTIONS if name in arrays},
     data_digest=str(arrays.get("data_digest", "")),
   )
@@ -87,15 +86,12 @@ def fuse(
   names: Sequence[str],
   weights: Sequence[float | int] | None = None,
 ) -> Float[np.ndarray, "n m"]:
-  """Returns the weighted mean of predictions; the paper weighs them equally.
+  """Returns the weighted mean of predictions in float64; the paper weighs them equally.
 
   Args:
-    predictions: scores (n, m) by name, normally softmax scores; may hold further names.
+    predictions: normally softmax scores; may hold further names.
     names: names of the predictions to fuse, at least one.
     weights: one number >= 0 for each name, with a sum > 0; None weighs all equally.
-
-  Returns:
-    (n, m) float64.
 
   Raises:
     UserError: if `names` is empty or unknown, shapes differ, or weights are invalid.
@@ -119,24 +115,17 @@ def fuse(
 
 
 def fusions(scores: Scores) -> dict[str, dict[str, float]]:
-  """Returns the accuracies of the fusions of Table I that the available predictions allow.
-
-  Args:
-    scores: scores with a label for every clip.
-
-  Returns:
-    `metrics.summarize` (percent) by fusion, such as `"universal+specific"`, in Table I's order.
-
-  Raises:
-    ValueError: see `metrics.summarize`.
-  """
+  """Returns `metrics.summarize` of every fusion of `fuse_all`; every clip must have a label."""
   return {
     name: metrics.summarize(values, scores.labels) for name, values in fuse_all(scores).items()
   }
 
 
 def fuse_all(scores: Scores) -> dict[str, Float[np.ndarray, "n m"]]:
-  """Returns the scores of the fusions of Table I that the available predictions allow, in order."""
+  """Returns the scores of the fusions of Table I that the available predictions allow.
+
+  Keys are such as `"universal+specific"`, in Table I's order.
+  """
   return {
     "+".join(names): fuse(scores.predictions, names)
     for names in FUSIONS
@@ -154,8 +143,8 @@ def fuse_runs(
     weights: one for each run, see `fuse`.
 
   Returns:
-    The clips of the first run, in its order, with the weighted mean of the runs' scores for every
-    prediction that all runs have.
+    The first run's clips with the weighted mean of the runs' scores for every prediction that all
+    runs have.
 
   Raises:
     UserError: if an id is repeated or not in every run, labels or classes differ, the runs have no
@@ -163,31 +152,23 @@ def fuse_runs(
   """
   first, reference = next(iter(streams.items()))
   orders = {name: _order(name, scores, first, reference) for name, scores in streams.items()}
-  shared = [
-    name
-    for name in reference.predictions
-    if all(name in scores.predictions for scores in streams.values())
-  ]
-  if not shared:
-    raise UserError(f"{', '.join(streams)}: no prediction in common")
   fused = {}
-  for name in shared:
-    sorted_scores = {key: scores.predictions[name][orders[key]] for key, scores in streams.items()}
-    fused[name] = fuse(sorted_scores, [*streams], weights)
+  for name in reference.predictions:
+    if all(name in scores.predictions for scores in streams.values()):
+      ordered = {key: scores.predictions[name][orders[key]] for key, scores in streams.items()}
+      fused[name] = fuse(ordered, [*streams], weights)
+  if not fused:
+    raise UserError(f"{', '.join(streams)}: no prediction in common")
   return dataclasses.replace(reference, predictions=fused)
 
 
 def _order(stream: str, scores: Scores, first: str, reference: Scores) -> Integer[np.ndarray, " n"]:
-  """Returns the rows of `scores` in the reference's order.
-
-  Raises:
-    UserError: if ids, labels or classes differ.
-  """
+  """Returns the rows of `scores` in the reference's order; raises UserError if clips differ."""
   ids, counts = np.unique(scores.ids, return_counts=True)
   if (counts > 1).any():
     raise UserError(f"{stream}: the id {ids[counts > 1][0]} occurs twice; ids must be unique")
-  pairs = (((first, reference), (stream, scores)), ((stream, scores), (first, reference)))
-  for (name, present), (other_name, other) in pairs:
+  both = ((first, reference), (stream, scores))
+  for (name, present), (other_name, other) in (both, both[::-1]):
     missing = np.setdiff1d(present.ids, other.ids)
     if missing.size:
       raise UserError(

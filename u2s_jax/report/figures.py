@@ -4,13 +4,13 @@ Every `plot_*` function returns a `Figure`; `save` writes it. Colours suit colou
 every series also has its own marker or line style.
 """
 
-import contextlib
 import functools
 import io
 import itertools
 import pathlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -35,6 +35,7 @@ KIND_STYLES = {
   "U2S": ("+", "#0072b2"),
 }
 LINES = ("-", "--", ":", "-.")
+MEAN_SIMILARITY = "mean similarity with the other classes (Eq. 7)"
 MAX_NAMES = 40  # classes up to which an axis shows their names
 STYLE = {
   "text.color": INK,
@@ -80,15 +81,16 @@ def _code_points(family: str) -> frozenset[int]:
 
 @functools.cache
 def _find_font(character: str) -> str | None:
-  """Returns an installed font family that has a character.
-
-  Returns:
-    The family's name; "" if the default font has the character, None if no font has it.
-  """
+  """Returns an installed font family with a character; "" for the default font, None for none."""
   if not character.isprintable() or ord(character) in _code_points("DejaVu Sans"):
     return ""
   families = sorted(font_manager.get_font_names())
   return next((name for name in families if ord(character) in _code_points(name)), None)
+
+
+def _subplots(size: Sequence[float | int], *shape: int, **options: Any) -> tuple[Figure, Any]:
+  figure = Figure(figsize=size, layout="constrained")
+  return figure, figure.subplots(*shape, **options)
 
 
 def missing_characters(texts: Iterable[str]) -> str:
@@ -96,26 +98,25 @@ def missing_characters(texts: Iterable[str]) -> str:
   return "".join(sorted({c for text in texts for c in text if _find_font(c) is None}))
 
 
-@contextlib.contextmanager
-def _without_glyph_warnings() -> Iterator[None]:
-  """Suppresses matplotlib's warning for each missing glyph; the report logs them in one line."""
-  with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
-    yield
-
-
 def save(figure: Figure, path: pathlib.Path) -> None:
   """Writes `<path>.png` on white and `<path>.svg` with a transparent background."""
-  with matplotlib.rc_context(STYLE), _without_glyph_warnings():
-    figure.savefig(path.with_suffix(".png"), dpi=150, facecolor="white")
+  png = _render(figure, path.name, format="png", dpi=150, facecolor="white")
+  path.with_suffix(".png").write_bytes(png)
   path.with_suffix(".svg").write_text(render_svg(figure, path.name), encoding="utf-8")
 
 
 def render_svg(figure: Figure, name: str, transparent: bool = True) -> str:
   """Returns a figure as SVG, deterministic for the same figure and name."""
-  file = io.StringIO()
-  with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}), _without_glyph_warnings():
-    figure.savefig(file, format="svg", transparent=transparent, metadata={"Date": None})
+  options = {"transparent": transparent, "metadata": {"Date": None}}
+  return _render(figure, name, format="svg", **options).decode()
+
+
+def _render(figure: Figure, name: str, **options: Any) -> bytes:
+  file = io.BytesIO()
+  with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}), warnings.catch_warnings():
+    # One warning for each missing glyph; the report logs them in one line.
+    warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+    figure.savefig(file, **options)
   return file.getvalue()
 
 
@@ -140,8 +141,7 @@ def plot_training_curves(
     history: for each run, by its name, scalars by tags `<stage>/<name>`: steps, counted through all
       stages, and values. Training accuracies are fractions, validation accuracies percent.
   """
-  figure = Figure(figsize=(9, 6.5), layout="constrained")
-  axes = figure.subplots(2, 2, sharex=True)
+  figure, axes = _subplots((9, 6.5), 2, 2, sharex=True)
   panels = {
     "Loss": ["loss"],
     "Loss terms": ["loss_universal", "loss_bridge", "loss_specific", "regularizer"],
@@ -193,14 +193,10 @@ def _stage_starts(scalars: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[
 @_styled
 def plot_confusion(counts: Integer[np.ndarray, "m m"], names: Sequence[str]) -> Figure:
   """Plots the share of each class's clips (row) that are predicted as each class (column)."""
-  figure = Figure(figsize=_matrix_size(names), layout="constrained")
-  axis = figure.subplots()
+  figure, axis = _subplots(_matrix_size(names))
   shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-  image = axis.imshow(shares, cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
-  _label_classes(axis, names, both=True)
-  axis.set_xlabel("predicted class")
-  axis.set_ylabel("class")
-  figure.colorbar(image, label="share of the class's clips", shrink=0.7)
+  _plot_matrix(axis, shares, names, "share of the class's clips", is_confusion=True)
+  axis.set(xlabel="predicted class", ylabel="class")
   return figure
 
 
@@ -215,39 +211,31 @@ def plot_class_accuracy(rows: Sequence[Mapping], limit: int = 40) -> Figure:
   rows = sorted((row for row in rows if row["clips"]), key=lambda row: -row["gain"])
   if len(rows) > limit:
     rows = rows[: limit // 2] + rows[-(limit // 2) :]
-  figure = Figure(figsize=(6.5, 1.2 + 0.2 * len(rows)), layout="constrained")
-  axis = figure.subplots()
+  figure, axis = _subplots((6.5, 1.2 + 0.2 * len(rows)))
   places = np.arange(len(rows))[::-1]
   before, after = (np.array([row[key] for row in rows]) for key in ("one_pass", "merged"))
   axis.hlines(places, before, after, color="grey", linewidth=1)
   axis.plot(before, places, "^", color=KIND_STYLES["one-pass"][1], label="one-pass")
   axis.plot(after, places, "P", color=KIND_STYLES["U2S"][1], label="U2S")
   axis.set_yticks(places, [_shorten(row["class"]) for row in rows], fontsize=7)
-  axis.set_xlabel("top-1 accuracy (%)")
-  axis.set_xlim(-2, 102)
-  axis.margins(y=0.02)
+  axis.set(xlabel="top-1 accuracy (%)", xlim=(-2, 102), ymargin=0.02)
   figure.legend(loc="outside upper right", ncols=2)
   return figure
 
 
 @_styled
 def plot_accuracy_against_size(sizes: Sequence[int], rows: Sequence[Mapping]) -> Figure:
-  """Plots each class's accuracy against its number of training clips.
+  """Plots each class's accuracy (see `results.per_class`) against its number of training clips.
 
-  Args:
-    sizes: number of training clips of each class.
-    rows: rows of `results.per_class`; classes without a clip are omitted.
+  Classes without a validation clip are omitted.
   """
   known = [(size, row["merged"]) for size, row in zip(sizes, rows, strict=True) if row["clips"]]
-  figure = Figure(figsize=(5, 3.2), layout="constrained")
-  axis = figure.subplots()
+  figure, axis = _subplots((5, 3.2))
   axis.plot(*zip(*known, strict=True), "P", color=KIND_STYLES["U2S"][1])
   axis.set_xscale("log")
   axis.xaxis.set_major_formatter("{x:g}")
   axis.xaxis.set_minor_formatter("{x:g}" if max(sizes) < 10 * min(sizes) else "")
-  axis.set_xlabel("training clips of the class")
-  axis.set_ylabel("top-1 accuracy (%)")
-  axis.set_ylim(-2, 102)
+  axis.set(xlabel="training clips of the class", ylabel="top-1 accuracy (%)", ylim=(-2, 102))
   return figure
 
 
@@ -257,21 +245,16 @@ def plot_similarity_and_accuracy(
 ) -> Figure:
   """Plots Fig. 1: the similarity of all classes, and accuracy against mean similarity (Eq. 7).
 
-  Args:
-    similarity: Eq. 2 of the one-pass features.
-    accuracy: top-1 accuracy of the one-pass model, percent.
-    names: names of the classes.
+  Similarity (Eq. 2) and accuracy (percent) are those of the one-pass model.
   """
   width, height = _matrix_size(names)
-  figure = Figure(figsize=(2 * width, height), layout="constrained")
-  left, right = figure.subplots(1, 2)
-  _plot_matrix(figure, left, similarity, names, "similarity")
+  figure, (left, right) = _subplots((2 * width, height), 1, 2)
+  _plot_matrix(left, similarity, names, "similarity")
   x = csm_lib.mean_similarity(similarity)
   marker, color = KIND_STYLES["one-pass"]
   right.plot(x, accuracy, marker, color=color)
   _plot_regression(right, x, accuracy, color)
-  right.set_xlabel("mean similarity with the other classes (Eq. 7)")
-  right.set_ylabel("top-1 accuracy (%)")
+  right.set(xlabel=MEAN_SIMILARITY, ylabel="top-1 accuracy (%)")
   return figure
 
 
@@ -289,19 +272,16 @@ def plot_similarity_by_features(
     similarities: Eq. 2 by kind of features: 'one-pass', 'universal', 'specific', 'U2S'.
     accuracies: top-1 accuracy by kind, percent.
   """
-  figure = Figure(figsize=(10, 4), layout="constrained")
-  left, right = figure.subplots(1, 2)
+  figure, (left, right) = _subplots((10, 4), 1, 2)
   means = mean_similarity_by_features(similarities)
   for kind, x in means.items():
     marker, color = KIND_STYLES[kind]
     left.plot(x, accuracies[kind], marker, color=color, label=kind)
-  left.set_xlabel("mean similarity with the other classes (Eq. 7)")
-  left.set_ylabel("top-1 accuracy (%)")
+  left.set(xlabel=MEAN_SIMILARITY, ylabel="top-1 accuracy (%)")
   left.legend()
   colors = [KIND_STYLES[kind][1] for kind in means]
   right.hist(list(means.values()), np.linspace(0, 1, 11), label=list(means), color=colors)
-  right.set_xlabel("mean similarity with the other classes (Eq. 7)")
-  right.set_ylabel("classes")
+  right.set(xlabel=MEAN_SIMILARITY, ylabel="classes")
   right.legend()
   return figure
 
@@ -323,13 +303,11 @@ def mean_similarity_by_features(
 @_styled
 def plot_top_n(curve: Float[np.ndarray, " m"], n: int) -> Figure:
   """Plots the top-N accuracy of the one-pass model and the N of the CSM."""
-  figure = Figure(figsize=(5, 3), layout="constrained")
-  axis = figure.subplots()
+  figure, axis = _subplots((5, 3))
   shown = min(len(curve), max(2 * n, 10))
   axis.plot(np.arange(1, shown + 1), 100 * curve[:shown], ".-", color=COLORS[0])
   axis.axvline(n, color=COLORS[1], linestyle="--", label=f"N = {n}")
-  axis.set_xlabel("N")
-  axis.set_ylabel("top-N accuracy (%)")
+  axis.set(xlabel="N", ylabel="top-N accuracy (%)")
   axis.legend()
   return figure
 
@@ -344,21 +322,16 @@ def plot_embeddings(
 
   Args:
     features: pooled features of the clips, by the panel's title.
-    labels: labels of the clips.
-    names: names of the classes by label.
+    names: names of the two classes by label.
   """
-  figure = Figure(figsize=(4.5 * len(features), 4), layout="constrained")
-  for axis, (title, values) in zip(
-    figure.subplots(1, len(features), squeeze=False)[0], features.items(), strict=True
-  ):
+  figure, (axes,) = _subplots((4.5 * len(features), 4), 1, len(features), squeeze=False)
+  for axis, (title, values) in zip(axes, features.items(), strict=True):
     # The perplexity, 30 by default, should not exceed (n - 1) / 3.
     perplexity = min(30.0, (len(labels) - 1) / 3)
     points = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(values)
     for color, marker, (label, name) in zip(COLORS, "o^", names.items(), strict=False):
       axis.plot(*points[labels == label].T, marker, color=color, label=_shorten(name), alpha=0.8)
-    axis.set_title(title)
-    axis.set_xticks([])
-    axis.set_yticks([])
+    axis.set(title=title, xticks=[], yticks=[])
   # Set afterwards, because matplotlib omits labels that begin with an underscore.
   legend = figure.legend(axis.lines, [""] * len(names), loc="outside lower center", ncols=2)
   for text, name in zip(legend.get_texts(), names.values(), strict=True):
@@ -370,24 +343,21 @@ def plot_embeddings(
 def plot_weight_similarities(
   similarities: Mapping[str, Float[np.ndarray, "m m"]], names: Sequence[str]
 ) -> Figure:
-  """Plots Fig. 7: the mask network's weight similarity (Eq. 4) and its histogram over all pairs.
+  """Plots Fig. 7: each run's weight similarity (Eq. 4) and their histograms over all pairs.
 
-  Args:
-    similarities: weight similarity by run.
-    names: names of the classes, by which rows and columns are sorted, as in the paper.
+  Rows and columns are sorted by the classes' names, as in the paper.
   """
   order = np.argsort(names, kind="stable")
   names = [names[i] for i in order]
   width, height = _matrix_size(names, 0.8)
-  figure = Figure(figsize=(width * len(similarities) + 4.5, height), layout="constrained")
-  *panels, last = figure.subplots(1, len(similarities) + 1)
+  size = width * len(similarities) + 4.5, height
+  figure, (*panels, last) = _subplots(size, 1, len(similarities) + 1)
   for axis, (run, similarity) in zip(panels, similarities.items(), strict=True):
-    _plot_matrix(figure, axis, similarity[np.ix_(order, order)], names, "weight similarity")
+    _plot_matrix(axis, similarity[np.ix_(order, order)], names, "weight similarity")
     axis.set_title(run)
   pairs = [s[np.triu_indices(len(s), 1)] for s in similarities.values()]
   last.hist(pairs, np.linspace(0, 1, 21), label=list(similarities), color=COLORS[: len(pairs)])
-  last.set_xlabel("weight similarity (Eq. 4)")
-  last.set_ylabel("pairs of classes")
+  last.set(xlabel="weight similarity (Eq. 4)", ylabel="pairs of classes")
   last.legend()
   return figure
 
@@ -400,19 +370,17 @@ def plot_accuracy_against_n(
 
   Args:
     n: N of each run.
-    accuracies: accuracies of each run, percent, by 'top-1' and 'top-5'.
-    one_pass: accuracy of the one-pass model, percent, drawn as a line.
+    accuracies: of each run, percent, by 'top-1' and 'top-5'.
+    one_pass: accuracies of the one-pass model, percent, drawn as lines.
   """
   order = np.argsort(n, kind="stable")
-  figure = Figure(figsize=(4.5 * len(accuracies), 3.2), layout="constrained")
-  axes = figure.subplots(1, len(accuracies), squeeze=False)[0]
+  figure, axes = _subplots((4.5 * len(accuracies), 3.2), 1, len(accuracies))
   for axis, (name, values) in zip(axes, accuracies.items(), strict=True):
     axis.plot(
       np.array(n)[order], np.array(values)[order], "o-", color=KIND_STYLES["U2S"][1], label="U2S"
     )
     axis.axhline(one_pass[name], color=KIND_STYLES["one-pass"][1], linestyle="--", label="one-pass")
-    axis.set_xlabel("average number of confusing classes N")
-    axis.set_ylabel(f"{name} accuracy (%)")
+    axis.set(xlabel="average number of confusing classes N", ylabel=f"{name} accuracy (%)")
     axis.legend()
   return figure
 
@@ -429,28 +397,21 @@ def _matrix_size(names: Sequence[str], factor: float = 1.0) -> tuple[float, floa
   return factor * (edge + 2.7), factor * (edge + 0.8)
 
 
-def _label_classes(axis, names: Sequence[str], both: bool) -> None:
-  if len(names) > MAX_NAMES:
-    return
-  places = np.arange(len(names))
-  axis.set_yticks(places, [_shorten(name, 32) for name in names], fontsize=6)
-  if both:
-    axis.set_xticks(places, [_shorten(name, 32) for name in names], fontsize=6, rotation=90)
-
-
-def _plot_matrix(figure, axis, similarity: Num[np.ndarray, "m m"], names, label: str) -> None:
-  """Plots a heat map whose scale ignores the diagonal, which is always 1."""
-  off_diagonal = similarity[~np.eye(len(similarity), dtype=bool)]
-  image = axis.imshow(
-    similarity,
-    cmap="cividis",
-    vmin=off_diagonal.min(),
-    vmax=off_diagonal.max(),
-    interpolation="nearest",
-  )
-  _label_classes(axis, names, both=False)
-  axis.set_xticks([])
-  figure.colorbar(image, label=label, shrink=0.7)
+def _plot_matrix(
+  axis, matrix: Num[np.ndarray, "m m"], names, label: str, is_confusion: bool = False
+) -> None:
+  """Plots a heat map; the scale of similarities ignores the diagonal, which is always 1."""
+  scaled = np.array([0, 1]) if is_confusion else matrix[~np.eye(len(matrix), dtype=bool)]
+  low, high = scaled.min(), scaled.max()
+  image = axis.imshow(matrix, cmap="cividis", vmin=low, vmax=high, interpolation="nearest")
+  if not is_confusion:
+    axis.set_xticks([])
+  if len(names) <= MAX_NAMES:
+    places, names = np.arange(len(names)), [_shorten(name, 32) for name in names]
+    axis.set_yticks(places, names, fontsize=6)
+    if is_confusion:
+      axis.set_xticks(places, names, fontsize=6, rotation=90)
+  axis.figure.colorbar(image, label=label, shrink=0.7)
 
 
 def _plot_regression(axis, x: np.ndarray, y: np.ndarray, color: str) -> None:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from u2s_jax.evaluation import control as control_lib
-from u2s_jax.evaluation import overlay, results
+from u2s_jax.evaluation import overlay, results, scores
 from u2s_jax.report import figures
 from u2s_jax.report.run import RunFiles, differences, read
 from u2s_jax.run.workdir import Workdir
@@ -30,78 +30,39 @@ PAGE = "index.html"
 MAX_CONFUSIONS = 100  # rows of the table of confused classes
 MIN_CLIPS = 4  # clips of a pair that t-SNE needs
 
+Fields = dict[str, Any]
+
 
 @dataclasses.dataclass(frozen=True)
 class Table:
   """A table of the page.
 
   Attributes:
-    caption: the table's caption.
-    columns: for each column its name and whether it holds numbers.
-    rows: cells; None is shown as a dash.
+    rows: cells, strings in columns of text; None is a missing number, shown as a dash.
     sortable: whether a click on a column's name sorts the rows.
   """
 
   caption: str
-  columns: Sequence[tuple[str, bool]]
+  columns: Sequence[str]
   rows: Sequence[Sequence[Any]]
   sortable: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Chart:
-  """A figure as SVG, for wide and for narrow screens."""
-
-  name: str
-  caption: str
-  svg: str
-  narrow: str
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskedClip:
-  """A clip with its mask; images are data URIs."""
-
-  id: str
-  title: str
-  caption: str
-  alt: str
-  loop: str
-  still: str
-  width: int
-  height: int
-  strip: str
-  strip_alt: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Mistake:
-  """A misclassified clip with its scores in percent; `link` is empty if its file is unknown."""
-
-  id: str
-  link: str
-  still: str
-  label: str
-  predicted: str
-  predicted_score: float
-  label_score: float
-
-
 @dataclasses.dataclass
 class Section:
-  """A section of the page."""
+  """A section of the page; figures, clips and mistakes have the fields that the template reads."""
 
   name: str
   title: str
   texts: list[str] = dataclasses.field(default_factory=list)
   tables: list[Table] = dataclasses.field(default_factory=list)
-  figures: list[Chart] = dataclasses.field(default_factory=list)
-  clips: list[MaskedClip] = dataclasses.field(default_factory=list)
-  mistakes: list[Mistake] = dataclasses.field(default_factory=list)
+  figures: list[Fields] = dataclasses.field(default_factory=list)
+  clips: list[Fields] = dataclasses.field(default_factory=list)
+  mistakes: list[Fields] = dataclasses.field(default_factory=list)
 
 
 # (name, caption, figure) -> the chart, whose files are written to the report's folder.
-Draw = Callable[[str, str, Figure], Chart]
+Draw = Callable[[str, str, Figure], Fields]
 
 
 def write_report(workdir: Path, compare: Sequence[Path] = (), control: Path | None = None) -> Path:
@@ -136,14 +97,9 @@ def write_report(workdir: Path, compare: Sequence[Path] = (), control: Path | No
 
 
 def make_headline(run: RunFiles, control: control_lib.Control | None) -> str:
-  """Returns the first sentence of the page; it states a gain only over the control.
-
-  Args:
-    run: the run of the page.
-    control: its control, if there is one.
-  """
-  one_pass, final, prediction = _one_pass(run), _merged(run), "all predictions merged"
-  bound = ""
+  """Returns the first sentence of the page; it states a gain only over the run's control."""
+  one_pass, final = run.summary["one_pass"], results.get_merged_accuracies(run.summary)
+  prediction, bound = "all predictions merged", ""
   if results.is_upper_bound(run.config):
     bound = f" Upper bound, not a result: {final['top1']:.2f} %, with masks selected by the labels."
     final = results.get_guided_accuracies(run.summary)
@@ -165,11 +121,12 @@ def _render_page(runs: dict[str, RunFiles], message: str, folder: pathlib.Path) 
   """Writes the figures into `folder` and returns the page; the first run is the page's."""
   run = next(iter(runs.values()))
 
-  def draw(name: str, caption: str, figure: Figure) -> Chart:
+  def draw(name: str, caption: str, figure: Figure) -> Fields:
     figures.save(figure, folder / name)
     wide = inline((folder / f"{name}.svg").read_text(encoding="utf-8"))
     figures.stack(figure)
-    return Chart(name, caption, wide, inline(figures.render_svg(figure, f"{name}_narrow")))
+    narrow = inline(figures.render_svg(figure, f"{name}_narrow"))
+    return dict(name=name, caption=caption, svg=wide, narrow=narrow)
 
   sections = [
     _summary(runs),
@@ -204,14 +161,6 @@ def inline(svg: str) -> str:
   return re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
 
 
-def _one_pass(run: RunFiles) -> dict[str, float]:
-  return run.summary["one_pass"]
-
-
-def _merged(run: RunFiles) -> dict[str, float]:
-  return results.get_merged_accuracies(run.summary)
-
-
 def _summary(runs: dict[str, RunFiles]) -> Section:
   run = next(iter(runs.values()))
   count = run.summary["parameters"]
@@ -222,45 +171,40 @@ def _summary(runs: dict[str, RunFiles]) -> Section:
   )
   if len(runs) > 1:
     changed = differences(list(runs.values()))
-    section.tables += [
-      _runs_table(runs),
-      Table(
-        "Differences of their configs",
-        [("Field", False), *((name, False) for name in runs)],
-        [[name, *map(str, values)] for name, values in changed.items()],
-      ),
-    ]
+    rows = [[name, *map(str, values)] for name, values in changed.items()]
+    differing = Table("Differences of their configs", ["Field", *runs], rows)
+    section.tables += [_runs_table(runs), differing]
   return section
 
 
 def _fusions_table(run: RunFiles) -> Table:
-  base = _one_pass(run)
+  base = run.summary["one_pass"]
   rows = [["one-pass", base["top1"], None, base["top5"], base["mean_class"]]]
   rows += [
     [name.replace("+", " + "), a["top1"], a["top1"] - base["top1"], a["top5"], a["mean_class"]]
-    for name, a in run.fusions().items()
+    for name, a in scores.fusions(run.final).items()
   ]
   caption = "Table I: every fusion of the predictions"
   if results.is_upper_bound(run.config):
     caption += f"; {results.UPPER_BOUND}"
-  columns = ("Top-1 (%)", "Over one-pass", "Top-5 (%)", "Mean class (%)")
-  return Table(caption, [("Prediction", False), *((name, True) for name in columns)], rows)
+  columns = ("Prediction", "Top-1 (%)", "Over one-pass", "Top-5 (%)", "Mean class (%)")
+  return Table(caption, columns, rows)
 
 
 def _runs_table(runs: dict[str, RunFiles]) -> Table:
   rows = []
   for name, run in runs.items():
-    before, after = _one_pass(run), _merged(run)
+    before, after = run.summary["one_pass"], results.get_merged_accuracies(run.summary)
     if results.is_upper_bound(run.config):
       name += " (upper bound)"
     gain = after["top1"] - before["top1"]
     rows.append([name, before["top1"], after["top1"], gain, after["top5"]])
-  columns = ("One-pass (%)", "Merged (%)", "Gain", "Top-5 (%)")
-  return Table("Comparison of runs", [("Run", False), *((name, True) for name in columns)], rows)
+  columns = ("Run", "One-pass (%)", "Merged (%)", "Gain", "Top-5 (%)")
+  return Table("Comparison of runs", columns, rows)
 
 
 def _mistakes(run: RunFiles) -> Section | None:
-  arrays, scores = run.analysis or {}, run.final
+  arrays, final = run.analysis, run.final
   if "mistake_id" not in arrays:
     return None
   section = Section("mistakes", "Most confident mistakes")
@@ -270,19 +214,18 @@ def _mistakes(run: RunFiles) -> Section | None:
     " prepared from."
   )
   stored = {str(name): k for k, name in enumerate(arrays["mistake_id"])}
-  merged = scores.merged
-  for row in results.confident_mistakes(scores, len(stored)):
-    name, label = str(scores.ids[row]), int(scores.labels[row])
+  merged = final.merged
+  for row in results.confident_mistakes(final, len(stored)):
+    name, label = str(final.ids[row]), int(final.labels[row])
     if name not in stored:
       continue
     predicted, k = int(merged[row].argmax()), stored[name]
-    still = overlay.to_rgb(arrays["mistake_still"][k][None])[0]
     path = str(arrays["mistake_path"][k])
     section.mistakes.append(
-      Mistake(
+      dict(
         id=name,
         link=pathlib.Path(path).as_uri() if path else "",
-        still=_jpeg_uri(overlay.draw_strip([still[None]])),
+        still=_jpeg_uri(overlay.draw_strip([overlay.to_rgb(arrays["mistake_still"][k][None])])),
         label=run.class_names[label],
         predicted=run.class_names[predicted],
         predicted_score=100 * float(merged[row, predicted]),
@@ -313,7 +256,7 @@ def _confusion(run: RunFiles, draw: Draw) -> Section:
   table = Table(
     "Confused classes, the most frequent confusions first"
     + (f" ({MAX_CONFUSIONS} of {len(rows)})" if len(rows) > MAX_CONFUSIONS else ""),
-    [("Class", False), ("Predicted", False), ("Clips", True), ("Of", True), ("Share (%)", True)],
+    ("Class", "Predicted", "Clips", "Of", "Share (%)"),
     rows[:MAX_CONFUSIONS],
     sortable=True,
   )
@@ -327,11 +270,10 @@ def _confusion(run: RunFiles, draw: Draw) -> Section:
 
 def _classes(run: RunFiles, draw: Draw) -> Section:
   rows = run.rows()
-  columns = [("Class", False)]
-  columns += [(name, True) for name in ("Clips", "One-pass (%)", "U2S (%)", "Gain")]
+  columns = ("Class", "Clips", "One-pass (%)", "U2S (%)", "Gain")
   table = Table(
     "Top-1 accuracy of every class",
-    [*columns, ("Most confused with", False)],
+    (*columns, "Most confused with"),
     [
       [*_accuracy_cells(row), row["confused_with"]]
       for row in sorted(rows, key=lambda r: -(r["gain"] or 0))
@@ -339,7 +281,7 @@ def _classes(run: RunFiles, draw: Draw) -> Section:
     sortable=True,
   )
   section = Section("classes", "Classes", tables=[table])
-  if run.analysis is not None and len(run.analysis["pairs"]):
+  if len(run.analysis.get("pairs", ())):
     ordered = [rows[i] for pair in run.analysis["pairs"] for i in pair]
     caption = "Table IV: the most similar pairs of classes, one pair after the other"
     section.tables.insert(0, Table(caption, columns, [_accuracy_cells(row) for row in ordered]))
@@ -372,9 +314,8 @@ def _similarity(run: RunFiles, draw: Draw) -> Section | None:
     "Fig. 1: similarity of the classes by the sparsity of the one-pass features (first); accuracy"
     " of each class against its mean similarity with the others (second), with the correlation r."
   )
-  figure = figures.plot_similarity_and_accuracy(
-    similarities["one-pass"], accuracies["one-pass"], names
-  )
+  one_pass = similarities["one-pass"], accuracies["one-pass"]
+  figure = figures.plot_similarity_and_accuracy(*one_pass, names)
   section.figures.append(draw("fig1", caption, figure))
   caption = (
     "Fig. 4: accuracy of each class against its mean similarity with the others, by kind of"
@@ -395,7 +336,7 @@ def _similarity(run: RunFiles, draw: Draw) -> Section | None:
 
 
 def _masks(run: RunFiles, folder: pathlib.Path) -> Section | None:
-  if "class_masks" not in (run.analysis or {}):
+  if "class_masks" not in run.analysis:
     return None
   section = Section("masks", "Masks")
   section.texts.append(
@@ -405,13 +346,12 @@ def _masks(run: RunFiles, folder: pathlib.Path) -> Section | None:
     " high. Each mask has its own scale, given in parentheses. Below, as in Fig. 6: the masks of"
     " single classes for the same clips."
   )
-  section.clips += [
-    _draw_masked_clip(run, i, folder) for i in range(len(run.analysis["example_id"]))
-  ]
+  examples = range(len(run.analysis["example_id"]))
+  section.clips += [_draw_masked_clip(run, i, folder) for i in examples]
   return section
 
 
-def _draw_masked_clip(run: RunFiles, i: int, folder: pathlib.Path) -> MaskedClip:
+def _draw_masked_clip(run: RunFiles, i: int, folder: pathlib.Path) -> Fields:
   """Draws the masks of the i-th example and writes its strip and its loop into `folder`."""
   arrays, names = run.analysis, run.class_names
   clip_id, label = str(arrays["example_id"][i]), int(arrays["example_label"][i])
@@ -430,7 +370,7 @@ def _draw_masked_clip(run: RunFiles, i: int, folder: pathlib.Path) -> MaskedClip
     f"“{names[int(j)]}” ({overlay.scale(class_mask)})"
     for j, class_mask in zip(arrays["mask_classes"][i], class_masks, strict=True)
   )
-  return MaskedClip(
+  return dict(
     id=clip_id,
     title=names[label],
     caption=f"{clip_id}: frames and mask ({overlay.scale(mask)}); the universal network predicts"
@@ -446,12 +386,10 @@ def _draw_masked_clip(run: RunFiles, i: int, folder: pathlib.Path) -> MaskedClip
 
 
 def _pairs(run: RunFiles, draw: Draw) -> Section | None:
-  arrays = run.analysis or {}
-  if not len(arrays.get("pairs", ())):
-    return None
+  arrays = run.analysis
   section = Section("embeddings", "Confusing pairs")
   after = [arrays[key] for key in ("pooled_universal", "pooled_specific") if key in arrays]
-  for k, pair in enumerate(arrays["pairs"]):
+  for k, pair in enumerate(arrays.get("pairs", ())):
     is_of_pair = np.isin(arrays["label"], pair)
     if is_of_pair.sum() < MIN_CLIPS:
       continue
@@ -468,11 +406,10 @@ def _pairs(run: RunFiles, draw: Draw) -> Section | None:
 
 
 def _weights(runs: dict[str, RunFiles], draw: Draw) -> Section | None:
-  similarities = {name: run.weight_similarity() for name, run in runs.items()}
   similarities = {
-    f"{name} (λ = {runs[name].config['regularizer_weight']:g})": values
-    for name, values in similarities.items()
-    if values is not None
+    f"{name} (λ = {run.config['regularizer_weight']:g})": values
+    for name, run in runs.items()
+    if (values := run.weight_similarity()) is not None
   }
   if not similarities:
     return None
@@ -496,12 +433,12 @@ def _sweep(runs: dict[str, RunFiles], draw: Draw) -> Section | None:
   counts = [run.summary["csm"]["n"] for run in runs.values()]
   if len(set(counts)) < 2:
     return None
-  merged = [_merged(run) for run in runs.values()]
-  base = _one_pass(next(iter(runs.values())))
+  merged = [results.get_merged_accuracies(run.summary) for run in runs.values()]
+  base, keys = next(iter(runs.values())).summary["one_pass"], {"top-1": "top1", "top-5": "top5"}
   figure = figures.plot_accuracy_against_n(
     counts,
-    {"top-1": [m["top1"] for m in merged], "top-5": [m["top5"] for m in merged]},
-    {"top-1": base["top1"], "top-5": base["top5"]},
+    {name: [accuracies[key] for accuracies in merged] for name, key in keys.items()},
+    {name: base[key] for name, key in keys.items()},
   )
   caption = (
     "Fig. 8: accuracy of the merged prediction against N, the average number of confusing classes,"

@@ -19,8 +19,6 @@ from u2s_jax.run.workdir import Workdir
 from u2s_jax.runtime.errors import escape_line
 from u2s_jax.runtime.files import Path, local_copy
 
-FEATURE_KINDS = ("one-pass", "universal", "specific", "U2S")  # kinds of features in Fig. 4
-
 
 @dataclasses.dataclass(frozen=True)
 class RunFiles:
@@ -28,11 +26,9 @@ class RunFiles:
 
   Attributes:
     name: name of the workdir.
-    config: contents of `config.json`.
-    summary: contents of `summary.json`.
     one_pass: scores of the one-pass model.
     final: scores of the final model.
-    analysis: arrays of `analysis.join_arrays`; None if the run has none.
+    analysis: arrays of `evaluate.write_analysis`; empty if the run has none.
     history: TensorBoard's scalars by tag: steps and values.
   """
 
@@ -41,7 +37,7 @@ class RunFiles:
   summary: dict[str, Any]
   one_pass: Scores
   final: Scores
-  analysis: dict[str, np.ndarray] | None
+  analysis: dict[str, np.ndarray]
   history: dict[str, tuple[np.ndarray, np.ndarray]]
 
   @property
@@ -49,13 +45,9 @@ class RunFiles:
     """Names of the classes, in the order of the labels."""
     return [escape_line(str(name)) for name in self.final.class_names]
 
-  def distance(self) -> str:
-    """Returns the name of f_dist in Eq. 2."""
-    return self.config["csm"]["distance"]
-
   def rows(self) -> list[dict[str, Any]]:
     """Returns one row per class, see `results.per_class`."""
-    csm = (self.analysis or {}).get("csm", np.eye(len(self.class_names)))
+    csm = self.analysis.get("csm", np.eye(len(self.final.class_names)))
     rows = results.per_class(self.one_pass, self.final, csm)
     return [
       {key: escape_line(cell) if isinstance(cell, str) else cell for key, cell in row.items()}
@@ -67,19 +59,16 @@ class RunFiles:
     return np.unique(self.final.labels)
 
   def similarities(self) -> dict[str, np.ndarray]:
-    """Returns Eq. 2 by kind of features (`FEATURE_KINDS`), over the classes with clips."""
-    arrays, known = self.analysis or {}, self.known_classes()
+    """Returns Eq. 2 by kind of features (Fig. 4), over the classes with clips."""
     sparsity = {
-      "one-pass": arrays.get("sparsity_one_pass"),
-      "universal": arrays.get("sparsity_universal"),
-      "specific": arrays.get("sparsity_specific"),
+      kind: self.analysis[key][self.known_classes()]
+      for kind in ("one-pass", "universal", "specific")
+      if (key := f"sparsity_{kind.replace('-', '_')}") in self.analysis
     }
-    sparsity = {kind: values[known] for kind, values in sparsity.items() if values is not None}
     if "specific" in sparsity:
       sparsity["U2S"] = np.concatenate([sparsity["universal"], sparsity["specific"]], axis=1)
-    return {
-      kind: csm_lib.similarity_matrix(values, self.distance()) for kind, values in sparsity.items()
-    }
+    distance = self.config["csm"]["distance"]
+    return {kind: csm_lib.similarity_matrix(values, distance) for kind, values in sparsity.items()}
 
   def accuracies(self) -> dict[str, np.ndarray]:
     """Returns top-1 accuracy in percent by kind of features, over the classes with clips."""
@@ -88,17 +77,13 @@ class RunFiles:
     return {
       kind: 100 * metrics.per_class_accuracy(values, self.final.labels)[0][self.known_classes()]
       for kind, values in by_kind.items()
-      if kind in FEATURE_KINDS
+      if kind != "bridge"  # has no features of its own
     }
 
   def weight_similarity(self) -> np.ndarray | None:
     """Returns Eq. 4 of the mask network, None if there is no mask network."""
-    kernel = (self.analysis or {}).get("mask_kernel")
+    kernel = self.analysis.get("mask_kernel")
     return None if kernel is None else np.asarray(regularizer.weight_similarity(kernel))
-
-  def fusions(self) -> dict[str, dict[str, float]]:
-    """Returns the accuracies of Table I."""
-    return scores.fusions(self.final)
 
 
 def read(folder: Path) -> RunFiles:
@@ -118,7 +103,7 @@ def read(folder: Path) -> RunFiles:
     summary=json.loads(run.summary.read_text()),
     one_pass=scores.read(run.one_pass_scores(split)),
     final=scores.read(run.scores(split)),
-    analysis=workdir.read_npz(analysis) if analysis.exists() else None,
+    analysis=workdir.read_npz(analysis) if analysis.exists() else {},
     history=read_history(folder),
   )
 
@@ -146,16 +131,8 @@ def read_history(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def differences(runs: list[RunFiles]) -> dict[str, list[Any]]:
   """Returns the config fields that differ between runs: their values by dotted name."""
-  configs = [dict(_flatten(run.config)) for run in runs]
+  configs = [saved_config.flatten(run.config) for run in runs]
   ignored = re.compile(r"data\.(dir|render|num_threads)|eval\.(pairs|classes)|.*_every_steps|seed$")
   names = sorted({name for fields in configs for name in fields if not ignored.match(name)})
   values = {name: [fields.get(name) for fields in configs] for name in names}
   return {name: v for name, v in values.items() if any(x != v[0] for x in v)}
-
-
-def _flatten(tree: dict[str, Any], prefix: str = ""):
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      yield from _flatten(value, f"{prefix}{key}.")
-    else:
-      yield prefix + key, value

@@ -19,8 +19,6 @@ def format_card(trained: TrainedRun, workdir: Workdir, control: Workdir | None =
   """Returns the model card of a run, in Markdown.
 
   Args:
-    trained: from `predict.load`.
-    workdir: workdir of the run.
     control: workdir of the run's control (`control=True`), trained as long; None: the card states
       that there is none.
 
@@ -91,37 +89,31 @@ def _accuracy(trained: TrainedRun, workdir: Workdir, control: Workdir | None) ->
   if results.is_upper_bound(trained.config.to_dict()):
     rows["upper bound, no result: the labels select the masks"] = accuracies
     accuracies = results.get_guided_accuracies(summary["best"] if trained.best else summary)
-    notes = ["", "The exported program selects the masks by its own prediction."]
+    note = "The exported program selects the masks by its own prediction."
     if accuracies is None:
-      notes[-1] += (
-        " Its accuracy was not evaluated: delete summary.json and evaluate the run again."
-      )
+      note += " Its accuracy was not evaluated: delete summary.json and evaluate the run again."
+    notes.append(note)
   if accuracies is not None:
     rows["all predictions"] = accuracies
   if control is not None:
     result = control_lib.read(control, workdir)
     rows["control (the one-pass model, trained as long)"] = result.accuracies
     if result.rates:
-      notes += ["", f"The control was trained with another learning rate schedule: {result.rates}."]
-  lines = [
+      notes.append(f"The control was trained with another learning rate schedule: {result.rates}.")
+  if trained.best:
+    notes.append(
+      "The checkpoint was chosen by its accuracy on this split; expect less on other data."
+    )
+  if control is None:
+    notes.append(control_lib.NO_CONTROL)
+  return [
     f"Accuracy on the validation split in percent, views: {trained.config.eval.views}.",
     "",
     "| | top-1 | top-5 | mean class |",
     "|---|---|---|---|",
-    *(
-      f"| {name} | {row['top1']:.2f} | {row['top5']:.2f} | {row['mean_class']:.2f} |"
-      for name, row in rows.items()
-    ),
+    *(f"| {' | '.join([name, *results.format_accuracies(row)])} |" for name, row in rows.items()),
+    *(line for note in notes for line in ("", note)),
   ]
-  lines += notes
-  if trained.best:
-    lines += [
-      "",
-      "The checkpoint was chosen by its accuracy on this split; expect less on other data.",
-    ]
-  if control is None:
-    lines += ["", control_lib.NO_CONTROL]
-  return lines
 
 
 def _commit() -> str:

@@ -10,6 +10,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,6 @@ from u2s_jax.runtime.errors import (
 from u2s_jax.serving import export, formatting, predict
 from u2s_jax.serving.intervals import Gap
 from u2s_jax.serving.model import SHORTEST, STRIDE, THRESHOLD, Model, check_windows
-from u2s_jax.serving.predict import Prediction
 from u2s_jax.video import folders, reader
 
 BEST = dict(action="store_true", help="the checkpoint that eval.keep_best kept, not the last one")
@@ -79,11 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def predict_files(args: argparse.Namespace, workdir: Workdir) -> bool:
-  """Prints predictions for `--video`, and returns whether all files could be read.
-
-  Raises:
-    UserError: flags that exclude each other, or the run cannot be loaded.
-  """
+  """Prints predictions for `--video`, and returns whether all files could be read."""
   output_format = choose_format(args)
   videos = find_videos(args)
   overlay = check_output_path(args.overlay, "--overlay", ".mp4", videos)
@@ -106,7 +102,8 @@ def predict_files(args: argparse.Namespace, workdir: Workdir) -> bool:
       if prediction is None:
         print_intervals(args, model, file, output_format)
       else:
-        print_prediction(file, prediction, output_format, args.details)
+        line = formatting.format_prediction(file, prediction, output_format, args.details)
+        print(line, flush=True)
       if overlay:
         formatting.write_video(overlay, model.masked(file))
       if features:
@@ -146,11 +143,7 @@ def find_videos(args: argparse.Namespace) -> list[str]:
 
 
 def choose_format(args: argparse.Namespace) -> str:
-  """Returns 'text', 'json', 'csv' or 'vtt'.
-
-  Raises:
-    UserError: flags that exclude each other.
-  """
+  """Returns 'text', 'json', 'csv' or 'vtt'; raises UserError if flags exclude each other."""
   formats = [name for name in ("json", "csv", "vtt") if getattr(args, name)]
   if len(formats) > 1:
     raise UserError(f"--{formats[0]} and --{formats[1]}: choose one")
@@ -170,16 +163,10 @@ def choose_format(args: argparse.Namespace) -> str:
   return formats[0] if formats else "text"
 
 
-def interval_options(args: argparse.Namespace) -> dict[str, float]:
+def interval_options(args: argparse.Namespace) -> dict[str, Any]:
   """Returns the options of `Model.intervals` that are set."""
   options = {name: getattr(args, name) for name in ("stride", "threshold", "shortest")}
   return {name: value for name, value in options.items() if value is not None}
-
-
-def print_prediction(file: str, prediction: Prediction, output_format: str, details: bool) -> None:
-  """Prints the prediction for a file."""
-  line = formatting.format_prediction(file, prediction, output_format, details)
-  print(line, flush=True)
 
 
 def print_intervals(args: argparse.Namespace, model: Model, file: str, output_format: str) -> None:
@@ -187,14 +174,10 @@ def print_intervals(args: argparse.Namespace, model: Model, file: str, output_fo
   if output_format == "text":
     print(escape(file), flush=True)
   seconds = reader.read_duration(file)
+  options = interval_options(args)
   with formatting.progress_bar(seconds) as bar:
-    intervals = model.intervals(
-      file,
-      args.window,
-      **interval_options(args),
-      on_window=lambda window: bar.update(window.end - bar.n),
-    )
-    for interval in intervals:
+    options["on_window"] = lambda window: bar.update(window.end - bar.n)
+    for interval in model.intervals(file, args.window, **options):
       with bar.external_write_mode():
         print(formatting.format_interval(file, interval, output_format, seconds), flush=True)
         if output_format == "csv" and isinstance(interval, Gap):  # a row has no reason
@@ -205,11 +188,7 @@ def print_intervals(args: argparse.Namespace, model: Model, file: str, output_fo
 def check_output_path(
   name: str | None, flag: str, suffix: str, videos: Sequence[str]
 ) -> pathlib.Path | None:
-  """Returns the path of an output file, None if no file is asked for.
-
-  Raises:
-    UserError: it cannot be written, or exists.
-  """
+  """Returns the path of a new output file, None if no file is asked for."""
   if not name:
     return None
   path = files.parse_local_path(name)

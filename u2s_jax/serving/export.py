@@ -1,7 +1,7 @@
 """Exports a trained run: a serialized program, its parameters, and a model card."""
 
 import json
-import pathlib
+import shutil
 
 import jax
 import jaxlib
@@ -18,7 +18,6 @@ from u2s_jax.serving import card, predict_exported
 from u2s_jax.serving.predict import TrainedRun
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-EXAMPLE = pathlib.Path(predict_exported.__file__)
 # The compatibility guarantees of jax.export.
 READ_BY = (
   "JAX with a jaxlib released up to 6 months after {0}, or up to 3 weeks before; later releases may"
@@ -37,15 +36,7 @@ def export(trained: TrainedRun, workdir: Workdir, control: Workdir | None = None
   `predict_exported.py`: an example that requires only jax, numpy and flatbuffers.
   `model.safetensors`: parameters and batch statistics, with class names, backbone and pixel
   statistics in the metadata; can be used as `init_from`.
-  `model_card.md`: see `card.format_card`.
-
-  Args:
-    trained: from `predict.load`.
-    workdir: workdir of the run.
-    control: see `card.format_card`.
-
-  Raises:
-    UserError: if `control` is not a finished control of the run.
+  `model_card.md`: see `card.format_card`, also for `control` and what is raised.
   """
   text = card.format_card(trained, workdir, control)
   config, data = trained.config, trained.config.data
@@ -84,5 +75,5 @@ def export(trained: TrainedRun, workdir: Workdir, control: Workdir | None = None
       metadata={name: json.dumps(value) for name, value in metadata.items()},
     )
     (local / "model.safetensors").write_bytes(content)
-    (local / "predict_exported.py").write_bytes(EXAMPLE.read_bytes())
+    shutil.copyfile(predict_exported.__file__, local / "predict_exported.py")
     (local / "model.json").write_text(json.dumps(description, indent=2) + "\n")

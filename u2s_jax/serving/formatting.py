@@ -37,8 +37,6 @@ def format_prediction(
   """Formats the prediction for a file.
 
   Args:
-    file: path of the file.
-    prediction: prediction for the file.
     output_format: 'text', 'json' (a line) or 'csv' (a row with the best class, which `data.prepare`
       reads).
     details: whether to show every fusion of Table I, not only the mean of all predictions.
@@ -71,8 +69,6 @@ def format_interval(
   """Formats an interval of a video, or a gap.
 
   Args:
-    file: path of the video.
-    interval: interval or gap of the video.
     output_format: 'text', 'json' (a line), 'csv' (a row, which `data.prepare` reads; a gap has no
       label and score, and is skipped there) or 'vtt' (a gap is a comment).
     seconds: declared duration of the video; None if it is unknown.
@@ -88,7 +84,7 @@ def format_interval(
     fields = {"path": file, "start": round(start, 3), "end": round(end, 3)}
     if is_gap:
       return _json(fields | {"gap": interval.reason})
-    return _json(fields | _json_class(interval.label, interval.score, "label"))
+    return _json(fields | {"label": interval.label, "score": round(interval.score, 6)})
   if output_format == "vtt" and is_gap:  # a comment must not contain an arrow
     return escape(f"NOTE {format_time(start)} to {format_time(end)}: {interval.reason}\n")
   times = f"{format_time(start)} --> {format_time(end)}"
@@ -101,11 +97,7 @@ def format_interval(
 
 
 def progress_bar(seconds: float | None) -> tqdm.tqdm:
-  """Returns a progress bar in seconds of a video; it is shown on terminals only.
-
-  Args:
-    seconds: declared duration of the video, which may be wrong; None if it is unknown.
-  """
+  """Returns a progress bar for a video's declared duration, if known; shown on terminals only."""
   progress = "{n:.0f} s of video"
   return tqdm.tqdm(
     total=seconds,
@@ -125,12 +117,7 @@ def format_time(seconds: float) -> str:
 
 
 def _json_classes(best: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
-  return [_json_class(label, score, "class") for label, score in best]
-
-
-def _json_class(label: str, score: float, key: str) -> dict[str, Any]:
-  """Returns a class and its score, rounded to significant digits."""
-  return {key: label, "score": round(score, 6)}
+  return [{"class": label, "score": round(score, 6)} for label, score in best]
 
 
 def _json(fields: dict[str, Any]) -> str:

@@ -43,13 +43,7 @@ class Gap:
 
 @dataclasses.dataclass(frozen=True)
 class ScoredWindow:
-  """A window of a video with its prediction.
-
-  Attributes:
-    start: seconds since the video's first frame.
-    end: seconds.
-    prediction: prediction for the window.
-  """
+  """A window of a video with its prediction; `start` and `end` as in `Interval`."""
 
   start: float
   end: float

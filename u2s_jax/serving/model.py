@@ -35,9 +35,6 @@ class Model:
     trained: from `serving.predict.load`.
     views: views to average scores over, one of `views.VIEWS`; None: those of the run's evaluation.
 
-  Attributes:
-    trained: see Args.
-
   Raises:
     UserError: if the views are unknown, or mirrored and the network was trained without flips.
   """
@@ -72,9 +69,7 @@ class Model:
       UserError: if the file cannot be decoded; one line, without the file's name.
       OSError: if it cannot be read.
     """
-    return self._score(
-      [clip_views.read_views(parse_video(file), self._clip, self._storage, self._views)]
-    )[0]
+    return self._score([self._read_views(file, self._views)])[0]
 
   def predict_each(self, files: Iterable[PathLike]) -> Iterator[Prediction | UserError | OSError]:
     """Scores videos or images in order; the next ones are read while the device computes.
@@ -85,7 +80,7 @@ class Model:
 
     def read(file: PathLike) -> UInt8[np.ndarray, "v t h w c"] | UserError | OSError:
       try:
-        return clip_views.read_views(parse_video(file), self._clip, self._storage, self._views)
+        return self._read_views(file, self._views)
       except (UserError, OSError) as error:
         return error
 
@@ -124,7 +119,7 @@ class Model:
     )
     for batch in _prefetch(_batch(read, self._score.clips)):
       windows = [item.views for item in batch if isinstance(item, clip_views.Window)]
-      predictions = iter(self._score(windows) if windows else ())
+      predictions = iter(self._score(windows))
       for item in batch:
         if isinstance(item, clip_views.Window):
           yield ScoredWindow(item.start, item.end, next(predictions))
@@ -143,17 +138,13 @@ class Model:
   ) -> Iterator[Interval | Gap]:
     """Yields intervals of a video with one class each, and gaps, see `intervals.merge_windows`.
 
+    Raises like `windows`, after the intervals before the error.
+
     Args:
-      file: see `windows`.
-      window: see `windows`.
-      stride: see `windows`.
+      file: see `windows`, as for `window` and `stride`.
       threshold: least score of a window's best class, in [0, 1].
       shortest: least length of an interval, seconds.
       on_window: called with every scored window and every gap.
-
-    Raises:
-      UserError: as `windows`, after the intervals before that.
-      OSError: as `windows`.
     """
     check_windows(window, stride, threshold, shortest)
 
@@ -165,17 +156,12 @@ class Model:
     return merge_windows(windows(), stride=stride, threshold=threshold, shortest=shortest)
 
   def features(self, file: PathLike) -> Float[np.ndarray, " c"]:
-    """Computes the features before the classifiers for the centre view of a video or image.
+    """Computes the features before the classifiers for the centre view; raises like `predict`.
 
-    Returns:
-      The feature maps averaged over space and time: the universal network's channels and, after
-      stage 1, the masked ones of the specific network.
-
-    Raises:
-      UserError: if the file cannot be decoded; one line, without the file's name.
-      OSError: if it cannot be read.
+    They are the feature maps averaged over space and time: the universal network's channels and,
+    after stage 1, the masked ones of the specific network.
     """
-    pooled = self._feature_program(self.trained.state, self._centre(file)[None])
+    pooled = self._feature_program(self.trained.state, self._read_views(file, "center"))
     return np.concatenate([np.asarray(pooled[name])[0] for name in NETWORKS if name in pooled])
 
   def feature_names(self) -> tuple[str, ...]:
@@ -185,18 +171,16 @@ class Model:
     return tuple(name for name in NETWORKS if name in shapes for _ in range(shapes[name].shape[1]))
 
   def masked(self, file: PathLike) -> UInt8[np.ndarray, "t h w 3"]:
-    """Returns the centre view of a video or image overlaid with its mask, see `overlay.blend`.
+    """Returns the centre view overlaid with its mask, see `overlay.blend`; raises like `predict`.
 
     Raises:
-      UserError: if the file cannot be decoded.
       KeyError: if the run has no mask network, see `has_masks`.
-      OSError: if it cannot be read.
     """
-    clip = self._centre(file)
-    return overlay.blend(clip, np.asarray(self._output_program(clip[None])["mask"])[0])
+    views = self._read_views(file, "center")
+    return overlay.blend(views[0], np.asarray(self._output_program(views)["mask"])[0])
 
-  def _centre(self, file: PathLike) -> UInt8[np.ndarray, "t h w c"]:
-    return clip_views.read_views(parse_video(file), self._clip, self._storage, "center")[0]
+  def _read_views(self, file: PathLike, views: str) -> UInt8[np.ndarray, "v t h w c"]:
+    return clip_views.read_views(parse_video(file), self._clip, self._storage, views)
 
   @functools.cached_property
   def _feature_program(self) -> Callable:
@@ -215,7 +199,10 @@ def parse_video(file: PathLike) -> str:
 
 
 def check_windows(
-  window: float, stride: float, threshold: float = THRESHOLD, shortest: float = SHORTEST
+  window: float,
+  stride: float = STRIDE,
+  threshold: float = THRESHOLD,
+  shortest: float = SHORTEST,
 ) -> None:
   """Raises UserError if an argument of `Model.intervals` is out of range."""
   if not (0 < window < np.inf and 0 < stride < np.inf):

@@ -24,9 +24,7 @@ from u2s_jax.stages import BEST, STAGES
 from u2s_jax.views import make_mirror_maps
 
 TOP = 5  # number of best classes
-# Clips that are queued on the device at a time, by platform; more would not make a CPU faster.
-CLIPS = {"cpu": 1}
-DEFAULT_CLIPS = 8
+CLIPS = 8  # queued on a device at a time; more than one would not make a CPU faster
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +32,10 @@ class TrainedRun:
   """The networks of a run, with its config and what is needed to score files.
 
   Attributes:
-    config: config of the run.
     class_names: in the order of the labels.
     stored: fields of `decode.Storage` of the training data, other than the modality.
     network: the networks; the universal network's prediction selects the masks, even if
       `csm.guide` was the label, which a file does not have.
-    state: parameters, batch statistics and the CSM.
     best: whether this is the checkpoint of `eval.keep_best`, not the last one.
   """
 
@@ -62,29 +58,23 @@ class TrainedRun:
 
   def __reduce__(self):
     # Networks hold functions, which cannot be pickled, so they are rebuilt from the config.
-    tree = {**self.variables, "csm": vars(self.state.csm)}
-    tree = jax.tree.map(np.asarray, tree)
+    tree = jax.tree.map(np.asarray, {**self.variables, "csm": vars(self.state.csm)})
     return _build, (self.config, self.class_names, self.stored, self.best, tree)
 
 
 def load(workdir: Workdir, best: bool = False) -> TrainedRun:
-  """Loads a run's newest checkpoint.
-
-  Args:
-    workdir: workdir of the run.
-    best: whether to load the checkpoint of `eval.keep_best` instead.
+  """Loads a run's newest checkpoint, or that of `eval.keep_best`.
 
   Raises:
     UserError: if there is no run, it has no checkpoint, or no best one.
   """
-  config = saved_config.read(workdir)
+  config, newest = saved_config.read(workdir), None
   if config:
     try:
       validation.check_values(config)
     except UserError as error:
       raise UserError(f"{workdir.config}: {error}") from error
-  kept = (BEST,) if best else STAGES
-  newest = checkpoint.read_networks(workdir.checkpoints, kept) if config else None
+    newest = checkpoint.read_networks(workdir.checkpoints, (BEST,) if best else STAGES)
   if config and best and not newest:
     raise UserError(f"{workdir.root}: no best checkpoint; train with eval.keep_best=True")
   if not newest:
@@ -115,8 +105,8 @@ class Prediction:
   """The scores of one clip.
 
   Attributes:
-    scores: softmax scores (m,) by prediction: 'universal' and, after stage 1, 'bridge' and
-      'specific'; averaged over the views.
+    scores: softmax scores by prediction: 'universal' and, after stage 1, 'bridge' and 'specific';
+      averaged over the views.
     class_names: in the order of the labels.
   """
 
@@ -125,7 +115,7 @@ class Prediction:
 
   @property
   def merged(self) -> Float[np.ndarray, " m"]:
-    """Mean of all predictions (m,): the paper's final scores."""
+    """Mean of all predictions: the paper's final scores."""
     return self.fused(tuple(self.scores))
 
   @property
@@ -143,11 +133,7 @@ class Prediction:
     return fuse({name: self.scores[name][None] for name in names}, names)[0]
 
   def best(self, names: Sequence[str] = ()) -> list[tuple[str, float]]:
-    """Returns the five best classes with their scores, the best first.
-
-    Args:
-      names: predictions to average; empty: all.
-    """
+    """Returns the five best classes of the mean of predictions, of all if none is named."""
     scores = self.fused(names or tuple(self.scores))
     order = np.argsort(-scores, kind="stable")[:TOP]
     return [(self.class_names[i], float(scores[i])) for i in order]
@@ -163,10 +149,6 @@ class Prediction:
 
 class Scorer:
   """Scores clips one by one, so that the bits of a score do not depend on other clips.
-
-  Args:
-    trained: from `load`.
-    views: one of `views.VIEWS`.
 
   Attributes:
     clips: number of clips to score at a time.
@@ -187,12 +169,13 @@ class Scorer:
 
     compiled = functools.partial(jax.jit, compiler_options=devices.get_compiler_options())
     if jax.default_backend() == "cpu":
+      self.clips = 1
       # The state is a constant of the program: XLA would change the layout of argument kernels for
       # every view, which takes longer than the convolutions of one clip.
       self._program = compiled(functools.partial(score, trained.state))
     else:
+      self.clips = CLIPS
       self._program = functools.partial(compiled(score), trained.state)
-    self.clips = CLIPS.get(jax.default_backend(), DEFAULT_CLIPS)
 
   def __call__(self, clips: Sequence[UInt8[np.ndarray, "v t h w c"]]) -> list[Prediction]:
     """Returns the predictions for clips; the device makes the mirrored views."""
