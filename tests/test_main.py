@@ -420,6 +420,8 @@ def test_intervals_as_csv_and_vtt(finished, model, long_video, monkeypatch):
   assert float(rows[0]["start"]) == 0 and all(row["path"] == long_video[0] for row in rows)
   printed, status = call_mode("predict", finished[0], *arguments, "--vtt", monkeypatch=monkeypatch)
   assert status == 0 and printed.startswith("WEBVTT\n\n00:00:00.000 --> ")
+  printed, status = call_mode("predict", finished[0], *arguments[:2], monkeypatch=monkeypatch)
+  assert status == 0 and "00:00:00.000 -->" in printed  # the stride has a default
   for wrong, words in (
     (("--csv", "--json"), "choose one"),
     (("--window=0",), "must be seconds"),

@@ -9,7 +9,13 @@ import orbax.checkpoint as ocp
 import pytest
 
 from u2s_jax.csm import make_identity_similarity
-from u2s_jax.run.checkpoint import Checkpoints, DamagedError, abstract_state, read_networks
+from u2s_jax.run.checkpoint import (
+  Checkpoints,
+  DamagedError,
+  abstract_state,
+  find_newest,
+  read_networks,
+)
 from u2s_jax.run.state import TrainState, compute_checksum
 from u2s_jax.runtime import devices
 from u2s_jax.runtime.errors import UserError
@@ -163,6 +169,16 @@ def test_damaged_checkpoint_is_named_and_quarantined(damage, tmp_path):
   checkpoints.close()
   assert quarantined.is_dir()
   assert Checkpoints(tmp_path / "c", STAGES, MODEL, {}).last_step("joint") == 2
+
+
+def test_stage_with_only_quarantined_checkpoints_has_no_newest(tmp_path):
+  checkpoints = Checkpoints(tmp_path, STAGES, MODEL, {})
+  checkpoints.save("universal", 3, state_of(3), {})
+  checkpoints.save("joint", 1, state_of(1), {})
+  checkpoints.close()
+  assert find_newest(tmp_path, STAGES) == tmp_path / "joint/1"
+  checkpoints.quarantine("joint", 1)
+  assert find_newest(tmp_path, STAGES) == tmp_path / "universal/3"
 
 
 def test_checkpoint_of_a_different_model_is_not_damaged(tmp_path):

@@ -307,6 +307,21 @@ def test_continues_after_damage_and_reports_it(tmp_path, name):
   assert covered(found, 10).sum() >= RATE * (10 - missing)
 
 
+def test_damaged_last_time_stamp_does_not_make_an_endless_gap(tmp_path):
+  path = tmp_path / "a.ivf"
+  write(path, make_unlike_frames(24), codec="libvpx")
+  content, places, at = bytearray(path.read_bytes()), [], 32  # bytes of the file's header
+  while at < len(content):  # each frame: size, 4 bytes; time stamp, 8 bytes; data
+    places.append(at)
+    at += 12 + int.from_bytes(content[at : at + 4], "little")
+  content[places[-1] + 4 : places[-1] + 12] = (10**15).to_bytes(8, "little")
+  content[places[-1] + 12 :] = bytes(len(content) - places[-1] - 12)
+  path.write_bytes(content)
+  found, gaps, message = windows(str(path))
+  assert covered(found, 2).sum() >= 22 and found[-1].end < 2.1 and not message
+  assert len(gaps) <= 1 and all(gap.end < 20_000 for gap in gaps)
+
+
 def test_windows_end_at_a_gap_and_start_after_it(monkeypatch):
   """By hand: a frame a second, windows of 4 s every 3 s; 4.5 to 5.25 is damaged."""
 

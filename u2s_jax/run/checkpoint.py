@@ -288,6 +288,8 @@ def find_newest(folder: Path, stages: tuple[str, ...]) -> Path | None:
   newest = -1, 0  # index of the stage, step
   for i, stage in enumerate(stages):
     steps = ocp.utils.checkpoint_steps(folder / stage) if (folder / stage).is_dir() else ()
+    # Orbax takes `damaged_4_0` for a checkpoint of step 0.
+    steps = [step for step in steps if (folder / stage / str(step)).is_dir()]
     newest = (i, max(steps)) if steps else newest
   index, step = devices.broadcast_from_host0(newest)
   return None if index < 0 else folder / stages[index] / str(step)

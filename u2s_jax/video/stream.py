@@ -131,7 +131,8 @@ class StreamDecoder:
     if damaged:
       declared = self._compare_durations()[0] or 0.0
       end = max(clock.end, damaged[-1][0] + self._frame_seconds, declared)
-      yield None, Gap(last_end, end, damaged[0][1])
+      # A damaged time stamp may say any time.
+      yield None, Gap(last_end, min(end, clock.end + MAX_STEP_OF_FILES), damaged[0][1])
 
   def check_end(self) -> None:
     """Checks a video that was read to its end: FFmpeg reads half a file without an error.
