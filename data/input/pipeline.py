@@ -78,16 +78,8 @@ def train_batches(
 ) -> Batches:
   """Returns an infinite iterator over shuffled training batches; a batch may span two epochs.
 
-  All frames of a clip share one crop, one mirroring and one change of colours.
-
-  Args:
-    split: the training split.
-    clip: format of the clips.
-    augmentation: random augmentation.
-    feed: batch settings.
-    seed: determines, with `stage`, the order and the augmentation.
-    stage: number of the training stage.
-    first_step: number of batches of this stage to skip, at no cost.
+  All frames of a clip share one crop, one mirroring and one change of colours. `seed` and `stage`
+  determine the order and the augmentation. The first `first_step` batches are skipped at no cost.
 
   Returns:
     An iterator over `video` uint8 (b, num_frames, crop_size, crop_size, c), `label` int32 (b,),
@@ -190,15 +182,9 @@ def _make_balanced_sampler(
 def eval_batches(split: store.Split, clip: ClipSpec, feed: BatchSpec, views: str) -> Batches:
   """Returns an iterator over one epoch of a split, in order, with fixed shapes.
 
-  The last batch is padded with copies of the last clip whose `valid` is False. All processes yield
-  the same number of batches.
-
-  Args:
-    split: the split.
-    clip: format of the clips; frames are the middle ones of their segments.
-    feed: batch settings.
-    views: `center`, `3crop`, `5crop` or `10crop`, see `sampling.crop_offsets`. For `10crop` the
-      batches hold the five views that are not mirrored; the device mirrors them.
+  Frames are the middle ones of their segments. The last batch is padded with copies of the last
+  clip whose `valid` is False. All processes yield the same number of batches. For the `views`
+  `10crop` they hold the five that are not mirrored; the device mirrors them.
 
   Returns:
     An iterator over `video` uint8 (b, v, num_frames, crop_size, crop_size, c) for v views, `label`
@@ -222,8 +208,6 @@ def eval_batches(split: store.Split, clip: ClipSpec, feed: BatchSpec, views: str
     index = tf.minimum(position, count - 1)
     video, label, clip_id = tf.numpy_function(read, [index], types, stateful=False)
     video.set_shape([VIEWS[views].count(False), *clip.shape])
-    label.set_shape([])
-    clip_id.set_shape([])
     return _make_example(video, label, position < count, clip_id)
 
   steps = -(-count // feed.batch_size)
@@ -234,6 +218,7 @@ def eval_batches(split: store.Split, clip: ClipSpec, feed: BatchSpec, views: str
 def _make_example(
   video: tf.Tensor, label: tf.Tensor, valid: tf.Tensor, clip_id: tf.Tensor
 ) -> dict[str, tf.Tensor]:
+  label, clip_id = tf.ensure_shape(label, []), tf.ensure_shape(clip_id, [])
   return {"video": video, "label": tf.cast(label, tf.int32), "valid": valid, "id": clip_id}
 
 
@@ -250,10 +235,9 @@ def _make_reader(
   as many frames as are needed, and copying all of them through TensorFlow costs as much as
   decoding one.
   """
-  records = split.records
 
   def read(index: np.int64, offset: np.float64 | np.ndarray) -> tuple[Any, ...]:
-    clip_id, label, frames = store.parse_record(records[int(index)])
+    clip_id, label, frames = store.parse_record(split.records[int(index)])
     chosen, pairs = clips.choose_frames(len(frames), clip, offset)
     # `object`, because NumPy's byte strings lose trailing zeros.
     chosen = np.array([frames[i] for i in chosen.tolist()], dtype=object)
@@ -264,8 +248,6 @@ def _make_reader(
     frames, pairs, label, clip_id = tf.numpy_function(read, [index, offset], types, stateful=False)
     frames.set_shape([None if clip.is_flow else clip.num_frames])
     pairs.set_shape([clip.num_frames, clip.flow_pairs] if clip.is_flow else [0, 0])
-    label.set_shape([])
-    clip_id.set_shape([])
     return frames, pairs, label, clip_id
 
   return read_in_graph

@@ -31,11 +31,7 @@ def write_shards(
 ) -> Iterator[tuple[shards.Key, shards.Shard]]:
   """Writes shards on a cluster and yields each when it is done, in any order.
 
-  Args:
-    job: settings of all shards.
-    todo: the clips of each shard, each stored as a file.
-    address: the scheduler's, as `tcp://host:8786`.
-    on_clip_done: called once per clip, after its shard is done.
+  `address` is the scheduler's, as `tcp://host:8786`.
 
   Raises:
     UserError: if the cluster cannot be reached or cannot write the shards.
@@ -95,16 +91,10 @@ def write_shards(
 def write_shard(
   job: Job, scratch: str, key: shards.Key, clips: Sequence[Clip]
 ) -> tuple[str, shards.Shard]:
-  """Writes one shard; the task of a worker.
-
-  Args:
-    job: settings of all shards.
-    scratch: temporary directory inside the data set's folder.
-    key: split and number of the shard.
-    clips: the shard's clips, with absolute paths.
+  """Writes one shard, whose clips have absolute paths; the task of a worker.
 
   Returns:
-    Path of the file, to be moved to the data set's folder, and the shard.
+    Path of the file in `scratch`, to be moved to the data set's folder, and the shard.
 
   Raises:
     UserError: if this worker does not see the folder.
@@ -126,11 +116,12 @@ def _report_clips(
   clips: Sequence[Clip], shard: shards.Shard, on_clip_done: OnClipDone
 ) -> shards.Shard:
   """Calls `on_clip_done` for a shard's clips; returns it with the paths that the user wrote."""
-  skipped_by_path = {clip.path: clip for clip in shard.skipped}
+  by_path = {clip.path: clip for clip in shard.skipped}
   skipped = []
   for clip in clips:
-    skipped_clip = skipped_by_path.get(os.path.abspath(clip.path))
-    on_clip_done(clip, skipped_clip.reason if skipped_clip else None)
-    if skipped_clip:
+    reason = None
+    if skipped_clip := by_path.get(os.path.abspath(clip.path)):
+      reason = skipped_clip.reason
       skipped.append(skipped_clip._replace(path=clip.path))
+    on_clip_done(clip, reason)
   return shard._replace(skipped=skipped)

@@ -125,12 +125,7 @@ def write_settings(out: pathlib.Path, settings: Mapping[str, Any]) -> None:
 
 
 def plan_shards(listing: Listing, modality: str) -> dict[Key, Sequence[Clip]]:
-  """Returns the clips of every shard, in the order of the listing.
-
-  Args:
-    listing: the clips.
-    modality: 'rgb' or 'flow'.
-  """
+  """Returns the clips of every shard, in the order of the listing."""
   shards = {}
   for split, clips in listing.splits.items():
     size = max(MIN_SHARD_CLIPS, -(-len(clips) // MAX_SHARDS[modality]))
@@ -147,17 +142,11 @@ def count_shards(plan: Mapping[Key, Sequence[Clip]]) -> Mapping[str, int]:
 def find_missing(out: pathlib.Path, plan: Mapping[Key, Sequence[Clip]]) -> list[Key]:
   """Returns the shards of a plan that have no file."""
   num_shards = count_shards(plan)
-  return [
-    key for key in plan if not store.shard_path(out, *key, num_shards=num_shards[key[0]]).exists()
-  ]
+  return [key for key in plan if not store.shard_path(out, *key, num_shards[key[0]]).exists()]
 
 
 class Progress:
   """The shards that are done, in memory and on disk.
-
-  Args:
-    out: folder of the data set.
-    num_shards: by split.
 
   Attributes:
     done: by split and shard; without those that hold a skipped clip to be retried.
@@ -173,14 +162,14 @@ class Progress:
     """Adds a shard after its file is written."""
     self.done[key] = shard
     with open(self._path, "a") as file:
-      file.write(self._format_line(key, shard))
+      file.write(_format_line(key, shard))
 
   def drop(self, keys: Iterable[Key]) -> None:
     """Removes shards, which are then written again."""
     for key in keys:
       del self.done[key]
     with files.atomic_open(self._path) as file:
-      file.write("".join(self._format_line(key, shard) for key, shard in self.done.items()))
+      file.writelines(_format_line(key, shard) for key, shard in self.done.items())
 
   def states(self, plan: Mapping[Key, Sequence[Clip]]) -> list[tuple[Clip, State | None]]:
     """Returns the clips of all shards that are done with the states of their files."""
@@ -200,16 +189,11 @@ class Progress:
       for line in self._path.read_text().splitlines():
         with contextlib.suppress(ValueError):  # a truncated last line
           entry = json.loads(line)
-          skipped = [SkippedClip(*clip) for clip in entry["skipped"]]
+          key = tuple(entry.pop("key"))
+          entry["skipped"] = [SkippedClip(*clip) for clip in entry["skipped"]]
           # Earlier versions wrote neither fingerprints nor states.
-          no_fingerprints = [""] * (entry["count"] + len(skipped))
-          done[tuple(entry["key"])] = Shard(
-            entry["count"],
-            entry["bytes"],
-            skipped,
-            entry.get("fingerprints", no_fingerprints),
-            entry.get("states", ()),
-          )
+          entry.setdefault("fingerprints", [""] * (entry["count"] + len(entry["skipped"])))
+          done[key] = Shard(**entry)
     return {
       key: shard
       for key, shard in done.items()
@@ -217,8 +201,9 @@ class Progress:
       and store.shard_path(out, *key, num_shards[key[0]]).exists()
     }
 
-  def _format_line(self, key: Key, shard: Shard) -> str:
-    return json.dumps({"key": key, **shard._asdict()}) + "\n"
+
+def _format_line(key: Key, shard: Shard) -> str:
+  return json.dumps({"key": key, **shard._asdict()}) + "\n"
 
 
 def _should_retry(clip: SkippedClip) -> bool:

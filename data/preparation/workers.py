@@ -64,7 +64,7 @@ def process_requests(
 
   Args:
     function: '<module>:<function>', see the module's docstring.
-    fields: keyword arguments of the function, JSON-serializable.
+    fields: its keyword arguments, JSON-serializable.
     requests: each is called in a thread and returns JSON types and bytes to send to a process, or a
       `Skipped`, which then is the answer.
     num_workers: processes, at least 1.
@@ -142,8 +142,7 @@ class _Worker:
   def kill(self) -> None:
     """Kills the process; `ask` no longer starts a new one."""
     self._killed = True
-    process = self._process
-    if process is not None:
+    if (process := self._process) is not None:  # another thread may set it to None
       process.kill()
 
   def close(self) -> None:
@@ -176,9 +175,7 @@ class _Worker:
 def send(pipe: io.BufferedIOBase, message: Any) -> None:
   """Writes a message: the length of a JSON header, the header, and the bytes it refers to.
 
-  Args:
-    pipe: binary, read by `receive`.
-    message: bytes and JSON types except objects; tuples arrive as lists.
+  A message consists of bytes and JSON types except objects; tuples arrive as lists.
   """
   contents = []
 
@@ -190,8 +187,7 @@ def send(pipe: io.BufferedIOBase, message: Any) -> None:
 
   header = json.dumps(encode(message)).encode()
   pipe.write(struct.pack("<Q", len(header)) + header)
-  for content in contents:
-    pipe.write(content)
+  pipe.writelines(contents)
   pipe.flush()
 
 
@@ -241,12 +237,7 @@ def _encode_answer(result: Any) -> list[Any]:
 
 
 def serve(function: str, fields: Mapping[str, Any]) -> None:
-  """Answers the requests on stdin until it is closed, then exits; the main of a worker process.
-
-  Args:
-    function: see `process_requests`.
-    fields: see `process_requests`.
-  """
+  """Answers the requests on stdin until it is closed, then exits; the main of a worker process."""
   # Answers go to a copy of stdout; whatever libraries print to stdout goes to stderr.
   answers = os.fdopen(os.dup(1), "wb")
   os.dup2(2, 1)
