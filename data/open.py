@@ -24,10 +24,8 @@ def open_data(
 ) -> PreparedSource:
   """Opens the data set of a config; host 0 renders it first if `data.render` is set.
 
-  Args:
-    config: see `u2s_jax/run/default_config.py`.
-    default_folder: used for a rendered data set if `data.dir` is empty.
-    default_videos: used for rendered videos if `data.render.dir` is empty.
+  A rendered data set is in `default_folder` if `data.dir` is empty, its videos are in
+  `default_videos` if `data.render.dir` is.
 
   Raises:
     FileNotFoundError: if there is no data set, or it is not finished.

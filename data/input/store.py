@@ -86,12 +86,8 @@ def write_metadata(
 ) -> None:
   """Writes the metadata, which turns a folder of shards into a finished data set.
 
-  Args:
-    folder: holds all shards.
-    names: class names.
-    shards: the results of `write_shard` by split, in the order of the shards.
-    metadata: JSON-serializable; includes `modality` ('rgb' or 'flow') and `short_edge` (pixels).
-    description: one line.
+  `shards` are the results of `write_shard` by split, in the order of the shards. `metadata` is
+  JSON-serializable and includes `modality` ('rgb' or 'flow') and `short_edge` (pixels).
   """
   infos = [
     tfds.core.SplitInfo(
@@ -160,11 +156,8 @@ def read_paths(folder: pathlib.Path, split: str) -> dict[str, str]:
 def parse_record(record: bytes) -> tuple[bytes, int, Sequence[bytes]]:
   """Returns a record's id, label and JPEG frames; faster than TFDS, which copies every frame."""
   fields = tf.train.Example.FromString(record).features.feature
-  return (
-    fields["id"].bytes_list.value[0],
-    fields["label"].int64_list.value[0],
-    fields["frames"].bytes_list.value,
-  )
+  clip_id, label = fields["id"].bytes_list.value[0], fields["label"].int64_list.value[0]
+  return clip_id, label, fields["frames"].bytes_list.value
 
 
 def is_finished(folder: pathlib.Path) -> bool:
@@ -234,12 +227,7 @@ class PreparedDataset:
   A reader keeps every shard of its split open, and TensorFlow never releases the source of a
   stream: with one reader per stream the number of open files would grow with every evaluation.
 
-  Attributes:
-    folder: folder of the data set.
-    info: TFDS's info; `metadata` is the argument of `write_metadata`.
-    class_names: in the order of the labels.
-    modality: 'rgb' or 'flow'.
-    short_edge: pixels of the stored frames.
+  Its `info` is TFDS's; `info.metadata` is the argument of `write_metadata`.
   """
 
   def __init__(self, folder: pathlib.Path, builder: tfds.core.DatasetBuilder):

@@ -107,7 +107,8 @@ def prepare(
   }
   shards.check_folder(out, settings)
   plan = shards.plan_shards(listing, storage.modality)
-  job = Job(out, tuple(listing.names), listing.images, storage, shards.count_shards(plan))
+  num_shards = collections.Counter(split for split, _ in plan)
+  job = Job(out, tuple(listing.names), listing.images, storage, num_shards)
   if cluster:
     write = functools.partial(cluster_lib.write_shards, address=cluster)
   else:
@@ -117,7 +118,7 @@ def prepare(
       advice = f", or delete {out}/states_*.npy if only the times differ"
       file_states.check_source(out, file_states.load_states(listing, out), advice)
     # Before anything is written: a complete data set may lie on a read-only disk.
-    if not shards.find_missing(out, plan):
+    if not shards.find_missing(out, plan, num_shards):
       return store.open_dataset(out)
   out.mkdir(parents=True, exist_ok=True)
   refusal = f"{out}: another process is preparing it; wait until it has finished"
@@ -143,7 +144,7 @@ def prepare(
     _check_unchanged(progress, plan)
     done = {key: progress.done[key] for key in plan}
     finalize.finalize_dataset(listing, out, settings, done, max_unreadable)
-    progress.delete()
+    (out / shards.PROGRESS).unlink()
   return store.open_dataset(out)
 
 
@@ -250,7 +251,7 @@ def _restore_missing_shards(
   Raises:
     UserError: if a restored shard would hold other clips than the original.
   """
-  todo = {key: plan[key] for key in shards.find_missing(job.out, plan)}
+  todo = {key: plan[key] for key in shards.find_missing(job.out, plan, job.num_shards)}
   if not todo:
     return
   skipped_ids = shards.read_skipped_ids(listing, job.out)

@@ -32,21 +32,13 @@ OnClipDone = Callable[[Clip, str | None], None]
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """Settings of all shards of a data set.
+  """Settings of all shards of a data set."""
 
-  Attributes:
-    out: folder of the data set.
-    names: class names in the order of the labels.
-    images: whether the clips are images.
-    storage: how frames are resized and encoded.
-    num_shards: by split.
-  """
-
-  out: pathlib.Path
-  names: tuple[str, ...]
-  images: bool
+  out: pathlib.Path  # folder of the data set
+  names: tuple[str, ...]  # of the classes, in the order of the labels
+  images: bool  # whether the clips are images
   storage: Storage
-  num_shards: Mapping[str, int]
+  num_shards: Mapping[str, int]  # by split
 
 
 def write_shards(

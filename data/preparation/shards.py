@@ -9,7 +9,6 @@ states_*.npy       size and modification time of each clip's file before it was 
 leaks.csv          RGB: validation and test clips that look like a training clip
 """
 
-import collections
 import contextlib
 import csv
 import dataclasses
@@ -38,38 +37,22 @@ Key = tuple[str, int]  # split, shard
 
 
 class SkippedClip(NamedTuple):
-  """A clip that could not be read.
-
-  Attributes:
-    path: the clip's path.
-    reason: one line.
-    state: state of the file before it was read; None: retried even if the file does not change.
-    file: path of the file if the clip is a segment of it.
-  """
+  """A clip that could not be read."""
 
   path: str
-  reason: str
-  state: State | None
-  file: str = ""
+  reason: str  # one line
+  state: State | None  # before it was read; None: retried even if the file does not change
+  file: str = ""  # of which the clip may be a segment
 
 
 class Shard(NamedTuple):
-  """A shard that is done.
+  """A shard that is done."""
 
-  Attributes:
-    count: number of clips.
-    bytes: total size of the records.
-    skipped: planned clips that are left out.
-    fingerprints: one for each planned clip, empty for those that are skipped or have none.
-    states: states of the files of all planned clips before they were read; empty if an earlier
-      version wrote the shard.
-  """
-
-  count: int
-  bytes: int
-  skipped: list[SkippedClip]
-  fingerprints: list[str]
-  states: Sequence[State | None] = ()
+  count: int  # of clips
+  bytes: int  # of all records
+  skipped: list[SkippedClip]  # planned clips that are left out
+  fingerprints: list[str]  # of all planned clips, empty for those that are skipped or have none
+  states: Sequence[State | None] = ()  # of all planned clips; empty: by an earlier version
 
 
 def compute_digest(listing: Listing) -> str:
@@ -134,26 +117,19 @@ def plan_shards(listing: Listing, modality: str) -> dict[Key, Sequence[Clip]]:
   return shards
 
 
-def count_shards(plan: Mapping[Key, Sequence[Clip]]) -> Mapping[str, int]:
-  """Returns the number of shards of each split."""
-  return collections.Counter(split for split, _ in plan)
-
-
-def find_missing(out: pathlib.Path, plan: Mapping[Key, Sequence[Clip]]) -> list[Key]:
-  """Returns the shards of a plan that have no file."""
-  num_shards = count_shards(plan)
-  return [key for key in plan if not store.shard_path(out, *key, num_shards[key[0]]).exists()]
+def find_missing(
+  out: pathlib.Path, keys: Iterable[Key], num_shards: Mapping[str, int]
+) -> list[Key]:
+  """Returns the shards that have no file."""
+  return [key for key in keys if not store.shard_path(out, *key, num_shards[key[0]]).exists()]
 
 
 class Progress:
-  """The shards that are done, in memory and on disk.
-
-  Attributes:
-    done: by split and shard; without those that hold a skipped clip to be retried.
-  """
+  """The shards that are done, in memory and on disk."""
 
   def __init__(self, out: pathlib.Path, num_shards: Mapping[str, int]):
     self._path = out / PROGRESS
+    # By split and shard; without those that hold a skipped clip to be retried.
     self.done = self._read(out, num_shards)
     # Rewrites the file: after a crash its last line may be truncated, and `add` would append to it.
     self.drop(())
@@ -179,10 +155,6 @@ class Progress:
         pairs += zip(plan[key], shard.states, strict=True)
     return pairs
 
-  def delete(self) -> None:
-    """Deletes the file, after the data set is finished."""
-    self._path.unlink()
-
   def _read(self, out: pathlib.Path, num_shards: Mapping[str, int]) -> dict[Key, Shard]:
     done = {}
     with contextlib.suppress(FileNotFoundError):
@@ -194,12 +166,9 @@ class Progress:
           # Earlier versions wrote neither fingerprints nor states.
           entry.setdefault("fingerprints", [""] * (entry["count"] + len(entry["skipped"])))
           done[key] = Shard(**entry)
-    return {
-      key: shard
-      for key, shard in done.items()
-      if not any(map(_should_retry, shard.skipped))
-      and store.shard_path(out, *key, num_shards[key[0]]).exists()
-    }
+    for key in find_missing(out, [*done], num_shards):
+      del done[key]
+    return {key: shard for key, shard in done.items() if not any(map(_should_retry, shard.skipped))}
 
 
 def _format_line(key: Key, shard: Shard) -> str:

@@ -128,8 +128,8 @@ class _Worker:
         self._process = self._start()
       try:
         send(self._process.stdin, request)
-        kind, fields, seconds = receive(self._process.stdout)
-        return _ANSWER_TYPES[kind](*fields), tuple(seconds)
+        result, seconds = receive(self._process.stdout)
+        return result, tuple(seconds)
       except (OSError, EOFError, ValueError, TypeError, LookupError):
         self._process.kill()
         status = self._process.wait()
@@ -175,7 +175,8 @@ class _Worker:
 def send(pipe: io.BufferedIOBase, message: Any) -> None:
   """Writes a message: the length of a JSON header, the header, and the bytes it refers to.
 
-  A message consists of bytes and JSON types except objects; tuples arrive as lists.
+  A message consists of bytes, `Decoded`, `Skipped` and JSON types except objects; tuples arrive as
+  lists.
   """
   contents = []
 
@@ -183,6 +184,8 @@ def send(pipe: io.BufferedIOBase, message: Any) -> None:
     if isinstance(value, bytes):
       contents.append(value)
       return {CONTENT: len(value)}
+    if isinstance(value, (Decoded, Skipped)):
+      return {type(value).__name__: [encode(item) for item in value]}
     return [encode(item) for item in value] if isinstance(value, (list, tuple)) else value
 
   header = json.dumps(encode(message)).encode()
@@ -202,7 +205,10 @@ def receive(pipe: io.BufferedIOBase) -> Any:
 
   def decode(value):
     if isinstance(value, dict):
-      return _read_exactly(pipe, int(value[CONTENT]), MAX_CONTENT_BYTES)
+      ((kind, content),) = value.items()
+      if kind != CONTENT:
+        return {"Decoded": Decoded, "Skipped": Skipped}[kind](*map(decode, content))
+      return _read_exactly(pipe, int(content), MAX_CONTENT_BYTES)
     return [decode(item) for item in value] if isinstance(value, list) else value
 
   return decode(json.loads(_read_exactly(pipe, length, MAX_HEADER_BYTES)))
@@ -216,24 +222,6 @@ def _read_exactly(pipe: io.BufferedIOBase, count: int, limit: int) -> bytes:
   if len(content) < count:
     raise EOFError
   return content
-
-
-# Kind of an answer, as `_encode_answer` sends it -> constructor.
-_ANSWER_TYPES = {
-  "decoded": Decoded,
-  "skipped": Skipped,
-  "several": lambda *answers: [_ANSWER_TYPES[kind](*fields) for kind, fields in answers],
-  "value": lambda value: value,
-}
-
-
-def _encode_answer(result: Any) -> list[Any]:
-  """Returns the kind of an answer and its fields."""
-  if isinstance(result, (Decoded, Skipped)):
-    return [type(result).__name__.lower(), list(result)]
-  if isinstance(result, list) and all(isinstance(part, (Decoded, Skipped)) for part in result):
-    return ["several", [_encode_answer(part) for part in result]]
-  return ["value", [result]]
 
 
 def serve(function: str, fields: Mapping[str, Any]) -> None:
@@ -257,7 +245,7 @@ def serve(function: str, fields: Mapping[str, Any]) -> None:
       time.sleep(MAX_CPU / 60)
       if watchdog.stalled_seconds() > MAX_CPU:
         reason = f"{STALLED} {MAX_CPU:g} seconds of computing"
-        send(answers, ["skipped", list(Skipped(reason)), [MAX_CPU, MAX_CPU]])
+        send(answers, [Skipped(reason), [MAX_CPU, MAX_CPU]])
         os._exit(0)
 
   with contextlib.suppress(ValueError, OSError):  # systems without this limit
@@ -274,7 +262,7 @@ def serve(function: str, fields: Mapping[str, Any]) -> None:
     watchdog.stop()
     seconds = [time.monotonic() - start[0], time.process_time() - start[1]]
     try:
-      send(answers, [*_encode_answer(result), seconds])
+      send(answers, [result, seconds])
     except BrokenPipeError:  # the parent died
       os._exit(1)
     # Memory that a large request left fragmented may be missing for the next: start afresh.

@@ -36,27 +36,14 @@ VERSION = 2  # incremented when the same seed gives other pixels, so that old fo
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """Settings of the rendered data set.
+  """Settings of the rendered data set; raises UserError if one is out of range."""
 
-  Attributes:
-    num_train: clips in the training split; class sizes differ by one at most.
-    num_validation: clips in the validation split.
-    num_test: clips in the test split.
-    height: pixels, even and at least 16.
-    difficulty: 0 to 1, see `actions.render_clip`.
-    clutter: 0 to 1, see `actions.render_clip`.
-    seed: determines all clips.
-
-  Raises:
-    UserError: if a value is out of range.
-  """
-
-  num_train: int
+  num_train: int  # clips; class sizes differ by one at most
   num_validation: int
   num_test: int
-  height: int = 64
-  difficulty: float = 0.5
-  clutter: float = 0.0
+  height: int = 64  # pixels, even and at least 16
+  difficulty: float = 0.5  # 0 to 1, see `actions.render_clip`
+  clutter: float = 0.0  # 0 to 1
   seed: int = 0
 
   def __post_init__(self):
@@ -84,8 +71,7 @@ def render(root: os.PathLike | str, settings: Settings, *, num_workers: int = 2)
   leaves no incomplete data set. The pixels do not depend on `num_workers`.
 
   Raises:
-    UserError: if an argument is out of range, `root` holds something else, or a clip cannot be
-      written.
+    UserError: if `root` holds something else, or a clip cannot be written.
   """
   if num_workers < 1:
     raise UserError(f"num_workers: {num_workers} must be >= 1")
@@ -117,11 +103,9 @@ def _is_rendered(root: pathlib.Path, fields: dict[str, Any]) -> bool:
   Raises:
     UserError: if it holds anything else.
   """
-  if not root.exists():
-    return False
-  if not root.is_dir():
+  if root.exists() and not root.is_dir():
     raise UserError(f"{root}: not a folder; choose another path")
-  if not any(root.iterdir()):
+  if not root.exists() or not any(root.iterdir()):
     return False
   try:
     saved = json.loads((root / "settings.json").read_text())
@@ -229,14 +213,8 @@ def _write_labels(
       continue
     template, placeholders = CLASSES[class_index], names[video_id]
     label = re.sub(r"\[[^]]*\]", "{}", template).format(*placeholders)
-    contents[split].append(
-      {
-        "id": video_id,
-        "label": label[0].lower() + label[1:],
-        "template": template,
-        "placeholders": placeholders,
-      }
-    )
+    entry = {"id": video_id, "label": label[0].lower() + label[1:], "template": template}
+    contents[split].append(entry | {"placeholders": placeholders})
   for name, content in contents.items():
     (folder / "labels" / f"{name}.json").write_text(json.dumps(content, indent=0) + "\n")
   (folder / "labels" / "test-answers.csv").write_text("".join(answers))

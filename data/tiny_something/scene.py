@@ -72,7 +72,7 @@ class Scene:
 
   def ramp(self, start: Real, stop: Real) -> Float32[np.ndarray, " t"]:
     """Returns 0 before `start`, 1 after `stop`, smooth in between; in fractions of the action."""
-    part = np.clip((self._progress - start) / (stop - start), 0, 1)
+    part = self.steady(start, stop)
     return part * part * (3 - 2 * part)
 
   def steady(self, start: Real, stop: Real) -> Float32[np.ndarray, " t"]:
