@@ -180,8 +180,8 @@ def eval_batches(split: store.Split, clip: ClipSpec, feed: BatchSpec, views: str
   """Returns an iterator over one epoch of a split, in order, with fixed shapes.
 
   Frames are the middle ones of their segments. The last batch is padded with copies of the last
-  clip whose `valid` is False. All processes yield the same number of batches. For the `views`
-  `10crop` they hold the five that are not mirrored; the device mirrors them.
+  clip whose `valid` is False. All processes yield the same number of batches. Those of `10crop`
+  hold the five views that are not mirrored; the device mirrors them.
 
   Returns:
     An iterator over `video` uint8 (b, v, num_frames, crop_size, crop_size, c) for v views, `label`

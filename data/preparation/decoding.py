@@ -14,16 +14,11 @@ from u2s_jax.video.decode import Storage
 def decode_spans(
   file: str | io.BytesIO, storage: Storage, spans: Sequence[tuple[float, float]]
 ) -> list[Decoded | Skipped]:
-  """Decodes segments of a video in one pass, which start and end at `spans`, in seconds.
+  """Decodes segments of a video in one pass.
 
-  Args:
-    file: path or open file.
-    storage: how frames are resized and encoded.
-    spans: sorted by the start.
-
-  Returns:
-    One result for each span. `Skipped` if more than 15 % of a segment lie after the video's end, or
-    if decoding fails before the segment is complete.
+  `spans` are start and end of each segment in seconds, sorted by the start. The result of a span is
+  `Skipped` if more than 15 % of the segment lie after the video's end, or if decoding fails before
+  the segment is complete.
   """
   segments, reason = {}, None
   try:

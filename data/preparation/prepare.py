@@ -31,17 +31,10 @@ from data.preparation.shard_writer import Job, OnClipDone, Plan
 from data.preparation.workers import Decoded
 from data.sources import frame_lists, hmdb51, something_something, tfds_images, ucf101
 from u2s_jax.runtime import files, signals
-from u2s_jax.runtime.errors import (
-  INTERRUPTED,
-  UserError,
-  check_repeated,
-  escape,
-  one_line_errors,
-)
+from u2s_jax.runtime.errors import INTERRUPTED, UserError, check_repeated, escape, one_line_errors
 from u2s_jax.video import decode, flow, folders
-from u2s_jax.video import listing as listing_lib
 from u2s_jax.video.decode import Storage
-from u2s_jax.video.listing import Clip, Listing
+from u2s_jax.video.listing import FEW_CLIPS, MODALITIES, Clip, Listing, check_trainable_classes
 
 VERSION = 1  # incremented when the same settings lead to other shards or other pixels
 NAMES_SHOWN = 10
@@ -370,13 +363,11 @@ def _report_problems(dataset: store.PreparedDataset, unit: str) -> Iterator[str]
 
 def _report_rare_classes(listing: Listing, names: Sequence[str], unit: str) -> Iterator[str]:
   counts = collections.Counter(clip.label for clip in listing.splits.get("train", ()))
-  rare = [
-    f"{name} ({counts[i]})" for i, name in enumerate(names) if counts[i] < listing_lib.FEW_CLIPS
-  ]
+  rare = [f"{name} ({counts[i]})" for i, name in enumerate(names) if counts[i] < FEW_CLIPS]
   if rare and counts:
     more = f" and {len(rare) - NAMES_SHOWN} more" if len(rare) > NAMES_SHOWN else ""
     yield (
-      f"  fewer than {listing_lib.FEW_CLIPS} training {unit}: {', '.join(rare[:NAMES_SHOWN])}"
+      f"  fewer than {FEW_CLIPS} training {unit}: {', '.join(rare[:NAMES_SHOWN])}"
       f"{more}; data.balance draws rare classes more often"
     )
 
@@ -397,7 +388,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     help="for folders of videos or images: regular expression; clips whose paths match it with the"
     " same text, for example one person's, are kept in one split",
   )
-  add("--modality", choices=listing_lib.MODALITIES, default="rgb")
+  add("--modality", choices=MODALITIES, default="rgb")
   add("--flow_algorithm", choices=flow.ALGORITHMS, default="tvl1", help="'dis' is far faster")
   add("--short_edge", type=int, default=240, help="pixels of the stored frames (default: 240)")
   add(
@@ -434,7 +425,7 @@ def _prepare_listing(args: argparse.Namespace) -> None:
   if args.dataset in ("videos", "images", "frames"):  # the others name their folders
     _check_outside_source(args.source, out)
   listing = DATASETS[args.dataset](args)
-  listing_lib.check_trainable_classes(listing, str(args.source))
+  check_trainable_classes(listing, str(args.source))
   listing = shards.match_earlier_splits(listing, out)
   for note in listing.notes:
     print(escape(f"note: {note}"), flush=True)
