@@ -18,12 +18,8 @@ MARGIN = 2  # additional columns decoded on both sides of a crop
 def crop_edges(scales: Sequence[Real], short_edge: int) -> list[tuple[int, int]]:
   """Returns the sizes that a multi-scale crop chooses from, as in Temporal Segment Networks.
 
-  Args:
-    scales: fractions of the short edge, in (0, 1], sorted.
-    short_edge: pixels.
-
-  Returns:
-    (height, width) in pixels for all pairs of scales that are at most one step apart.
+  These are (height, width) in pixels for all pairs of `scales`, sorted fractions of the short edge,
+  that are at most one step apart.
   """
   edges = [max(1, round(scale * short_edge)) for scale in scales]
   return [
@@ -69,18 +65,17 @@ def decode(frames: tf.Tensor, *, channels: int, window: tf.Tensor) -> tf.Tensor:
   end = tf.minimum(left + width + MARGIN, tf.io.extract_jpeg_shape(frames[0])[1])
   wide_window = tf.stack([top, first, height, end - first])
 
-  def decode_one(frame: tf.Tensor) -> tf.Tensor:
-    # Not TensorFlow's default, whose fast transform differs from other decoders.
-    return tf.image.decode_and_crop_jpeg(
-      frame, wide_window, channels=channels, dct_method="INTEGER_ACCURATE"
-    )
+  # Not TensorFlow's default, whose fast transform differs from other decoders.
+  options = {"channels": channels, "dct_method": "INTEGER_ACCURATE"}
 
-  count = frames.shape[0]
-  if count is None:
+  def decode_one(frame: tf.Tensor) -> tf.Tensor:
+    return tf.image.decode_and_crop_jpeg(frame, wide_window, **options)
+
+  if frames.shape[0] is None:
     spec = tf.TensorSpec([None, None, channels], tf.uint8)
     video = tf.map_fn(decode_one, frames, fn_output_signature=spec)
   else:
-    video = tf.stack([decode_one(frames[t]) for t in range(count)])
+    video = tf.stack([decode_one(frame) for frame in tf.unstack(frames)])
   return video[:, :, left - first : left - first + width]
 
 
@@ -95,15 +90,10 @@ def resize(video: tf.Tensor, height: int, width: int) -> tf.Tensor:
 
 
 def mirror(video: tf.Tensor, *, is_flow: bool) -> tf.Tensor:
-  """Mirrors a clip left to right.
+  """Mirrors a uint8 clip (..., h, w, c) left to right.
 
-  Args:
-    video: uint8 (..., h, w, c).
-    is_flow: whether the channels are x, y, x, y, ... of optical flow as quantized by
-      `flow.quantize`; the sign of x is inverted.
-
-  Returns:
-    uint8 of the same shape.
+  For flow, whose channels are x, y, x, y, ... as quantized by `flow.quantize`, this inverts the
+  sign of x.
   """
   # Reshaped to three dimensions, for which TensorFlow's kernel takes a quarter of the time.
   rows = tf.reshape(video, tf.concat([[-1], tf.shape(video)[-2:]], axis=0))
@@ -124,9 +114,6 @@ def color_jitter(video: tf.Tensor, strengths: Sequence[Real], draw: tf.Tensor) -
     strengths: maximum relative change of brightness, contrast and saturation, and maximum change of
       hue as a fraction of the colour circle; 0 disables a change.
     draw: float64 (4,), uniform in [0, 1); 0.5 is no change.
-
-  Returns:
-    uint8 (t, h, w, 3).
   """
   pixels = tf.cast(video, tf.float32) / 255
   change = tf.cast(2 * draw - 1, tf.float32) * tf.constant(strengths, tf.float32)

@@ -29,20 +29,14 @@ Batches = Iterator[dict[str, np.ndarray]]
 class BatchSpec:
   """Batch settings of a stream, and the share of this process.
 
-  Attributes:
-    batch_size: clips of a GLOBAL batch; every process yields its own slice of it.
-    process_index: the slice to yield.
-    process_count: number of slices.
-    num_threads: threads of the pipeline; 0 lets TensorFlow choose.
-
   Raises:
     UserError: if the batch size is not a multiple of `process_count`, or a value is out of range.
   """
 
-  batch_size: int
-  process_index: int = 0
+  batch_size: int  # clips of a GLOBAL batch; every process yields its own slice of it
+  process_index: int = 0  # the slice to yield
   process_count: int = 1
-  num_threads: int = 0
+  num_threads: int = 0  # of the pipeline; 0 lets TensorFlow choose
 
   def __post_init__(self):
     if self.batch_size < 1 or self.batch_size % self.process_count:
@@ -78,16 +72,8 @@ def train_batches(
 ) -> Batches:
   """Returns an infinite iterator over shuffled training batches; a batch may span two epochs.
 
-  All frames of a clip share one crop, one mirroring and one change of colours.
-
-  Args:
-    split: the training split.
-    clip: format of the clips.
-    augmentation: random augmentation.
-    feed: batch settings.
-    seed: determines, with `stage`, the order and the augmentation.
-    stage: number of the training stage.
-    first_step: number of batches of this stage to skip, at no cost.
+  All frames of a clip share one crop, one mirroring and one change of colours. `seed` and `stage`
+  determine the order and the augmentation. The first `first_step` batches are skipped at no cost.
 
   Returns:
     An iterator over `video` uint8 (b, num_frames, crop_size, crop_size, c), `label` int32 (b,),
@@ -109,7 +95,6 @@ def train_batches(
   # Seed and stage as one number: a seed of a stateless op is two numbers, and the second is the
   # epoch.
   stage_seed = int.from_bytes(hashlib.sha256(f"{seed} {stage}".encode()).digest()[:4], "big")
-  read = _make_reader(split, clip)
 
   def make_example(number: tf.Tensor) -> dict[str, tf.Tensor]:
     position = feed.global_position(number)
@@ -125,24 +110,20 @@ def train_batches(
     )
     index = choose(place, position // count) if choose else place
     # From the shuffled place and not the index: a clip that balancing repeats gets other draws.
-    clip_seed = tf.random.experimental.stateless_fold_in(seeds, place, alg="philox")
-    draw = tf.random.stateless_uniform([4], clip_seed, dtype=tf.float64, alg="philox")
+    clip_seed = _fold_in(seeds, place)
+    draw = _draw_uniform(4, clip_seed)
     offset = draw[0]
     if augmentation.offset_per_segment:
       # From a separate seed, so that all other draws equal those with one offset per clip.
-      offset_seed = tf.random.experimental.stateless_fold_in(clip_seed, 2, alg="philox")
-      shape = [clip.num_frames]
-      offset = tf.random.stateless_uniform(shape, offset_seed, dtype=tf.float64, alg="philox")
-    frames, pairs, label, clip_id = read(index, offset)
+      offset = _draw_uniform(clip.num_frames, _fold_in(clip_seed, 2))
+    frames, pairs, label, clip_id = _read_frames(split, clip, index, offset)
     tf.debugging.assert_non_negative(
       label, f"split {split.name!r}: has clips without a label; train on a labelled split"
     )
-    clip_seed = tf.random.experimental.stateless_fold_in(clip_seed, 1, alg="philox")
-    more = tf.random.stateless_uniform([5], clip_seed, dtype=tf.float64, alg="philox")
+    more = _draw_uniform(5, _fold_in(clip_seed, 1))
     size = tf.cast(more[0] * len(edges), tf.int32) if len(edges) > 1 else 0
-    window = image_ops.place_crop(
-      tf.io.extract_jpeg_shape(frames[0])[:2], tf.constant(edges)[size], draw[1:3]
-    )
+    shape = tf.io.extract_jpeg_shape(frames[0])[:2]
+    window = image_ops.place_crop(shape, tf.constant(edges)[size], draw[1:3])
     video = image_ops.decode(frames, channels=1 if clip.is_flow else 3, window=window)
     if edges != [(clip.crop_size, clip.crop_size)]:
       video = image_ops.resize(video, clip.crop_size, clip.crop_size)
@@ -161,6 +142,14 @@ def train_batches(
 
   numbers = tf.data.Dataset.range(first_step * feed.local_batch_size, tf.int64.max)
   return _iterate_batches(split, numbers, make_example, feed)
+
+
+def _fold_in(seed: tf.Tensor, number: tf.Tensor | int) -> tf.Tensor:
+  return tf.random.experimental.stateless_fold_in(seed, number, alg="philox")
+
+
+def _draw_uniform(count: int, seed: tf.Tensor) -> tf.Tensor:
+  return tf.random.stateless_uniform([count], seed, dtype=tf.float64, alg="philox")
 
 
 def _make_balanced_sampler(
@@ -190,15 +179,9 @@ def _make_balanced_sampler(
 def eval_batches(split: store.Split, clip: ClipSpec, feed: BatchSpec, views: str) -> Batches:
   """Returns an iterator over one epoch of a split, in order, with fixed shapes.
 
-  The last batch is padded with copies of the last clip whose `valid` is False. All processes yield
-  the same number of batches.
-
-  Args:
-    split: the split.
-    clip: format of the clips; frames are the middle ones of their segments.
-    feed: batch settings.
-    views: `center`, `3crop`, `5crop` or `10crop`, see `sampling.crop_offsets`. For `10crop` the
-      batches hold the five views that are not mirrored; the device mirrors them.
+  Frames are the middle ones of their segments. The last batch is padded with copies of the last
+  clip whose `valid` is False. All processes yield the same number of batches. Those of `10crop`
+  hold the five views that are not mirrored; the device mirrors them.
 
   Returns:
     An iterator over `video` uint8 (b, v, num_frames, crop_size, crop_size, c) for v views, `label`
@@ -222,8 +205,6 @@ def eval_batches(split: store.Split, clip: ClipSpec, feed: BatchSpec, views: str
     index = tf.minimum(position, count - 1)
     video, label, clip_id = tf.numpy_function(read, [index], types, stateful=False)
     video.set_shape([VIEWS[views].count(False), *clip.shape])
-    label.set_shape([])
-    clip_id.set_shape([])
     return _make_example(video, label, position < count, clip_id)
 
   steps = -(-count // feed.batch_size)
@@ -234,52 +215,41 @@ def eval_batches(split: store.Split, clip: ClipSpec, feed: BatchSpec, views: str
 def _make_example(
   video: tf.Tensor, label: tf.Tensor, valid: tf.Tensor, clip_id: tf.Tensor
 ) -> dict[str, tf.Tensor]:
+  label, clip_id = tf.ensure_shape(label, []), tf.ensure_shape(clip_id, [])
   return {"video": video, "label": tf.cast(label, tf.int32), "valid": valid, "id": clip_id}
 
 
-def _make_reader(
-  split: store.Split, clip: ClipSpec
-) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, ...]]:
-  """Returns a function that reads the needed frames of a clip, by its index and frame offsets.
+def _read_frames(
+  split: store.Split, clip: ClipSpec, index: tf.Tensor, offset: tf.Tensor
+) -> tuple[tf.Tensor, ...]:
+  """Reads the needed frames of the clip at an index; `offset` is that of the frames.
 
-  It returns the JPEG files, string (n,); the pairs of flow in each stack, int64 (num_frames,
-  flow_pairs), as indices of pairs among the files; the label; and the id. For RGB there are
-  num_frames files, with repetitions, and no pairs.
+  Returns the JPEG files, string (n,), and the pairs of flow in each stack, int64 (num_frames,
+  flow_pairs), see `clips.choose_frames`; the label; and the id.
 
   The frames are chosen inside the NumPy function that reads a record. A record holds several times
   as many frames as are needed, and copying all of them through TensorFlow costs as much as
   decoding one.
   """
-  records = split.records
 
   def read(index: np.int64, offset: np.float64 | np.ndarray) -> tuple[Any, ...]:
-    clip_id, label, frames = store.parse_record(records[int(index)])
+    clip_id, label, frames = store.parse_record(split.records[int(index)])
     chosen, pairs = clips.choose_frames(len(frames), clip, offset)
     # `object`, because NumPy's byte strings lose trailing zeros.
     chosen = np.array([frames[i] for i in chosen.tolist()], dtype=object)
     return chosen, pairs, np.int64(label), clip_id
 
-  def read_in_graph(index: tf.Tensor, offset: tf.Tensor) -> tuple[tf.Tensor, ...]:
-    types = [tf.string, tf.int64, tf.int64, tf.string]
-    frames, pairs, label, clip_id = tf.numpy_function(read, [index, offset], types, stateful=False)
-    frames.set_shape([None if clip.is_flow else clip.num_frames])
-    pairs.set_shape([clip.num_frames, clip.flow_pairs] if clip.is_flow else [0, 0])
-    label.set_shape([])
-    clip_id.set_shape([])
-    return frames, pairs, label, clip_id
-
-  return read_in_graph
+  types = [tf.string, tf.int64, tf.int64, tf.string]
+  frames, pairs, label, clip_id = tf.numpy_function(read, [index, offset], types, stateful=False)
+  frames.set_shape([None if clip.is_flow else clip.num_frames])
+  pairs.set_shape([clip.num_frames, clip.flow_pairs] if clip.is_flow else [0, 0])
+  return frames, pairs, label, clip_id
 
 
 def _stack_flow(components: tf.Tensor, pairs: tf.Tensor) -> tf.Tensor:
-  """Stacks the components of optical flow.
+  """Stacks x and y of n pairs of flow, (2 n, h, w, 1), by the indices (t, p) of each stack's pairs.
 
-  Args:
-    components: (2 n, h, w, 1), x and y of n pairs.
-    pairs: (t, p), indices of the pairs in each stack.
-
-  Returns:
-    (t, h, w, 2 p): x and y of the first pair, of the second, ...
+  Returns (t, h, w, 2 p): x and y of the first pair, of the second, ...
   """
   files = tf.reshape(tf.stack([2 * pairs, 2 * pairs + 1], axis=-1), [-1, 2 * pairs.shape[1]])
   stacks = tf.gather(components[..., 0], files)  # (t, 2 p, h, w)

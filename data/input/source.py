@@ -20,13 +20,7 @@ from u2s_jax.video.clips import Augmentation, ClipSpec
 class PreparedSource:
   """Batches of a prepared data set.
 
-  Attributes:
-    dataset: the data set.
-    clip: format of the clips.
-    augmentation: random augmentation of training clips.
-    training: batch settings of training.
-    testing: batch settings of evaluation.
-    seed: determines the order and augmentation of training clips.
+  `seed` determines the order and augmentation of training clips.
   """
 
   dataset: PreparedDataset
@@ -93,13 +87,7 @@ def open_source(
   process_index: int,
   process_count: int,
 ) -> PreparedSource:
-  """Opens the data set of a config.
-
-  Args:
-    config: see `default_config.get_config`.
-    folder: the prepared data set.
-    process_index: this process's index.
-    process_count: number of processes that share a batch.
+  """Opens the prepared data set in `folder` for a config.
 
   Raises:
     FileNotFoundError: if there is no data set, or it is not finished.

@@ -53,30 +53,13 @@ def make_features(names: Sequence[str]) -> tfds.features.FeaturesDict:
 
 
 def write_shard(
-  folder: pathlib.Path,
-  split: str,
-  shard: int,
-  num_shards: int,
-  examples: Iterable[Mapping[str, Any]],
-  names: Sequence[str],
+  path: pathlib.Path, examples: Iterable[Mapping[str, Any]], names: Sequence[str]
 ) -> tuple[int, int]:
-  """Writes one shard atomically.
-
-  Args:
-    folder: folder of the data set.
-    split: name of the split.
-    shard: number of the shard, from 0.
-    num_shards: number of shards of the split.
-    examples: `id`, `label`, `num_frames` and `frames` of each clip.
-    names: class names.
-
-  Returns:
-    Number of examples and their size in bytes.
-  """
+  """Writes a shard atomically; returns the number of examples and their size in bytes."""
   spec, count, size = make_features(names), 0, 0
   # One record per group, as training reads single clips at random. JPEG files do not compress.
   options = "group_size:1,uncompressed"
-  with files.atomic_path(shard_path(folder, split, shard, num_shards)) as temp_path:
+  with files.atomic_path(path) as temp_path:
     writer = array_record_module.ArrayRecordWriter(os.fspath(temp_path), options)
     try:
       for example in examples:
@@ -103,12 +86,8 @@ def write_metadata(
 ) -> None:
   """Writes the metadata, which turns a folder of shards into a finished data set.
 
-  Args:
-    folder: holds all shards.
-    names: class names.
-    shards: the results of `write_shard` by split, in the order of the shards.
-    metadata: JSON-serializable; includes `modality` ('rgb' or 'flow') and `short_edge` (pixels).
-    description: one line.
+  `shards` are the results of `write_shard` by split, in the order of the shards. `metadata` is
+  JSON-serializable and includes `modality` ('rgb' or 'flow') and `short_edge` (pixels).
   """
   infos = [
     tfds.core.SplitInfo(
@@ -155,10 +134,7 @@ def write_paths(folder: pathlib.Path, split: str, paths: Mapping[str, str]) -> N
 def write_states(folder: pathlib.Path, split: str, states: Sequence[Sequence[int] | None]) -> None:
   """Writes the states of a split's source files before they were decoded.
 
-  Args:
-    folder: folder of the data set.
-    split: name of the split.
-    states: two numbers >= 0 for each listed clip; None if it was skipped.
+  A state is two numbers >= 0; None if the clip was skipped.
   """
   with files.atomic_open(folder / STATES.format(split), "wb") as file:
     np.save(file, np.array([state or (-1, -1) for state in states], np.int64))
@@ -178,17 +154,10 @@ def read_paths(folder: pathlib.Path, split: str) -> dict[str, str]:
 
 
 def parse_record(record: bytes) -> tuple[bytes, int, Sequence[bytes]]:
-  """Parses a record, a serialized `tf.train.Example`; faster than TFDS, which copies every frame.
-
-  Returns:
-    The id, the label and the JPEG frames.
-  """
+  """Returns a record's id, label and JPEG frames; faster than TFDS, which copies every frame."""
   fields = tf.train.Example.FromString(record).features.feature
-  return (
-    fields["id"].bytes_list.value[0],
-    fields["label"].int64_list.value[0],
-    fields["frames"].bytes_list.value,
-  )
+  clip_id, label = fields["id"].bytes_list.value[0], fields["label"].int64_list.value[0]
+  return clip_id, label, fields["frames"].bytes_list.value
 
 
 def is_finished(folder: pathlib.Path) -> bool:
@@ -203,17 +172,13 @@ class Split:
     name: a split or a part of one, as `train[:100]`.
     records: the serialized clips, at least 1, with random access; see `parse_record`.
     shards: number of records by file.
-    class_names: in the order of the labels.
-    modality: 'rgb' or 'flow'.
-    short_edge: pixels of the stored frames.
   """
 
   def __init__(self, dataset: "PreparedDataset", name: str, records: Sequence[Any]):
     self.name, self.records = name, records
     info = dataset.info.splits[name.split("[")[0]]
     self.shards = dict(zip(map(pathlib.Path, info.filepaths), info.shard_lengths, strict=True))
-    self.class_names, self.modality = dataset.class_names, dataset.modality
-    self.short_edge = dataset.short_edge
+    self.class_names, self.short_edge = dataset.class_names, dataset.short_edge
     self._labels = dataset.folder / LABELS.format(name)
 
   def labels(self) -> Int[np.ndarray, " n"]:
@@ -232,8 +197,7 @@ class Split:
 def find_corrupt_shard(shards: Mapping[pathlib.Path, int]) -> str | None:
   """Returns a message about the first missing or damaged shard, or None.
 
-  Args:
-    shards: number of records by file.
+  `shards` holds the number of records by file.
 
   Raises:
     RuntimeError: if a shard cannot be read for another reason.
@@ -263,12 +227,7 @@ class PreparedDataset:
   A reader keeps every shard of its split open, and TensorFlow never releases the source of a
   stream: with one reader per stream the number of open files would grow with every evaluation.
 
-  Attributes:
-    folder: folder of the data set.
-    info: TFDS's info; `metadata` is the argument of `write_metadata`.
-    class_names: in the order of the labels.
-    modality: 'rgb' or 'flow'.
-    short_edge: pixels of the stored frames.
+  Its `info` is TFDS's; `info.metadata` is the argument of `write_metadata`.
   """
 
   def __init__(self, folder: pathlib.Path, builder: tfds.core.DatasetBuilder):
@@ -328,10 +287,8 @@ def open_dataset(folder: str | os.PathLike[str]) -> PreparedDataset:
       f"{folder}: {problem}; run `python -m data.prepare --dataset=... --source=... --out={folder}`"
     )
   builder = tfds.builder_from_directory(folder)
-  if (
-    set(builder.info.features) != set(make_features(["a"]))
-    or "modality" not in builder.info.metadata
-  ):
+  features, metadata = builder.info.features, builder.info.metadata
+  if set(features) != set(make_features(["a"])) or "modality" not in metadata:
     raise UserError(
       f"{folder}: was not written by `python -m data.prepare`; prepare it with this command"
     )

@@ -31,11 +31,7 @@ def write_shards(
 ) -> Iterator[tuple[shards.Key, shards.Shard]]:
   """Writes shards on a cluster and yields each when it is done, in any order.
 
-  Args:
-    job: settings of all shards.
-    todo: the clips of each shard, each stored as a file.
-    address: the scheduler's, as `tcp://host:8786`.
-    on_clip_done: called once per clip, after its shard is done.
+  `address` is the scheduler's, as `tcp://host:8786`.
 
   Raises:
     UserError: if the cluster cannot be reached or cannot write the shards.
@@ -64,10 +60,10 @@ def write_shards(
   # In this order, so that the client is closed first: until then tasks may start and need the
   # scratch directory.
   with scratch as folder, client:
-    keys = {}  # task -> shard
-    for key, clips in todo.items():
-      absolute = [dataclasses.replace(clip, file=os.path.abspath(clip.file)) for clip in clips]
-      keys[client.submit(write_shard, job, folder, key, absolute, pure=False)] = key
+    keys = {
+      client.submit(write_shard, job, folder, key, clips, os.getcwd(), pure=False): key
+      for key, clips in todo.items()
+    }
     results = distributed.as_completed(keys, with_results=True)
     try:
       while not results.is_empty():
@@ -82,29 +78,26 @@ def write_shards(
             f"--cluster {address}: the scheduler has stopped; restart it, then rerun the same"
             " command to resume"
           )
-        path, shard = result
+        key, (path, shard) = keys[task], result
         # Moved here and not by the workers: if the scheduler took a live worker for dead, two have
         # written the same shard, and only one result arrives.
         os.replace(path, job.out / pathlib.Path(path).name)
         files.sync(job.out)
-        yield keys[task], _report_clips(todo[keys[task]], shard, on_clip_done)
+        reasons = {clip.path: clip.reason for clip in shard.skipped}
+        for clip in todo[key]:
+          on_clip_done(clip, reasons.get(clip.path))
+        yield key, shard
     except cluster_errors as error:
       raise UserError(f"--cluster {address}: {' '.join(str(error).split())[:300]}") from error
 
 
 def write_shard(
-  job: Job, scratch: str, key: shards.Key, clips: Sequence[Clip]
+  job: Job, scratch: str, key: shards.Key, clips: Sequence[Clip], root: str
 ) -> tuple[str, shards.Shard]:
-  """Writes one shard; the task of a worker.
-
-  Args:
-    job: settings of all shards.
-    scratch: temporary directory inside the data set's folder.
-    key: split and number of the shard.
-    clips: the shard's clips, with absolute paths.
+  """Writes one shard, whose clips have paths relative to `root`; the task of a worker.
 
   Returns:
-    Path of the file, to be moved to the data set's folder, and the shard.
+    Path of the file in `scratch`, to be moved to the data set's folder, and the shard.
 
   Raises:
     UserError: if this worker does not see the folder.
@@ -114,23 +107,10 @@ def write_shard(
       f"{scratch}: missing on {socket.gethostname()}; --out must be a folder that all workers see"
     )
   folder = pathlib.Path(tempfile.mkdtemp(dir=scratch))
-  answers = shard_writer.decode_clips(job, shard_writer.group_clips(job, clips), num_workers=1)
+  found = [dataclasses.replace(clip, file=os.path.join(root, clip.file)) for clip in clips]
+  answers = shard_writer.decode_clips(job, shard_writer.group_clips(job, found), num_workers=1)
   with contextlib.closing(answers):
     shard = shard_writer.write_shard(
       job, folder, key, clips, answers, on_clip_done=lambda clip, reason: None
     )
   return str(store.shard_path(folder, *key, job.num_shards[key[0]])), shard
-
-
-def _report_clips(
-  clips: Sequence[Clip], shard: shards.Shard, on_clip_done: OnClipDone
-) -> shards.Shard:
-  """Calls `on_clip_done` for a shard's clips; returns it with the paths that the user wrote."""
-  skipped_by_path = {clip.path: clip for clip in shard.skipped}
-  skipped = []
-  for clip in clips:
-    skipped_clip = skipped_by_path.get(os.path.abspath(clip.path))
-    on_clip_done(clip, skipped_clip.reason if skipped_clip else None)
-    if skipped_clip:
-      skipped.append(skipped_clip._replace(path=clip.path))
-  return shard._replace(skipped=skipped)

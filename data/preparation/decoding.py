@@ -16,14 +16,9 @@ def decode_spans(
 ) -> list[Decoded | Skipped]:
   """Decodes segments of a video in one pass.
 
-  Args:
-    file: path or open file.
-    storage: how frames are resized and encoded.
-    spans: start and end of each segment in seconds, sorted by the start.
-
-  Returns:
-    One result for each span. `Skipped` if more than 15 % of a segment lie after the video's end, or
-    if decoding fails before the segment is complete.
+  `spans` are start and end of each segment in seconds, sorted by the start. The result of a span is
+  `Skipped` if more than 15 % of the segment lie after the video's end, or if decoding fails before
+  the segment is complete.
   """
   segments, reason = {}, None
   try:
@@ -49,12 +44,7 @@ def decode_spans(
 def make_decoder(
   storage: dict[str, Any], is_image: bool
 ) -> Callable[[tuple[str, bytes | None, Sequence | None]], Decoded | Skipped | list]:
-  """Returns the function of a worker process: (path, content or None, spans or None) to results.
-
-  Args:
-    storage: fields of `Storage`.
-    is_image: whether the files are images.
-  """
+  """Returns the function of a worker process: (path, content or None, spans or None) to results."""
   storage_settings = Storage(**storage)
   if storage_settings.modality == "rgb":
     fingerprints.import_imagehash()  # else the first clip's time would include it
@@ -78,8 +68,8 @@ def make_decoder(
 
 
 def _add_fingerprint(frames: list[bytes], storage: Storage) -> Decoded:
-  is_rgb = storage.modality == "rgb"
-  return Decoded(frames, fingerprints.compute_fingerprint(frames) if is_rgb else "")
+  fingerprint = fingerprints.compute_fingerprint(frames) if storage.modality == "rgb" else ""
+  return Decoded(frames, fingerprint)
 
 
 def skip_unreadable(error: OSError) -> Skipped:

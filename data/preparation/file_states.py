@@ -54,9 +54,8 @@ def _read_clip_state(clip: Clip) -> list[int] | None:
 def find_changed(pairs: Iterable[tuple[Clip, State | None]]) -> list[tuple[Clip, str]]:
   """Returns the clips whose file is not the one that was decoded, with a description each.
 
-  Args:
-    pairs: clips, each with the state of its file before it was decoded, None if unknown. Clips
-      whose file is missing now do not count as changed.
+  `pairs` are clips, each with the state of its file before it was decoded, None if unknown. Clips
+  whose file is missing now do not count as changed.
   """
   known = [(clip, state) for clip, state in pairs if state]
   by_file = {clip.file: clip for clip, _ in known}  # one `stat` for all segments of a video
@@ -84,16 +83,12 @@ def _is_same(now: State, before: State) -> bool:
 
 
 def check_source(
-  out: pathlib.Path, pairs: Iterable[tuple[Clip, State | None]], advice: str = ""
+  out: pathlib.Path, pairs: Sequence[tuple[Clip, State | None]], advice: str
 ) -> None:
   """Raises UserError if a source holds other files, under the same names, than were decoded.
 
-  Args:
-    out: folder of the data set.
-    pairs: see `find_changed`.
-    advice: what else a user may do, appended to the message.
+  `advice` says what else a user may do; it is appended to the message.
   """
-  pairs = list(pairs)
   if changed := find_changed(pairs):
     clip, difference = changed[0]
     raise UserError(

@@ -26,12 +26,7 @@ def finalize_dataset(
 ) -> None:
   """Writes skipped.csv and, if enough clips are readable, leaks.csv and the metadata.
 
-  Args:
-    listing: the clips.
-    out: folder of the data set.
-    settings: of the preparation, JSON-serializable.
-    done: all shards, in the order of `shards.plan_shards`.
-    max_unreadable: share of the clips, 0 to 1, that may be left out.
+  `done` holds all shards, in the order of `shards.plan_shards`.
 
   Raises:
     UserError: if too many clips, or all of a class or of a split, cannot be read.
@@ -46,19 +41,14 @@ def finalize_dataset(
   for (split, _), shard in done.items():
     by_split[split].append(shard)
   _check_readable(listing, out, by_split, skipped_paths, len(skipped), max_unreadable)
+  sizes = {}
   for split, split_shards in by_split.items():
     _write_split_files(listing, out, split, split_shards, skipped_paths)
+    sizes[split] = [(shard.count, shard.bytes) for shard in split_shards]
   metadata = {key: value for key, value in settings.items() if key != "clips"}
-  store.write_metadata(
-    out,
-    listing.names,
-    {
-      split: [(shard.count, shard.bytes) for shard in split_shards]
-      for split, split_shards in by_split.items()
-    },
-    metadata | {"skipped": len(skipped)} | _write_leaks(listing, out, done),
-    f"{settings['modality']} frames of short edge {settings['short_edge']}",
-  )
+  metadata |= {"skipped": len(skipped)} | _write_leaks(listing, out, by_split)
+  description = f"{settings['modality']} frames of short edge {settings['short_edge']}"
+  store.write_metadata(out, listing.names, sizes, metadata, description)
 
 
 def _check_readable(
@@ -112,7 +102,7 @@ def _write_split_files(
 
 
 def _write_leaks(
-  listing: Listing, out: pathlib.Path, done: Mapping[Key, Shard]
+  listing: Listing, out: pathlib.Path, by_split: Mapping[str, Collection[Shard]]
 ) -> dict[str, int | float]:
   """Writes the clips that look like a training clip, the most similar first; none if most do.
 
@@ -121,21 +111,20 @@ def _write_leaks(
     without a fingerprint; and `share_alike` if similarity is no sign of a copy, see `fingerprints`.
     Empty for flow.
   """
-  prints = collections.defaultdict(list)
-  for (split, _), shard in done.items():
-    prints[split] += shard.fingerprints
-  all_prints = [text for split_prints in prints.values() for text in split_prints]
-  if not any(all_prints):
+  prints, num_plain = {}, 0
+  for split, split_shards in by_split.items():
+    prints[split] = [text for shard in split_shards for text in shard.fingerprints]
+    num_plain += prints[split].count("") - sum(len(shard.skipped) for shard in split_shards)
+  if not any(map(any, prints.values())):
     return {}
-  num_skipped = sum(len(shard.skipped) for shard in done.values())
-  metadata = {"not_compared": all_prints.count("") - num_skipped}
-  train = listing.splits.get("train", ())
-  share = fingerprints.compute_share_alike(prints["train"], [clip.label for clip in train])
-  rows, is_blind = [], share >= fingerprints.MAX_SHARE_ALIKE
-  if is_blind:
+  metadata, rows = {"not_compared": num_plain}, []
+  train, train_prints = listing.splits.get("train", ()), prints.pop("train", [])
+  share = fingerprints.compute_share_alike(train_prints, [clip.label for clip in train])
+  if share >= fingerprints.MAX_SHARE_ALIKE:
     metadata["share_alike"] = share
-  for split in sorted(listing.splits.keys() - {"train"}) if not is_blind else ():
-    for i, j, distance in fingerprints.find_copies(prints[split], prints["train"]):
+    prints = {}
+  for split, split_prints in prints.items():
+    for i, j, distance in fingerprints.find_copies(split_prints, train_prints):
       clip, other = listing.splits[split][i], train[j]
       names = (listing.names[c.label] if c.label >= 0 else "" for c in (clip, other))
       rows.append((distance, split, clip.path, other.path, *names))

@@ -51,10 +51,7 @@ def find_copies(
 ) -> list[tuple[int, int, int]]:
   """Finds the most similar clip among `others` for every clip, by exhaustive search.
 
-  Args:
-    prints: fingerprints; empty ones match nothing.
-    others: fingerprints that are searched.
-    max_distance: maximum number of bits that differ.
+  Empty fingerprints match nothing.
 
   Returns:
     (index in `prints`, index in `others`, bits that differ) of every clip that has a match, the
@@ -77,9 +74,7 @@ def find_copies(
 def compute_share_alike(prints: Sequence[str], labels: Sequence[int]) -> float:
   """Returns the share of clips, 0 to 1, that look like a clip of another class.
 
-  Args:
-    prints: fingerprints, of which up to `SAMPLE_SIZE` are compared; empty ones do not count.
-    labels: classes of the same clips.
+  Up to `SAMPLE_SIZE` clips are compared; those with an empty fingerprint do not count.
   """
   known = [k for k, text in enumerate(prints) if text]
   known = known[:: -(-len(known) // SAMPLE_SIZE) or 1]

@@ -12,7 +12,6 @@ import dataclasses
 import datetime
 import functools
 import itertools
-import json
 import os
 import pathlib
 import random
@@ -32,17 +31,10 @@ from data.preparation.shard_writer import Job, OnClipDone, Plan
 from data.preparation.workers import Decoded
 from data.sources import frame_lists, hmdb51, something_something, tfds_images, ucf101
 from u2s_jax.runtime import files, signals
-from u2s_jax.runtime.errors import (
-  INTERRUPTED,
-  UserError,
-  check_repeated,
-  escape,
-  one_line_errors,
-)
+from u2s_jax.runtime.errors import INTERRUPTED, UserError, check_repeated, escape, one_line_errors
 from u2s_jax.video import decode, flow, folders
-from u2s_jax.video import listing as listing_lib
 from u2s_jax.video.decode import Storage
-from u2s_jax.video.listing import Clip, Listing
+from u2s_jax.video.listing import FEW_CLIPS, MODALITIES, Clip, Listing, check_trainable_classes
 
 VERSION = 1  # incremented when the same settings lead to other shards or other pixels
 NAMES_SHOWN = 10
@@ -51,8 +43,6 @@ NAMES_SHOWN = 10
 # disk space is an error.
 MIN_ESTIMATED = {"rgb": 240, "flow": 48}
 SAMPLE_SIZE, SAMPLE_SECONDS, MARGIN = 24, 60.0, 2.0
-# (job, todo, on_clip_done=...) -> shards as they are written.
-ShardWriter = Callable[..., Iterator[tuple[shards.Key, shards.Shard]]]
 
 # Values of --dataset -> function from the parsed arguments to the listing.
 DATASETS = {
@@ -78,7 +68,7 @@ def prepare(
   cluster: str | None = None,
   compare_files: bool = True,
 ) -> store.PreparedDataset:
-  """Decodes all clips of a listing into `out`; resumes an unfinished data set there.
+  """Decodes all clips of a listing into the folder `out`; resumes an unfinished data set there.
 
   Clips that cannot be read are left out and listed in `<out>/skipped.csv`. Until the data set is
   finished, each call retries those whose file has changed. The result depends neither on
@@ -92,8 +82,7 @@ def prepare(
     origin: where the listing comes from, JSON-serializable; must not change between calls.
     num_workers: decoding processes, at least 1.
     max_unreadable: share of the clips, 0 to 1, that may be left out.
-    cluster: address of a Dask scheduler whose workers write the shards; see
-      `data.preparation.cluster`.
+    cluster: address of a Dask scheduler, see `data.preparation.cluster`.
     compare_files: whether a changed source file is an error. False if `origin` determines the
       content of the files, which may then be regenerated.
 
@@ -109,20 +98,21 @@ def prepare(
     **dataclasses.asdict(storage),
     "clips": shards.compute_digest(listing),
   }
-  settings = json.loads(json.dumps(settings))
   shards.check_folder(out, settings)
   plan = shards.plan_shards(listing, storage.modality)
-  job = Job(out, tuple(listing.names), listing.images, storage, shards.count_shards(plan))
+  num_shards = collections.Counter(split for split, _ in plan)
+  job = Job(out, tuple(listing.names), listing.images, storage, num_shards)
   if cluster:
     write = functools.partial(cluster_lib.write_shards, address=cluster)
   else:
     write = functools.partial(shard_writer.write_shards, num_workers=num_workers)
-  if compare_files and store.is_finished(out):
-    advice = f", or delete {out}/states_*.npy if only the times differ"
-    file_states.check_source(out, file_states.load_states(listing, out), advice)
-  # Before anything is written: a complete data set may lie on a read-only disk.
-  if store.is_finished(out) and not shards.find_missing(out, plan):
-    return store.open_dataset(out)
+  if store.is_finished(out):
+    if compare_files:
+      advice = f", or delete {out}/states_*.npy if only the times differ"
+      file_states.check_source(out, file_states.load_states(listing, out), advice)
+    # Before anything is written: a complete data set may lie on a read-only disk.
+    if not shards.find_missing(out, plan, num_shards):
+      return store.open_dataset(out)
   out.mkdir(parents=True, exist_ok=True)
   refusal = f"{out}: another process is preparing it; wait until it has finished"
   with files.file_lock(out / shards.LOCK, refusal):
@@ -147,7 +137,7 @@ def prepare(
     _check_unchanged(progress, plan)
     done = {key: progress.done[key] for key in plan}
     finalize.finalize_dataset(listing, out, settings, done, max_unreadable)
-    progress.delete()
+    (out / shards.PROGRESS).unlink()
   return store.open_dataset(out)
 
 
@@ -223,8 +213,7 @@ def estimate_cost(job: Job, todo: Plan, num_workers: int) -> None:
   if needed > free:
     message += ", which may not fit"
   duration = datetime.timedelta(seconds=round(seconds))
-  message += f"; {free / 1e9:.1f} GB are free"
-  message += f"; {duration} (h:mm:ss) with {num_workers} processes"
+  message += f"; {free / 1e9:.1f} GB are free; {duration} (h:mm:ss) with {num_workers} processes"
   if job.storage.flow_algorithm == "tvl1":
     message += "; --flow_algorithm=dis is far faster, TV-L1 is the paper's"
   print(f"note: {message}", flush=True)
@@ -235,10 +224,7 @@ def _seconds_per_clip(
 ) -> float:
   """Returns the seconds between two clips when all processes are busy.
 
-  Args:
-    timings: wall-clock and CPU seconds of each request.
-    num_clips: clips in these requests.
-    num_workers: decoding processes.
+  `timings` are the wall-clock and CPU seconds of requests with `num_clips` clips in all.
   """
   # From the time spent inside the processes: the time between two answers means nothing when they
   # arrive all at once or wait for a long one. Wall-clock time is the bound when processes wait for
@@ -247,13 +233,18 @@ def _seconds_per_clip(
   return max(clock / num_workers, cpu / min(num_workers, os.cpu_count()))
 
 
-def _restore_missing_shards(listing: Listing, job: Job, plan: Plan, write: ShardWriter) -> None:
+def _restore_missing_shards(
+  listing: Listing,
+  job: Job,
+  plan: Plan,
+  write: Callable[..., Iterator[tuple[shards.Key, shards.Shard]]],
+) -> None:
   """Writes the missing shards of a finished data set again.
 
   Raises:
     UserError: if a restored shard would hold other clips than the original.
   """
-  todo = {key: plan[key] for key in shards.find_missing(job.out, plan)}
+  todo = {key: plan[key] for key in shards.find_missing(job.out, plan, job.num_shards)}
   if not todo:
     return
   skipped_ids = shards.read_skipped_ids(listing, job.out)
@@ -263,20 +254,17 @@ def _restore_missing_shards(listing: Listing, job: Job, plan: Plan, write: Shard
   ):
     temp_job = dataclasses.replace(job, out=pathlib.Path(folder))
     for key, shard in write(temp_job, todo, on_clip_done=on_clip_done):
-      path, temp_path = (
-        store.shard_path(directory, *key, job.num_shards[key[0]])
-        for directory in (job.out, temp_job.out)
-      )
+      path = store.shard_path(job.out, *key, job.num_shards[key[0]])
       skipped_paths = {clip.path for clip in shard.skipped}
       for clip in todo[key]:
-        if (clip.path in skipped_paths) != (clip.id in skipped_ids):
-          is_skipped = clip.path in skipped_paths
+        is_skipped = clip.path in skipped_paths
+        if is_skipped != (clip.id in skipped_ids):
           change = "cannot be read, but could" if is_skipped else "can be read, but could not"
           raise UserError(
             f"{path}: {clip.path} {change} when the data set was prepared; restore the file, or"
             " prepare the data set in another folder"
           )
-      os.replace(temp_path, path)
+      os.replace(temp_job.out / path.name, path)
       files.sync(job.out)
 
 
@@ -307,12 +295,10 @@ def _check_present(listing: Listing, max_unreadable: float) -> None:
   """Raises UserError if too many files are missing: early, as decoding may take days."""
   clips = [clip for split in listing.splits.values() for clip in split if clip.load is None]
   # One directory listing per folder: 220,000 single lookups take minutes on network file systems.
-  present = {}
+  present = collections.defaultdict(set)
   for folder in {os.path.dirname(clip.file) for clip in clips}:
-    try:
+    with contextlib.suppress(OSError):
       present[folder] = set(os.listdir(folder or "."))
-    except OSError:
-      present[folder] = set()
   missing = [
     clip for clip in clips if os.path.basename(clip.file) not in present[os.path.dirname(clip.file)]
   ]
@@ -329,31 +315,28 @@ def report(dataset: store.PreparedDataset, listing: Listing) -> str:
   """Returns a summary of a prepared data set, with differences from the official counts."""
   names = dataset.class_names
   unit = "images" if listing.images else "clips"
-  shown = ", ".join(names[:NAMES_SHOWN])
-  return "\n".join(
-    [
-      f"{dataset.folder}: {len(names)} classes",
-      *_report_splits(dataset, listing, unit),
-      *_report_problems(dataset, unit),
-      *_report_rare_classes(listing, names, unit),
-      f"  classes: {shown}{', ...' if len(names) > NAMES_SHOWN else ''}",
-    ]
-  )
+  more = ", ..." if len(names) > NAMES_SHOWN else ""
+  lines = [
+    f"{dataset.folder}: {len(names)} classes",
+    *_report_splits(dataset, listing, unit),
+    *_report_problems(dataset, unit),
+    *_report_rare_classes(listing, names, unit),
+    f"  classes: {', '.join(names[:NAMES_SHOWN])}{more}",
+  ]
+  return "\n".join(lines)
 
 
 def _report_splits(dataset: store.PreparedDataset, listing: Listing, unit: str) -> Iterator[str]:
   for split, info in dataset.info.splits.items():
     line = f"  {split}: {info.num_examples} {unit}, {info.num_bytes / 1e9:.2f} GB"
-    official = listing.official.get(split)
-    if official is not None:
-      listed = len(listing.splits[split])
-      difference = info.num_examples - official
-      line += f"; officially {official}: " + (
-        "complete"
-        if not difference
-        else f"a difference of {difference:+d} ({listed - official:+d} in the lists,"
-        f" {listed - info.num_examples} skipped)"
-      )
+    if official := listing.official.get(split):
+      listed, difference = len(listing.splits[split]), "complete"
+      if info.num_examples != official:
+        difference = (
+          f"a difference of {info.num_examples - official:+d} ({listed - official:+d} in the lists,"
+          f" {listed - info.num_examples} skipped)"
+        )
+      line += f"; officially {official}: {difference}"
     yield line
   for split in listing.official.keys() - dataset.info.splits.keys():
     yield f"  {split}: missing; officially {listing.official[split]}"
@@ -380,16 +363,13 @@ def _report_problems(dataset: store.PreparedDataset, unit: str) -> Iterator[str]
 
 def _report_rare_classes(listing: Listing, names: Sequence[str], unit: str) -> Iterator[str]:
   counts = collections.Counter(clip.label for clip in listing.splits.get("train", ()))
-  rare = [
-    f"{name} ({counts[i]})" for i, name in enumerate(names) if counts[i] < listing_lib.FEW_CLIPS
-  ]
-  if not (rare and counts):
-    return
-  more = f" and {len(rare) - NAMES_SHOWN} more" if len(rare) > NAMES_SHOWN else ""
-  yield (
-    f"  fewer than {listing_lib.FEW_CLIPS} training {unit}: {', '.join(rare[:NAMES_SHOWN])}{more};"
-    " data.balance draws rare classes more often"
-  )
+  rare = [f"{name} ({counts[i]})" for i, name in enumerate(names) if counts[i] < FEW_CLIPS]
+  if rare and counts:
+    more = f" and {len(rare) - NAMES_SHOWN} more" if len(rare) > NAMES_SHOWN else ""
+    yield (
+      f"  fewer than {FEW_CLIPS} training {unit}: {', '.join(rare[:NAMES_SHOWN])}"
+      f"{more}; data.balance draws rare classes more often"
+    )
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -408,7 +388,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     help="for folders of videos or images: regular expression; clips whose paths match it with the"
     " same text, for example one person's, are kept in one split",
   )
-  add("--modality", choices=listing_lib.MODALITIES, default="rgb")
+  add("--modality", choices=MODALITIES, default="rgb")
   add("--flow_algorithm", choices=flow.ALGORITHMS, default="tvl1", help="'dis' is far faster")
   add("--short_edge", type=int, default=240, help="pixels of the stored frames (default: 240)")
   add(
@@ -445,8 +425,7 @@ def _prepare_listing(args: argparse.Namespace) -> None:
   if args.dataset in ("videos", "images", "frames"):  # the others name their folders
     _check_outside_source(args.source, out)
   listing = DATASETS[args.dataset](args)
-  listing_lib.check_listing(listing, str(args.source))
-  listing_lib.check_trainable_classes(listing, str(args.source))
+  check_trainable_classes(listing, str(args.source))
   listing = shards.match_earlier_splits(listing, out)
   for note in listing.notes:
     print(escape(f"note: {note}"), flush=True)

@@ -32,34 +32,19 @@ OnClipDone = Callable[[Clip, str | None], None]
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """Settings of all shards of a data set.
+  """Settings of all shards of a data set."""
 
-  Attributes:
-    out: folder of the data set.
-    names: class names in the order of the labels.
-    images: whether the clips are images.
-    storage: how frames are resized and encoded.
-    num_shards: by split.
-  """
-
-  out: pathlib.Path
-  names: tuple[str, ...]
-  images: bool
+  out: pathlib.Path  # folder of the data set
+  names: tuple[str, ...]  # of the classes, in the order of the labels
+  images: bool  # whether the clips are images
   storage: Storage
-  num_shards: Mapping[str, int]
+  num_shards: Mapping[str, int]  # by split
 
 
 def write_shards(
   job: Job, todo: Plan, num_workers: int, on_clip_done: OnClipDone
 ) -> Iterator[tuple[shards.Key, shards.Shard]]:
-  """Writes shards on this machine and yields each when it is done.
-
-  Args:
-    job: settings of all shards.
-    todo: the clips of each shard.
-    num_workers: decoding processes, at least 1.
-    on_clip_done: called for every clip.
-  """
+  """Writes shards on this machine and yields each when it is done."""
   clips = itertools.chain.from_iterable(todo.values())
   with contextlib.closing(decode_clips(job, group_clips(job, clips), num_workers)) as answers:
     for key, clips in todo.items():
@@ -72,13 +57,9 @@ def decode_clips(
   num_workers: int,
   timings: dict[int, tuple[float, float]] | None = None,
 ) -> Iterator[Answer]:
-  """Decodes clips and yields them in order; a few are decoded ahead of the consumer.
+  """Decodes groups of clips and yields the clips in order; a few are decoded ahead of the consumer.
 
-  Args:
-    job: settings of all shards.
-    groups: the clips, of any number of shards, as `group_clips` groups them.
-    num_workers: decoding processes.
-    timings: if given, receives the seconds that each group took; see `workers.process_requests`.
+  `timings` receives the seconds that each group took; see `workers.process_requests`.
   """
   fields = {"storage": dataclasses.asdict(job.storage), "is_image": job.images}
   # Groups whose answer is pending, each with a list that receives the state of its file.
@@ -89,23 +70,21 @@ def decode_clips(
       pending.append((group, []))
       yield functools.partial(_make_request, *pending[-1])
 
+  decoder = "data.preparation.decoding:make_decoder"
   with contextlib.closing(
-    workers.process_requests(
-      "data.preparation.decoding:make_decoder", fields, requests(), num_workers, timings
-    )
+    workers.process_requests(decoder, fields, requests(), num_workers, timings)
   ) as answers:
     for answer in answers:
       group, states = pending.popleft()
       results = answer if isinstance(answer, list) else [answer] * len(group)
-      if not _should_decode_singly(group, results):
-        yield from ((result, states[0]) for result in results)
-        continue
-      failed = [c for c, result in zip(group, results, strict=True) if isinstance(result, Skipped)]
-      with contextlib.closing(
-        decode_clips(job, ([clip] for clip in failed), num_workers=1)
-      ) as retried:
+      singly = []
+      if _should_decode_singly(group, results):
+        pairs = zip(group, results, strict=True)
+        singly = [[clip] for clip, result in pairs if isinstance(result, Skipped)]
+      with contextlib.closing(decode_clips(job, singly, num_workers=1)) as retried:
         for result in results:
-          yield next(retried) if isinstance(result, Skipped) else (result, states[0])
+          retry = singly and isinstance(result, Skipped)
+          yield next(retried) if retry else (result, states[0])
 
 
 def _make_request(
@@ -133,20 +112,15 @@ def _should_decode_singly(group: Sequence[Clip], results: Sequence[Decoded | Ski
   Together they may be too large, or one of them may end the process or hide all that follow.
   """
   reasons = [result.reason for result in results if isinstance(result, Skipped)]
-  if len(group) == 1 or not reasons:
-    return False
   # A video that stalls the decoder would do so for `workers.MAX_CPU` seconds per segment.
-  return not any(reason.startswith(workers.STALLED) for reason in reasons)
+  has_stalled = any(reason.startswith(workers.STALLED) for reason in reasons)
+  return len(group) > 1 and bool(reasons) and not has_stalled
 
 
 def group_clips(job: Job, clips: Iterable[Clip]) -> Iterator[list[Clip]]:
   """Yields groups of clips that one process decodes in one pass: adjacent segments, or one clip.
 
   A gap between two segments would be decoded as well, so a long gap starts a new group.
-
-  Args:
-    job: settings of all shards.
-    clips: in the order of the shards.
   """
   bytes_per_second = 0.5 * 30 * 16 / 9 * job.storage.short_edge**2
   max_seconds = min(MAX_SECONDS, MAX_GROUP_BYTES / bytes_per_second)
@@ -158,9 +132,9 @@ def group_clips(job: Job, clips: Iterable[Clip]) -> Iterator[list[Clip]]:
       and group[-1].span
       and clip.file == group[-1].file
       and clip.span[0] >= group[-1].span[0]
-      and clip.span[0] <= max(end for _, end in (c.span for c in group)) + stream.SEEK_FROM
+      and clip.span[0] <= max(c.span[1] for c in group) + stream.SEEK_FROM
       and len(group) < MAX_SEGMENTS
-      and sum(end - start for start, end in (c.span for c in [*group, clip])) <= max_seconds
+      and sum(c.span[1] - c.span[0] for c in [*group, clip]) <= max_seconds
     )
     if group and not is_adjacent:
       yield group
@@ -178,20 +152,8 @@ def write_shard(
   answers: Iterator[Answer],
   on_clip_done: OnClipDone,
 ) -> shards.Shard:
-  """Writes one shard to `folder`.
-
-  Args:
-    job: settings of all shards.
-    folder: output directory.
-    key: split and number of the shard.
-    clips: the shard's clips.
-    answers: of `decode_clips`; the next ones are those for `clips`.
-    on_clip_done: called for every clip.
-  """
-  split, shard = key
-  skipped: list[shards.SkippedClip] = []
-  fingerprints: list[str] = []
-  states: list[State | None] = []
+  """Writes one shard to `folder`; the next answers of `decode_clips` are those for its clips."""
+  skipped, fingerprints, states = [], [], []
 
   def examples() -> Iterator[dict[str, Any]]:
     pairs = zip(clips, itertools.islice(answers, len(clips)), strict=True)
@@ -209,7 +171,6 @@ def write_shard(
       count = len(frames) // 2 if job.storage.modality == "flow" else len(frames)
       yield {"id": clip.id, "label": clip.label, "num_frames": count, "frames": frames}
 
-  count, size = store.write_shard(
-    folder, split, shard, job.num_shards[split], examples(), job.names
-  )
+  path = store.shard_path(folder, *key, job.num_shards[key[0]])
+  count, size = store.write_shard(path, examples(), job.names)
   return shards.Shard(count, size, skipped, fingerprints, states)

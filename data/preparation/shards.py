@@ -9,7 +9,6 @@ states_*.npy       size and modification time of each clip's file before it was 
 leaks.csv          RGB: validation and test clips that look like a training clip
 """
 
-import collections
 import contextlib
 import csv
 import dataclasses
@@ -38,38 +37,22 @@ Key = tuple[str, int]  # split, shard
 
 
 class SkippedClip(NamedTuple):
-  """A clip that could not be read.
-
-  Attributes:
-    path: the clip's path.
-    reason: one line.
-    state: state of the file before it was read; None: retried even if the file does not change.
-    file: path of the file if the clip is a segment of it.
-  """
+  """A clip that could not be read."""
 
   path: str
-  reason: str
-  state: State | None
-  file: str = ""
+  reason: str  # one line
+  state: State | None  # before it was read; None: retried even if the file does not change
+  file: str = ""  # of which the clip may be a segment
 
 
 class Shard(NamedTuple):
-  """A shard that is done.
+  """A shard that is done."""
 
-  Attributes:
-    count: number of clips.
-    bytes: total size of the records.
-    skipped: planned clips that are left out.
-    fingerprints: one for each planned clip, empty for those that are skipped or have none.
-    states: states of the files of all planned clips before they were read; empty if an earlier
-      version wrote the shard.
-  """
-
-  count: int
-  bytes: int
-  skipped: list[SkippedClip]
-  fingerprints: list[str]
-  states: Sequence[State | None] = ()
+  count: int  # of clips
+  bytes: int  # of all records
+  skipped: list[SkippedClip]  # planned clips that are left out
+  fingerprints: list[str]  # of all planned clips, empty for those that are skipped or have none
+  states: Sequence[State | None] = ()  # of all planned clips; empty: by an earlier version
 
 
 def compute_digest(listing: Listing) -> str:
@@ -125,12 +108,7 @@ def write_settings(out: pathlib.Path, settings: Mapping[str, Any]) -> None:
 
 
 def plan_shards(listing: Listing, modality: str) -> dict[Key, Sequence[Clip]]:
-  """Returns the clips of every shard, in the order of the listing.
-
-  Args:
-    listing: the clips.
-    modality: 'rgb' or 'flow'.
-  """
+  """Returns the clips of every shard, in the order of the listing."""
   shards = {}
   for split, clips in listing.splits.items():
     size = max(MIN_SHARD_CLIPS, -(-len(clips) // MAX_SHARDS[modality]))
@@ -139,32 +117,19 @@ def plan_shards(listing: Listing, modality: str) -> dict[Key, Sequence[Clip]]:
   return shards
 
 
-def count_shards(plan: Mapping[Key, Sequence[Clip]]) -> Mapping[str, int]:
-  """Returns the number of shards of each split."""
-  return collections.Counter(split for split, _ in plan)
-
-
-def find_missing(out: pathlib.Path, plan: Mapping[Key, Sequence[Clip]]) -> list[Key]:
-  """Returns the shards of a plan that have no file."""
-  num_shards = count_shards(plan)
-  return [
-    key for key in plan if not store.shard_path(out, *key, num_shards=num_shards[key[0]]).exists()
-  ]
+def find_missing(
+  out: pathlib.Path, keys: Iterable[Key], num_shards: Mapping[str, int]
+) -> list[Key]:
+  """Returns the shards that have no file."""
+  return [key for key in keys if not store.shard_path(out, *key, num_shards[key[0]]).exists()]
 
 
 class Progress:
-  """The shards that are done, in memory and on disk.
-
-  Args:
-    out: folder of the data set.
-    num_shards: by split.
-
-  Attributes:
-    done: by split and shard; without those that hold a skipped clip to be retried.
-  """
+  """The shards that are done, in memory and on disk."""
 
   def __init__(self, out: pathlib.Path, num_shards: Mapping[str, int]):
     self._path = out / PROGRESS
+    # By split and shard; without those that hold a skipped clip to be retried.
     self.done = self._read(out, num_shards)
     # Rewrites the file: after a crash its last line may be truncated, and `add` would append to it.
     self.drop(())
@@ -173,14 +138,14 @@ class Progress:
     """Adds a shard after its file is written."""
     self.done[key] = shard
     with open(self._path, "a") as file:
-      file.write(self._format_line(key, shard))
+      file.write(_format_line(key, shard))
 
   def drop(self, keys: Iterable[Key]) -> None:
     """Removes shards, which are then written again."""
     for key in keys:
       del self.done[key]
     with files.atomic_open(self._path) as file:
-      file.write("".join(self._format_line(key, shard) for key, shard in self.done.items()))
+      file.writelines(_format_line(key, shard) for key, shard in self.done.items())
 
   def states(self, plan: Mapping[Key, Sequence[Clip]]) -> list[tuple[Clip, State | None]]:
     """Returns the clips of all shards that are done with the states of their files."""
@@ -190,35 +155,24 @@ class Progress:
         pairs += zip(plan[key], shard.states, strict=True)
     return pairs
 
-  def delete(self) -> None:
-    """Deletes the file, after the data set is finished."""
-    self._path.unlink()
-
   def _read(self, out: pathlib.Path, num_shards: Mapping[str, int]) -> dict[Key, Shard]:
     done = {}
     with contextlib.suppress(FileNotFoundError):
       for line in self._path.read_text().splitlines():
         with contextlib.suppress(ValueError):  # a truncated last line
           entry = json.loads(line)
-          skipped = [SkippedClip(*clip) for clip in entry["skipped"]]
+          key = tuple(entry.pop("key"))
+          entry["skipped"] = [SkippedClip(*clip) for clip in entry["skipped"]]
           # Earlier versions wrote neither fingerprints nor states.
-          no_fingerprints = [""] * (entry["count"] + len(skipped))
-          done[tuple(entry["key"])] = Shard(
-            entry["count"],
-            entry["bytes"],
-            skipped,
-            entry.get("fingerprints", no_fingerprints),
-            entry.get("states", ()),
-          )
-    return {
-      key: shard
-      for key, shard in done.items()
-      if not any(map(_should_retry, shard.skipped))
-      and store.shard_path(out, *key, num_shards[key[0]]).exists()
-    }
+          entry.setdefault("fingerprints", [""] * (entry["count"] + len(entry["skipped"])))
+          done[key] = Shard(**entry)
+    for key in find_missing(out, [*done], num_shards):
+      del done[key]
+    return {key: shard for key, shard in done.items() if not any(map(_should_retry, shard.skipped))}
 
-  def _format_line(self, key: Key, shard: Shard) -> str:
-    return json.dumps({"key": key, **shard._asdict()}) + "\n"
+
+def _format_line(key: Key, shard: Shard) -> str:
+  return json.dumps({"key": key, **shard._asdict()}) + "\n"
 
 
 def _should_retry(clip: SkippedClip) -> bool:

@@ -64,7 +64,7 @@ def process_requests(
 
   Args:
     function: '<module>:<function>', see the module's docstring.
-    fields: keyword arguments of the function, JSON-serializable.
+    fields: its keyword arguments, JSON-serializable.
     requests: each is called in a thread and returns JSON types and bytes to send to a process, or a
       `Skipped`, which then is the answer.
     num_workers: processes, at least 1.
@@ -128,8 +128,8 @@ class _Worker:
         self._process = self._start()
       try:
         send(self._process.stdin, request)
-        kind, fields, seconds = receive(self._process.stdout)
-        return _ANSWER_TYPES[kind](*fields), tuple(seconds)
+        result, seconds = receive(self._process.stdout)
+        return result, tuple(seconds)
       except (OSError, EOFError, ValueError, TypeError, LookupError):
         self._process.kill()
         status = self._process.wait()
@@ -142,8 +142,7 @@ class _Worker:
   def kill(self) -> None:
     """Kills the process; `ask` no longer starts a new one."""
     self._killed = True
-    process = self._process
-    if process is not None:
+    if (process := self._process) is not None:  # another thread may set it to None
       process.kill()
 
   def close(self) -> None:
@@ -176,9 +175,8 @@ class _Worker:
 def send(pipe: io.BufferedIOBase, message: Any) -> None:
   """Writes a message: the length of a JSON header, the header, and the bytes it refers to.
 
-  Args:
-    pipe: binary, read by `receive`.
-    message: bytes and JSON types except objects; tuples arrive as lists.
+  A message consists of bytes, `Decoded`, `Skipped` and JSON types except objects; tuples arrive as
+  lists.
   """
   contents = []
 
@@ -186,12 +184,13 @@ def send(pipe: io.BufferedIOBase, message: Any) -> None:
     if isinstance(value, bytes):
       contents.append(value)
       return {CONTENT: len(value)}
+    if isinstance(value, (Decoded, Skipped)):
+      return {type(value).__name__: [encode(item) for item in value]}
     return [encode(item) for item in value] if isinstance(value, (list, tuple)) else value
 
   header = json.dumps(encode(message)).encode()
   pipe.write(struct.pack("<Q", len(header)) + header)
-  for content in contents:
-    pipe.write(content)
+  pipe.writelines(contents)
   pipe.flush()
 
 
@@ -206,7 +205,10 @@ def receive(pipe: io.BufferedIOBase) -> Any:
 
   def decode(value):
     if isinstance(value, dict):
-      return _read_exactly(pipe, int(value[CONTENT]), MAX_CONTENT_BYTES)
+      ((kind, content),) = value.items()
+      if kind != CONTENT:
+        return {"Decoded": Decoded, "Skipped": Skipped}[kind](*map(decode, content))
+      return _read_exactly(pipe, int(content), MAX_CONTENT_BYTES)
     return [decode(item) for item in value] if isinstance(value, list) else value
 
   return decode(json.loads(_read_exactly(pipe, length, MAX_HEADER_BYTES)))
@@ -222,31 +224,8 @@ def _read_exactly(pipe: io.BufferedIOBase, count: int, limit: int) -> bytes:
   return content
 
 
-# Kind of an answer, as `_encode_answer` sends it -> constructor.
-_ANSWER_TYPES = {
-  "decoded": Decoded,
-  "skipped": Skipped,
-  "several": lambda *answers: [_ANSWER_TYPES[kind](*fields) for kind, fields in answers],
-  "value": lambda value: value,
-}
-
-
-def _encode_answer(result: Any) -> list[Any]:
-  """Returns the kind of an answer and its fields."""
-  if isinstance(result, (Decoded, Skipped)):
-    return [type(result).__name__.lower(), list(result)]
-  if isinstance(result, list) and all(isinstance(part, (Decoded, Skipped)) for part in result):
-    return ["several", [_encode_answer(part) for part in result]]
-  return ["value", [result]]
-
-
 def serve(function: str, fields: Mapping[str, Any]) -> None:
-  """Answers the requests on stdin until it is closed, then exits; the main of a worker process.
-
-  Args:
-    function: see `process_requests`.
-    fields: see `process_requests`.
-  """
+  """Answers the requests on stdin until it is closed, then exits; the main of a worker process."""
   # Answers go to a copy of stdout; whatever libraries print to stdout goes to stderr.
   answers = os.fdopen(os.dup(1), "wb")
   os.dup2(2, 1)
@@ -266,7 +245,7 @@ def serve(function: str, fields: Mapping[str, Any]) -> None:
       time.sleep(MAX_CPU / 60)
       if watchdog.stalled_seconds() > MAX_CPU:
         reason = f"{STALLED} {MAX_CPU:g} seconds of computing"
-        send(answers, ["skipped", list(Skipped(reason)), [MAX_CPU, MAX_CPU]])
+        send(answers, [Skipped(reason), [MAX_CPU, MAX_CPU]])
         os._exit(0)
 
   with contextlib.suppress(ValueError, OSError):  # systems without this limit
@@ -283,7 +262,7 @@ def serve(function: str, fields: Mapping[str, Any]) -> None:
     watchdog.stop()
     seconds = [time.monotonic() - start[0], time.process_time() - start[1]]
     try:
-      send(answers, [*_encode_answer(result), seconds])
+      send(answers, [result, seconds])
     except BrokenPipeError:  # the parent died
       os._exit(1)
     # Memory that a large request left fragmented may be missing for the next: start afresh.

@@ -26,12 +26,8 @@ RAW_FRAMES = "rawframes"  # where mmaction2 stores the folders
 def list_clips(source: pathlib.Path, group_pattern: str = "") -> Listing:
   """Lists the clips from the lists or, if there are none, from class folders.
 
-  Args:
-    source: see the module's docstring.
-    group_pattern: see `folders.list_videos`; not allowed with lists.
-
-  Returns:
-    The clips. `validation` is the test list if there is a train list but no validation list.
+  `validation` is the test list if there is a train list but no validation list. `group_pattern`,
+  see `folders.list_videos`, is not allowed with lists.
 
   Raises:
     FileNotFoundError: if `source` is missing; one line.

@@ -15,15 +15,9 @@ VIDEO_FOLDERS = ("videos", "hmdb51_org")
 
 
 def list_clips(source: pathlib.Path, split: int) -> Listing:
-  """Lists the clips of one official split; does not check that the videos exist.
+  """Lists the clips of one official split, 1 to 3; does not check that the videos exist.
 
-  Args:
-    source: folder of the videos and the lists, see the module's docstring.
-    split: 1 to 3.
-
-  Returns:
-    The split's training clips as `train` and its test clips as `validation`; classes are sorted by
-    name.
+  The split's training clips are `train`, its test clips `validation`; classes are sorted by name.
 
   Raises:
     FileNotFoundError: if `source`, a list or a class folder is missing; one line that names it.

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from u2s_jax.runtime.errors import UserError
-from u2s_jax.video.listing import Clip, Listing, check_listing
+from u2s_jax.video.listing import SPLITS, Clip, Listing, check_listing
 
 VIDEO_FOLDER = "20bn-something-something-v2"
 
@@ -21,12 +21,7 @@ VIDEO_FOLDER = "20bn-something-something-v2"
 def list_clips(source: pathlib.Path) -> Listing:
   """Lists the clips of the label files; does not check that the videos exist.
 
-  Args:
-    source: folder of the videos and the label files, see the module's docstring.
-
-  Returns:
-    The splits `train`, `validation` and, if it exists, `test`, whose label is -1 for clips without
-    an answer.
+  The split `test` is optional; the label of its clips is -1 if they have no answer.
 
   Raises:
     FileNotFoundError: if `source`, a label file or the video folder is missing; one line.
@@ -49,19 +44,17 @@ def _find_label_files(source: pathlib.Path) -> dict[str, pathlib.Path]:
     raise FileNotFoundError(f"{source}: not a folder; download the data set into it")
   if not any(source.iterdir()):
     raise FileNotFoundError(f"{source}: is empty; download the data set into it")
-  names = ("labels", "train", "validation", "test")
-  older = {name: source / f"something-something-v2-{name}.json" for name in names}
-  if (source / "labels").is_dir() or not any(path.is_file() for path in older.values()):
+  names = ("labels", *SPLITS)
+  files = {name: source / f"something-something-v2-{name}.json" for name in names}
+  if (source / "labels").is_dir() or not any(path.is_file() for path in files.values()):
     files = {name: source / "labels" / f"{name}.json" for name in names}
-  else:
-    files = older
   for name in ("labels", "train", "validation"):
     if not files[name].is_file():
       raise FileNotFoundError(
         f"{files[name]}: the label file is missing; {source} requires labels/{name}.json "
         f"or something-something-v2-{name}.json"
       )
-  files["answers"] = files["labels"].parent / "test-answers.csv"
+  files["answers"] = files["labels"].with_name("test-answers.csv")
   return {name: path for name, path in files.items() if path.is_file()}
 
 
@@ -119,11 +112,10 @@ def _read_splits(
         answers[clip_id.strip()] = find_label(name.strip(), files["answers"], clip_id.strip())
 
   splits = {}
-  for split in ("train", "validation", "test"):
+  for split in SPLITS:
     if split not in files:
       continue
-    path = files[split]
-    clips = {}
+    path, clips = files[split], {}
     for position, entry in enumerate(_read_json(path, list)):
       if not isinstance(entry, dict) or "id" not in entry:
         raise UserError(f'{path}: entry {position} has no "id"')

@@ -26,24 +26,16 @@ OFFICIAL = {
 
 
 def list_clips(source: pathlib.Path, name: str) -> Listing:
-  """Lists the images of one of the two data sets.
+  """Lists the images of 'cars196' or 'stanford_dogs'; `validation` is the official test split.
 
-  Args:
-    source: see the module's docstring.
-    name: 'cars196' or 'stanford_dogs'.
-
-  Returns:
-    The images; `validation` is the official test split. Images of TFDS stay in its records and are
-    loaded one by one.
+  Images of TFDS stay in its records and are loaded one by one.
 
   Raises:
     FileNotFoundError: if `source` is missing or TFDS has not prepared the data set; one line.
     UserError: if the data set cannot be read; one line that names it.
   """
-  if (source / name).exists():
-    result = _list_tfds(source, name)
-  else:
-    result = folders.list_images(source)
+  is_tfds = (source / name).exists()
+  result = _list_tfds(source, name) if is_tfds else folders.list_images(source)
   notes = list(result.notes)
   if len(result.names) != NUM_CLASSES[name]:
     notes.append(f"{source} has {len(result.names)} classes; {name} has {NUM_CLASSES[name]}")
@@ -85,7 +77,7 @@ def _list_tfds(source: pathlib.Path, name: str) -> Listing:
       example = _parse_example(builder, read)
       # The ids of Stanford Cars start from 1 in both splits, so the split is part of the id.
       clip_id = f"{tfds_split}/{example[ID_FEATURES[name]].decode()}"
-      load = functools.partial(_load_image, builder, read)
+      load = functools.partial(lambda read: _parse_example(builder, read)["image"], read)
       splits[split].append(Clip(clip_id, int(example["label"]), f"{folder}: {clip_id}", load))
   return Listing(names=features["label"].names, splits=splits, images=True)
 
@@ -93,9 +85,8 @@ def _list_tfds(source: pathlib.Path, name: str) -> Listing:
 def _make_readers(builder: tfds.core.DatasetBuilder, split: str) -> list[Callable[[], bytes]]:
   """Returns a function for each record of a split that reads it."""
   if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
-    source = builder.as_data_source(
-      split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-    )
+    raw = tfds.decode.DeserializeMethod.RAW_BYTES
+    source = builder.as_data_source(split, deserialize_method=raw)
     return [functools.partial(source.__getitem__, i) for i in range(len(source))]
   if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
     raise UserError(
@@ -125,8 +116,3 @@ def _parse_example(builder: tfds.core.DatasetBuilder, read: Callable[[], bytes])
   return builder.info.features.deserialize_example_np(
     read(), decoders={"image": tfds.decode.SkipDecoding()}
   )
-
-
-def _load_image(builder: tfds.core.DatasetBuilder, read: Callable[[], bytes]) -> bytes:
-  """Returns the original file of an image."""
-  return _parse_example(builder, read)["image"]

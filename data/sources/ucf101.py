@@ -9,7 +9,7 @@ case-insensitively.
 
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from u2s_jax.runtime.errors import UserError
 from u2s_jax.video.listing import Clip, Listing, check_listing
@@ -18,15 +18,9 @@ OFFICIAL = {1: (9537, 3783), 2: (9586, 3734), 3: (9624, 3696)}
 
 
 def list_clips(source: pathlib.Path, split: int) -> Listing:
-  """Lists the clips of one official split.
+  """Lists the clips of one official split, 1 to 3; does not check that the videos exist.
 
-  Args:
-    source: folder of the videos and the lists, see the module's docstring.
-    split: 1 to 3.
-
-  Returns:
-    The split's train list as `train` and its test list as `validation`; also clips whose video is
-    missing, with the expected path.
+  The split's train list is `train`, its test list `validation`.
 
   Raises:
     FileNotFoundError: if `source`, a list or a class folder is missing; one line that names it.
@@ -39,8 +33,7 @@ def list_clips(source: pathlib.Path, split: int) -> Listing:
   lists = source / "ucfTrainTestlist"
   if not lists.is_dir():
     lists = source
-  candidates = (source / "UCF-101", source / "videos")
-  root = next((folder for folder in candidates if folder.is_dir()), source)
+  root = next((path for path in (source / "UCF-101", source / "videos") if path.is_dir()), source)
   names = _read_class_names(lists / "classInd.txt")
   folders = _find_class_folders(root, names)
   train, validation = OFFICIAL[split]
@@ -76,9 +69,8 @@ def _read_class_names(path: pathlib.Path) -> list[str]:
   return names
 
 
-def _index_names(names: Iterable[str]) -> dict[str, str]:
+def _index_names(names: Sequence[str]) -> dict[str, str]:
   """Returns names by name and by lowercase name, for `_find_name`; exact names take precedence."""
-  names = list(names)
   return {name.lower(): name for name in names} | {name: name for name in names}
 
 

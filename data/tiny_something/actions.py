@@ -4,24 +4,21 @@ Classes of a family share their objects and their code, so they differ only in w
 direction, its order or its outcome.
 """
 
-import functools
 from collections.abc import Callable
-from numbers import Real
 
 import numpy as np
 from jaxtyping import UInt8
 
 from data.tiny_something.scene import HUES, Scene
-from u2s_jax.runtime.errors import UserError
 
 
-def _push(scene: Scene, pulls: bool, leftwards: bool) -> None:
-  scene.mirrored = leftwards
+def _push(scene: Scene, verb: str, direction: str) -> None:
+  scene.mirrored = direction == "left"
   item = scene.item()
   travel = scene.about(scene.by(0.5, 0.13))
   x = scene.rng.uniform(-0.12, 0.12) + travel * (scene.ramp(0.15, 0.9) - 0.5)
   scene.put(item, x, scene.ground - item.b)
-  side = 1 if pulls else -1  # side of the object, relative to the direction it moves in
+  side = 1 if verb == "pull" else -1  # of the object, relative to the direction it moves in
   lean = scene.rng.uniform(-0.15, 0.5)
   away = 0.7 * (1 - scene.ramp(-0.1, 0.15))
   scene.hand(x + side * item.a * 0.9, scene.ground - item.b, side * (np.pi / 2 - lean), away)
@@ -64,10 +61,8 @@ def _bend(scene: Scene, outcome: str) -> None:
   if outcome == "breaks":
     gap = scene.about(scene.by(0.16, 0.055)) * scene.ramp(0.4, 0.6)
   if outcome == "tears":  # as far apart, but straight
-    angle, gap = (
-      scene.by(0.12, 0.2) * angle,
-      scene.about(scene.by(0.16, 0.055)) * scene.ramp(0.3, 0.6),
-    )
+    angle = scene.by(0.12, 0.2) * angle
+    gap = scene.about(scene.by(0.16, 0.055)) * scene.ramp(0.3, 0.6)
   if outcome == "resists":
     angle = angle * scene.by(0, 0.2)
   y = scene.rng.uniform(-0.15, -0.02)
@@ -144,16 +139,16 @@ def _pour(scene: Scene, outcome: str) -> None:
   scene.hand(x_jug + 0.02, y_jug, -1.2)
 
 
-def _lift(scene: Scene, one_end: bool, drops: bool) -> None:
+def _lift(scene: Scene, part: str, outcome: str) -> None:
   item = scene.item(scale=0.9, shapes=["box", "ellipse", "triangle"])
   item = item._replace(a=item.a * 1.3, b=item.b * 0.8)
   x = scene.rng.uniform(-0.12, 0.12)
   high = scene.about(scene.by(0.4, 0.12))
   up = scene.ramp(0.1, 0.42)
-  held = up - scene.ramp(0.5, 0.62) if drops else up
+  held = up - scene.ramp(0.5, 0.62) if outcome == "drops" else up
   lean = scene.rng.uniform(-0.35, 0.35)
   away = 0.6 * (1 - scene.ramp(-0.1, 0.1))
-  if one_end:
+  if part == "one end":
     # As high as if the whole object were lifted, turning about the end that stays.
     most = np.arcsin(min(high / (2 * item.a), 0.95))
     angle = -most * held
@@ -191,7 +186,9 @@ def _two(scene: Scene, how: str) -> None:
     scene.hand(x, y - item.b + 0.05, np.float32(side * 0.4))
 
 
-def _open(scene: Scene, closes: bool, pretends: bool) -> None:
+def _open(scene: Scene, outcome: str) -> None:
+  closes = outcome in ("closes", "pretends to close")
+  pretends = outcome.startswith("pretends")
   if closes:
     scene.reverse()
   colour = scene.vessel("chest")
@@ -208,7 +205,7 @@ def _open(scene: Scene, closes: bool, pretends: bool) -> None:
   hand = -(most * way + ajar)
   swing = hand
   if pretends:
-    swing = -(most * (float(closes) + scene.by(0, 0.5) * (way - float(closes))) + ajar)
+    swing = -(most * (closes + scene.by(0, 0.5) * (way - closes)) + ajar)
   x_hinge, reach = -wide, 2 * wide
   x_lid, y_lid = x_hinge + wide * np.cos(swing), top - 0.02 + wide * np.sin(swing)
   scene.paint("box", 0, scene.ground - deep, wide, deep, 0, colour)
@@ -217,77 +214,48 @@ def _open(scene: Scene, closes: bool, pretends: bool) -> None:
   scene.hand(x_hinge + reach * np.cos(hand) - 0.02, top - 0.02 + reach * np.sin(hand), 0.9)
 
 
-ACTIONS: dict[str, Callable[[Scene], None]] = {
-  "Bending [something] so that it deforms": functools.partial(_bend, outcome="deforms"),
-  "Bending [something] until it breaks": functools.partial(_bend, outcome="breaks"),
-  "Closing [something]": functools.partial(_open, closes=True, pretends=False),
-  "Lifting [something] up completely without letting it drop down": functools.partial(
-    _lift, one_end=False, drops=False
-  ),
-  "Lifting [something] up completely, then letting it drop down": functools.partial(
-    _lift, one_end=False, drops=True
-  ),
-  "Lifting up one end of [something] without letting it drop down": functools.partial(
-    _lift, one_end=True, drops=False
-  ),
-  "Lifting up one end of [something], then letting it drop down": functools.partial(
-    _lift, one_end=True, drops=True
-  ),
-  "Moving [something] and [something] away from each other": functools.partial(_two, how="apart"),
-  "Moving [something] and [something] closer to each other": functools.partial(_two, how="closer"),
-  "Moving [something] and [something] so they collide with each other": functools.partial(
-    _two, how="collide"
-  ),
-  "Moving [something] and [something] so they pass each other": functools.partial(_two, how="pass"),
-  "Moving [something] away from [something]": functools.partial(_two, how="one apart"),
-  "Moving [something] closer to [something]": functools.partial(_two, how="one closer"),
-  "Opening [something]": functools.partial(_open, closes=False, pretends=False),
-  "Poking [something] so lightly that it doesn't or almost doesn't move": functools.partial(
-    _poke, outcome="stays"
-  ),
-  "Poking [something] so it slightly moves": functools.partial(_poke, outcome="moves"),
-  "Poking [something] so that it falls over": functools.partial(_poke, outcome="falls"),
-  "Poking [something] so that it spins around": functools.partial(_poke, outcome="spins"),
-  "Pouring [something] into [something]": functools.partial(_pour, outcome="fills"),
-  "Pouring [something] into [something] until it overflows": functools.partial(
-    _pour, outcome="overflows"
-  ),
-  "Pretending to close [something] without actually closing it": functools.partial(
-    _open, closes=True, pretends=True
-  ),
-  "Pretending to open [something] without actually opening it": functools.partial(
-    _open, closes=False, pretends=True
-  ),
-  "Pretending to pour [something] into [something], but nothing comes out": functools.partial(
-    _pour, outcome="pretend"
-  ),
-  "Pretending to put [something] into [something]": functools.partial(_put, outcome="pretend"),
-  "Pulling [something] from left to right": functools.partial(_push, pulls=True, leftwards=False),
-  "Pulling [something] from right to left": functools.partial(_push, pulls=True, leftwards=True),
-  "Pushing [something] from left to right": functools.partial(_push, pulls=False, leftwards=False),
-  "Pushing [something] from right to left": functools.partial(_push, pulls=False, leftwards=True),
-  "Putting [something] into [something]": functools.partial(_put, outcome="in"),
-  "Putting [something] next to [something]": functools.partial(_put, outcome="beside"),
-  "Putting [something] onto [something]": functools.partial(_put, outcome="onto"),
-  "Taking [something] out of [something]": functools.partial(_put, outcome="out"),
-  "Tearing [something] into two pieces": functools.partial(_bend, outcome="tears"),
-  "Trying to bend [something] unbendable so nothing happens": functools.partial(
-    _bend, outcome="resists"
-  ),
+# Template -> function that paints the action, and its arguments.
+ACTIONS: dict[str, tuple[Callable[..., None] | str, ...]] = {
+  "Bending [something] so that it deforms": (_bend, "deforms"),
+  "Bending [something] until it breaks": (_bend, "breaks"),
+  "Closing [something]": (_open, "closes"),
+  "Lifting [something] up completely without letting it drop down": (_lift, "whole", "stays"),
+  "Lifting [something] up completely, then letting it drop down": (_lift, "whole", "drops"),
+  "Lifting up one end of [something] without letting it drop down": (_lift, "one end", "stays"),
+  "Lifting up one end of [something], then letting it drop down": (_lift, "one end", "drops"),
+  "Moving [something] and [something] away from each other": (_two, "apart"),
+  "Moving [something] and [something] closer to each other": (_two, "closer"),
+  "Moving [something] and [something] so they collide with each other": (_two, "collide"),
+  "Moving [something] and [something] so they pass each other": (_two, "pass"),
+  "Moving [something] away from [something]": (_two, "one apart"),
+  "Moving [something] closer to [something]": (_two, "one closer"),
+  "Opening [something]": (_open, "opens"),
+  "Poking [something] so lightly that it doesn't or almost doesn't move": (_poke, "stays"),
+  "Poking [something] so it slightly moves": (_poke, "moves"),
+  "Poking [something] so that it falls over": (_poke, "falls"),
+  "Poking [something] so that it spins around": (_poke, "spins"),
+  "Pouring [something] into [something]": (_pour, "fills"),
+  "Pouring [something] into [something] until it overflows": (_pour, "overflows"),
+  "Pretending to close [something] without actually closing it": (_open, "pretends to close"),
+  "Pretending to open [something] without actually opening it": (_open, "pretends to open"),
+  "Pretending to pour [something] into [something], but nothing comes out": (_pour, "pretend"),
+  "Pretending to put [something] into [something]": (_put, "pretend"),
+  "Pulling [something] from left to right": (_push, "pull", "right"),
+  "Pulling [something] from right to left": (_push, "pull", "left"),
+  "Pushing [something] from left to right": (_push, "push", "right"),
+  "Pushing [something] from right to left": (_push, "push", "left"),
+  "Putting [something] into [something]": (_put, "in"),
+  "Putting [something] next to [something]": (_put, "beside"),
+  "Putting [something] onto [something]": (_put, "onto"),
+  "Taking [something] out of [something]": (_put, "out"),
+  "Tearing [something] into two pieces": (_bend, "tears"),
+  "Trying to bend [something] unbendable so nothing happens": (_bend, "resists"),
   "Trying to pour [something] into [something], but missing so it spills next to it": (
-    functools.partial(_pour, outcome="misses")
+    _pour,
+    "misses",
   ),
 }
 CLASSES: tuple[str, ...] = tuple(sorted(ACTIONS))
-
-
-def check_settings(height: int, difficulty: Real, clutter: Real) -> None:
-  """Raises UserError unless `height` is even and >= 16, `difficulty` and `clutter` in [0, 1]."""
-  if height < 16 or height % 2:
-    raise UserError(f"height: {height} must be even and >= 16")
-  for name, value in (("difficulty", difficulty), ("clutter", clutter)):
-    if not 0 <= value <= 1:
-      raise UserError(f"{name}: {value} must be in [0, 1]")
 
 
 def render_clip(
@@ -303,7 +271,7 @@ def render_clip(
   Args:
     class_index: index into `CLASSES`.
     rng: the only source of randomness.
-    height: pixels; even. The width varies from clip to clip.
+    height: pixels; even, at least 16. The width varies from clip to clip.
     difficulty: 0 is dark and plain with large differences between the classes of a family; 1 is
       busy with nearly equal classes.
     clutter: 0 means the action fills the frame; at 1 it takes half of the height, anywhere, among
@@ -311,12 +279,9 @@ def render_clip(
 
   Returns:
     20 to 36 RGB frames, and the names of the objects in the order of the template's brackets.
-
-  Raises:
-    UserError: see `check_settings`.
   """
-  check_settings(height, difficulty, clutter)
   template = CLASSES[class_index]
   scene = Scene(rng, height, difficulty, clutter)
-  ACTIONS[template](scene)
+  paint, *arguments = ACTIONS[template]
+  paint(scene, *arguments)
   return scene.finish(), scene.names[: template.count("[")]

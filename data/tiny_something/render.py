@@ -13,7 +13,7 @@ import pathlib
 import re
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import av
@@ -23,52 +23,41 @@ from jaxtyping import UInt8
 
 from data.preparation import workers
 from data.preparation.workers import Skipped
+from data.sources.something_something import VIDEO_FOLDER
 from data.tiny_something import actions
 from data.tiny_something.actions import CLASSES
 from u2s_jax.runtime import signals
 from u2s_jax.runtime.errors import UserError
 from u2s_jax.video.listing import SPLITS
 
-VIDEO_FOLDER = "20bn-something-something-v2"
 FRAME_RATE = 12
 VERSION = 2  # incremented when the same seed gives other pixels, so that old folders are refused
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """Settings of the rendered data set.
+  """Settings of the rendered data set; raises UserError if one is out of range."""
 
-  Attributes:
-    num_train: clips in the training split; class sizes differ by one at most.
-    num_validation: clips in the validation split.
-    num_test: clips in the test split.
-    height: pixels.
-    difficulty: 0 to 1, see `actions.render_clip`.
-    clutter: 0 to 1, see `actions.render_clip`.
-    seed: determines all clips.
-
-  Raises:
-    UserError: if a value is out of range.
-  """
-
-  num_train: int
+  num_train: int  # clips; class sizes differ by one at most
   num_validation: int
   num_test: int
-  height: int = 64
-  difficulty: float = 0.5
-  clutter: float = 0.0
+  height: int = 64  # pixels, even and at least 16
+  difficulty: float = 0.5  # 0 to 1, see `actions.render_clip`
+  clutter: float = 0.0  # 0 to 1
   seed: int = 0
 
   def __post_init__(self):
     counts = (self.num_train, self.num_validation, self.num_test)
     if min(counts) < 0:
       raise UserError(f"clip counts: {counts} must be >= 0")
-    actions.check_settings(self.height, self.difficulty, self.clutter)
+    if self.height < 16 or self.height % 2:
+      raise UserError(f"height: {self.height} must be even and >= 16")
+    for name, value in (("difficulty", self.difficulty), ("clutter", self.clutter)):
+      if not 0 <= value <= 1:
+        raise UserError(f"{name}: {value} must be in [0, 1]")
 
 
 class RenderedClip(NamedTuple):
-  """A clip to render."""
-
   split: str
   id: str
   class_index: int
@@ -79,31 +68,24 @@ def render(root: os.PathLike | str, settings: Settings, *, num_workers: int = 2)
   """Renders a data set into `root`; returns at once if `root` holds the same data set.
 
   Files are written to a temporary folder that is renamed at the end, so an interrupted process
-  leaves no incomplete data set.
-
-  Args:
-    root: folder of the data set.
-    settings: settings of the data set.
-    num_workers: processes; the pixels do not depend on it.
+  leaves no incomplete data set. The pixels do not depend on `num_workers`.
 
   Raises:
-    UserError: if an argument is out of range, `root` holds something else, or a clip cannot be
-      written.
+    UserError: if `root` holds something else, or a clip cannot be written.
   """
   if num_workers < 1:
     raise UserError(f"num_workers: {num_workers} must be >= 1")
   root = pathlib.Path(os.path.abspath(root))
   fields = {"version": VERSION, **dataclasses.asdict(settings)}
-  for name in ("difficulty", "clutter"):
-    fields[name] = float(fields[name])
   if _is_rendered(root, fields):
     return
   root.parent.mkdir(parents=True, exist_ok=True)
   partial = root.parent / f".{root.name}.partial-{uuid.uuid4().hex[:8]}"
   try:
     (partial / VIDEO_FOLDER).mkdir(parents=True)
-    names = _render_all(partial, settings, num_workers)
-    _write_labels(partial, settings, names)
+    clips = _list_clips(settings)
+    names = _render_all(partial, clips, settings, num_workers)
+    _write_labels(partial, clips, names)
     (partial / "settings.json").write_text(json.dumps(fields, indent=2) + "\n")
     try:
       os.rename(partial, root)
@@ -121,11 +103,9 @@ def _is_rendered(root: pathlib.Path, fields: dict[str, Any]) -> bool:
   Raises:
     UserError: if it holds anything else.
   """
-  if not root.exists():
-    return False
-  if not root.is_dir():
+  if root.exists() and not root.is_dir():
     raise UserError(f"{root}: not a folder; choose another path")
-  if not any(root.iterdir()):
+  if not root.exists() or not any(root.iterdir()):
     return False
   try:
     saved = json.loads((root / "settings.json").read_text())
@@ -157,12 +137,13 @@ def _list_clips(settings: Settings) -> list[RenderedClip]:
   ]
 
 
-def _render_all(folder: pathlib.Path, settings: Settings, num_workers: int) -> dict[str, list[str]]:
+def _render_all(
+  folder: pathlib.Path, clips: Sequence[RenderedClip], settings: Settings, num_workers: int
+) -> dict[str, list[str]]:
   """Writes the videos and returns the names of their objects by id."""
-  clips = _list_clips(settings)
   scene = {name: getattr(settings, name) for name in ("height", "difficulty", "clutter")}
   fields = {"folder": str(folder), **scene}
-  requests = (functools.partial(lambda clip: clip, clip) for clip in clips)
+  requests = (functools.partial(tuple, clip) for clip in clips)
   answers = workers.process_requests(
     "data.tiny_something.render:make_renderer", fields, requests, num_workers
   )
@@ -179,10 +160,7 @@ def _render_all(folder: pathlib.Path, settings: Settings, num_workers: int) -> d
 def make_renderer(
   folder: str, height: int, difficulty: float, clutter: float
 ) -> Callable[[list[Any]], list[str] | Skipped]:
-  """Returns the function of a worker process, which writes a clip and returns its object names.
-
-  The arguments are the folder of the data set and fields of `Settings`.
-  """
+  """Returns the function of a worker process, which writes a clip and returns its object names."""
   videos = pathlib.Path(folder) / VIDEO_FOLDER
 
   def render_video(fields):
@@ -219,31 +197,24 @@ def _encode(path: pathlib.Path, frames: UInt8[np.ndarray, "t h w 3"]) -> None:
     container.mux(stream.encode())
 
 
-def _write_labels(folder: pathlib.Path, settings: Settings, names: dict[str, list[str]]) -> None:
+def _write_labels(
+  folder: pathlib.Path, clips: Sequence[RenderedClip], names: dict[str, list[str]]
+) -> None:
   """Writes the label files, sorted by id."""
   (folder / "labels").mkdir()
   plain = [template.replace("[", "").replace("]", "") for template in CLASSES]
   contents = {"labels": {label: str(index) for index, label in enumerate(plain)}}
+  contents |= {split: [] for split in SPLITS}
   answers = []
-  contents.update({split: [] for split in SPLITS})
-  for split, video_id, class_index, _ in sorted(
-    _list_clips(settings), key=lambda clip: int(clip[1])
-  ):
+  for split, video_id, class_index, _ in sorted(clips, key=lambda clip: int(clip.id)):
     if split == "test":
       contents[split].append({"id": video_id})
       answers.append(f"{video_id};{plain[class_index]}\n")
       continue
     template, placeholders = CLASSES[class_index], names[video_id]
-    remaining = iter(placeholders)
-    label = re.sub(r"\[[^]]*\]", lambda _, remaining=remaining: next(remaining), template)
-    contents[split].append(
-      {
-        "id": video_id,
-        "label": label[0].lower() + label[1:],
-        "template": template,
-        "placeholders": placeholders,
-      }
-    )
+    label = re.sub(r"\[[^]]*\]", "{}", template).format(*placeholders)
+    entry = {"id": video_id, "label": label[0].lower() + label[1:], "template": template}
+    contents[split].append(entry | {"placeholders": placeholders})
   for name, content in contents.items():
     (folder / "labels" / f"{name}.json").write_text(json.dumps(content, indent=0) + "\n")
   (folder / "labels" / "test-answers.csv").write_text("".join(answers))

@@ -43,7 +43,7 @@ class Scene:
   positive angle turns clockwise on the screen. Later shapes cover earlier ones.
   """
 
-  def __init__(self, rng: np.random.Generator, height: int, difficulty: Real, clutter: Real = 0.0):
+  def __init__(self, rng: np.random.Generator, height: int, difficulty: Real, clutter: Real):
     self.rng = rng
     self.difficulty = difficulty
     self._clutter = clutter
@@ -58,13 +58,13 @@ class Scene:
     idle = rng.uniform(0.03, 0.16, size=2)
     clock = np.linspace(0, 1, self._length, dtype=np.float32)
     self._progress = (clock - np.float32(idle[0])) / np.float32(1 - idle.sum())
-    self._skin = self._draw_skin_tone()
+    light, dark = np.array([242, 204, 176], np.float32), np.array([140, 92, 66], np.float32)
+    self._skin = light + (dark - light) * np.float32(rng.random())
     self._camera = self._draw_camera_path()
     self._frames = self._draw_background()
-    self.paint("box", 0, self.ground + 1.0, 4.0, 1.0, 0, self._draw_ground_colour())
+    ground_colour = self._backdrop * np.float32(rng.uniform(0.55, 0.75)) + 8
+    self.paint("box", 0, self.ground + 1.0, 4.0, 1.0, 0, ground_colour)
     self._paint_distractors()
-
-  # Time, randomness and difficulty.
 
   def reverse(self) -> None:
     """Reverses the time of all that is painted afterwards."""
@@ -72,7 +72,7 @@ class Scene:
 
   def ramp(self, start: Real, stop: Real) -> Float32[np.ndarray, " t"]:
     """Returns 0 before `start`, 1 after `stop`, smooth in between; in fractions of the action."""
-    part = np.clip((self._progress - start) / (stop - start), 0, 1)
+    part = self.steady(start, stop)
     return part * part * (3 - 2 * part)
 
   def steady(self, start: Real, stop: Real) -> Float32[np.ndarray, " t"]:
@@ -86,8 +86,6 @@ class Scene:
   def about(self, value: Real, spread: Real = 0.12) -> Real:
     """Returns a random value near `value`; `spread` is relative."""
     return value * self.rng.uniform(1 - spread, 1 + spread)
-
-  # Objects.
 
   def item(
     self, *, scale: float = 1.0, shapes: Sequence[str] = tuple(SHAPES), tall: float = 1.0
@@ -113,33 +111,20 @@ class Scene:
     value *= self.rng.uniform(0.85, 1)
     return np.array(colorsys.hsv_to_rgb(hue, saturation, value), np.float32) * 255
 
-  def put(
-    self,
-    item: Item,
-    x: Track,
-    y: Track,
-    angle: Track = 0,
-    opacity: Track = 1,
-    tone: Colour | None = None,
-  ) -> None:
-    """Paints an item with its centre at (x, y); `tone` colours its upper half."""
-    self.paint(item.shape, x, y, item.a, item.b, angle, item.colour, opacity, tone)
+  def put(self, item: Item, x: Track, y: Track, angle: Track = 0) -> None:
+    """Paints an item with its centre at (x, y)."""
+    self.paint(item.shape, x, y, item.a, item.b, angle, item.colour)
 
   def hand(self, x: Track, y: Track, angle: Track = 0, away: Track = 0) -> None:
     """Paints a hand with its fingertips at (x, y).
 
-    Args:
-      x: position of the fingertips.
-      y: position of the fingertips.
-      angle: direction of the arm; 0 is from above, pi / 2 from the right.
-      away: distance that the hand is withdrawn along the arm; at 1 it is outside the frame.
+    `angle` is the direction of the arm; 0 is from above, pi / 2 from the right. `away` is the
+    distance that the hand is withdrawn along the arm; at 1 it is outside the frame.
     """
     far_x, far_y = np.sin(angle), -np.cos(angle)
     x, y = x + far_x * away, y + far_y * away
     self.paint("box", x + far_x * 0.55, y + far_y * 0.55, 0.05, 0.45, angle, self._skin * 0.9)
     self.paint("ellipse", x + far_x * 0.085, y + far_y * 0.085, 0.07, 0.1, angle, self._skin)
-
-  # Painting.
 
   def paint(
     self,
@@ -151,20 +136,11 @@ class Scene:
     angle: Track,
     colour: Colour,
     opacity: Track = 1,
-    tone: Colour | None = None,
   ) -> None:
-    """Paints one anti-aliased shape into every frame.
+    """Paints one anti-aliased shape, one of `SHAPES`, into every frame.
 
-    Args:
-      shape: 'circle', 'ellipse', 'box' or 'triangle' (pointing up).
-      x: centre.
-      y: centre.
-      a: half the width before rotation.
-      b: half the height before rotation.
-      angle: rotation in radians.
-      colour: RGB, 0 to 255.
-      opacity: 0 to 1.
-      tone: colour of the half that is on top before rotation.
+    (x, y) is its centre; `a` and `b` are half its width and height before it is rotated by `angle`
+    radians. `colour` is RGB from 0 to 255, `opacity` from 0 to 1. A triangle points up.
     """
     flip = -1 if self.mirrored else 1
     height, width = self._height, self._width
@@ -196,9 +172,6 @@ class Scene:
 
     keep = 1 - cover
     layer = cover[:, None] * colour[:, None, None]
-    if tone is not None:
-      share = cover * np.clip(0.5 - v, 0, 1)
-      layer += share[:, None] * (tone - colour)[:, None, None]
     for frame, above, below, i, j in zip(self._frames, layer, keep, top, left, strict=True):
       window = frame[:, i : i + box_h, j : j + box_w]
       window *= below
@@ -218,14 +191,8 @@ class Scene:
     np.clip(self._frames, 0, 255, out=self._frames)
     return np.ascontiguousarray(self._frames.astype(np.uint8).transpose(0, 2, 3, 1))
 
-  # Background.
-
   def _expand(self, value: Track) -> Float32[np.ndarray, " t"]:
     return np.broadcast_to(np.asarray(value, np.float32), (self._length,))
-
-  def _draw_skin_tone(self) -> Colour:
-    light, dark = np.array([242, 204, 176], np.float32), np.array([140, 92, 66], np.float32)
-    return light + (dark - light) * np.float32(self.rng.random())
 
   def _draw_camera_path(self) -> Float32[np.ndarray, "2 t"]:
     shake = self.rng.standard_normal((2, self._length + 4))
@@ -233,9 +200,6 @@ class Scene:
     reach = 0.05 + 0.2 * self._clutter
     place = self.rng.uniform(-reach, reach, (2, 1)) * [[1], [0.6]]
     return (place + shake * self.by(0.003, 0.025)).astype(np.float32)
-
-  def _draw_ground_colour(self) -> Colour:
-    return self._backdrop * np.float32(self.rng.uniform(0.55, 0.75)) + 8
 
   def _draw_background(self) -> Float32[np.ndarray, "t 3 h w"]:
     """Returns a plain colour plus a drifting sum of low-frequency waves."""
@@ -288,8 +252,6 @@ def _signed_distance(
     return (np.sqrt(np.square(u / a) + np.square(v / b)) - 1) * np.minimum(a, b)
   if shape == "box":
     return np.maximum(np.abs(u) - a, np.abs(v) - b)
-  if shape == "triangle":
-    a, b = np.maximum(a, 0.5), np.maximum(b, 0.5)
-    slant = (np.abs(u) - (v + b) * (a / (2 * b))) * (2 * b / np.hypot(2 * b, a))
-    return np.maximum(slant, v - b)
-  raise ValueError(f"unknown shape: {shape!r}")
+  a, b = np.maximum(a, 0.5), np.maximum(b, 0.5)  # a triangle
+  slant = (np.abs(u) - (v + b) * (a / (2 * b))) * (2 * b / np.hypot(2 * b, a))
+  return np.maximum(slant, v - b)

@@ -64,7 +64,7 @@ def _dataset(folder, modality, clips):
   parts = {"train": [records[:6], records[6:NUM_TRAIN]], "validation": [records[NUM_TRAIN:]]}
   shards = {
     split: [
-      store.write_shard(folder, split, shard, len(part), examples, NAMES)
+      store.write_shard(store.shard_path(folder, split, shard, len(part)), examples, NAMES)
       for shard, examples in enumerate(part)
     ]
     for split, part in parts.items()
