@@ -188,7 +188,7 @@ def format_fusions(
   return format_table(header, rows, [str.center] * len(predictions) + [str.rjust] * 3)
 
 
-def format_accuracies(summary: Mapping[str, float]) -> list[str]:
+def format_accuracies(summary: Mapping[str, Any]) -> list[str]:
   """Returns top-1, top-5 and mean class accuracy of `metrics.summarize` as table cells."""
   return [f"{summary[name]:.2f}" for name in ("top1", "top5", "mean_class")]
 
