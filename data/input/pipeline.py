@@ -8,7 +8,8 @@ So a stream that starts at step s equals, bit for bit, an uninterrupted one from
 import atexit
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -83,22 +84,61 @@ def train_batches(
   Raises:
     UserError: if `augmentation.flip_label_map` does not fit the classes.
   """
-  count, stored = len(split.records), split.short_edge
-  choose = None
-  if augmentation.balance:
-    choose = _make_balanced_sampler(split.labels(), augmentation.balance)
-  label_pairs = augmentation.flip_label_map if augmentation.flip else ()
-  mirrored_label = np.array(make_mirrored_labels(len(split.class_names), label_pairs))
-  # Sizes of the crop in stored pixels: cropping before resizing is cheaper.
-  edges = image_ops.crop_edges(augmentation.multi_scale, stored)
-  edges = edges or [(round(clip.crop_size * stored / clip.short_edge),) * 2]
-  # Seed and stage as one number: a seed of a stateless op is two numbers, and the second is the
-  # epoch.
-  stage_seed = int.from_bytes(hashlib.sha256(f"{seed} {stage}".encode()).digest()[:4], "big")
+  choose = make_order(split, augmentation.balance, feed, seed, stage)
+  read = _make_augmented_reader(split, clip, augmentation)
+
+  def make_example(number: tf.Tensor) -> dict[str, tf.Tensor]:
+    index, _, clip_seed = choose(number)
+    return read(index, clip_seed)
+
+  numbers = tf.data.Dataset.range(first_step * feed.local_batch_size, tf.int64.max)
+  return iterate_batches(split.shards, numbers, make_example, feed)
+
+
+def augmented_batches(
+  split: store.Split,
+  clip: ClipSpec,
+  augmentation: Augmentation,
+  feed: BatchSpec,
+  *,
+  seed: int,
+  view: int,
+  first_step: int = 0,
+) -> Batches:
+  """Returns an iterator over one epoch in order, as `eval_batches`, but augmented as in training.
+
+  `seed` and `view` determine the augmentation. `video` is that of `train_batches`.
+  """
+  count = len(split.records)
+  read = _make_augmented_reader(split, clip, augmentation)
+  view_seed = tf.stack(
+    [tf.constant(_hash_seed(f"{seed} view"), tf.int64), tf.constant(view, tf.int64)]
+  )
 
   def make_example(number: tf.Tensor) -> dict[str, tf.Tensor]:
     position = feed.global_position(number)
-    seeds = tf.stack([tf.constant(stage_seed, tf.int64), position // count])
+    index = tf.minimum(position, count - 1)
+    return read(index, _fold_in(view_seed, index)) | {"valid": position < count}
+
+  return iterate_batches(split.shards, _one_epoch(count, feed, first_step), make_example, feed)
+
+
+def make_order(
+  split: store.Split, balance: float, feed: BatchSpec, seed: int, stage: int
+) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
+  """Returns a function from the number of a training clip of this process to what it shows.
+
+  That is its index in the split, the epoch, and the seed of its augmentation. `balance` is that of
+  `Augmentation`; `seed` and `stage` determine the order.
+  """
+  count = len(split.records)
+  sample = _make_balanced_sampler(split.labels(), balance) if balance else None
+  stage_seed = _hash_seed(f"{seed} {stage}")
+
+  def choose(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    position = feed.global_position(number)
+    epoch = position // count
+    seeds = tf.stack([tf.constant(stage_seed, tf.int64), epoch])
     # A random permutation of [0, count) evaluated at one index: no buffer to fill, and resuming at
     # any step is free. This is the op of `tf.random.experimental.index_shuffle`; the padded seed
     # and the number of rounds determine the order, so changing them would break resumed runs.
@@ -108,9 +148,34 @@ def train_batches(
       max_index=tf.constant(count - 1, tf.int64),
       rounds=4,
     )
-    index = choose(place, position // count) if choose else place
+    index = sample(place, epoch) if sample else place
     # From the shuffled place and not the index: a clip that balancing repeats gets other draws.
-    clip_seed = _fold_in(seeds, place)
+    return index, epoch, _fold_in(seeds, place)
+
+  return choose
+
+
+def _hash_seed(text: str) -> int:
+  """Returns a seed of 32 bits: a stateless op has two, and the other is the epoch or the view."""
+  return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+def _make_augmented_reader(
+  split: store.Split, clip: ClipSpec, augmentation: Augmentation
+) -> Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]:
+  """Returns a function from the index of a clip and a seed to the augmented clip.
+
+  Raises:
+    UserError: if `augmentation.flip_label_map` does not fit the classes.
+  """
+  stored = split.short_edge
+  label_pairs = augmentation.flip_label_map if augmentation.flip else ()
+  mirrored_label = np.array(make_mirrored_labels(len(split.class_names), label_pairs))
+  # Sizes of the crop in stored pixels: cropping before resizing is cheaper.
+  edges = image_ops.crop_edges(augmentation.multi_scale, stored)
+  edges = edges or [(round(clip.crop_size * stored / clip.short_edge),) * 2]
+
+  def read(index: tf.Tensor, clip_seed: tf.Tensor) -> dict[str, tf.Tensor]:
     draw = _draw_uniform(4, clip_seed)
     offset = draw[0]
     if augmentation.offset_per_segment:
@@ -140,8 +205,7 @@ def train_batches(
     video = tf.ensure_shape(video, clip.shape)
     return _make_example(video, label, tf.constant(True), clip_id)
 
-  numbers = tf.data.Dataset.range(first_step * feed.local_batch_size, tf.int64.max)
-  return _iterate_batches(split, numbers, make_example, feed)
+  return read
 
 
 def _fold_in(seed: tf.Tensor, number: tf.Tensor | int) -> tf.Tensor:
@@ -176,7 +240,9 @@ def _make_balanced_sampler(
   return choose
 
 
-def eval_batches(split: store.Split, clip: ClipSpec, feed: BatchSpec, views: str) -> Batches:
+def eval_batches(
+  split: store.Split, clip: ClipSpec, feed: BatchSpec, views: str, first_step: int = 0
+) -> Batches:
   """Returns an iterator over one epoch of a split, in order, with fixed shapes.
 
   Frames are the middle ones of their segments. The last batch is padded with copies of the last
@@ -207,9 +273,13 @@ def eval_batches(split: store.Split, clip: ClipSpec, feed: BatchSpec, views: str
     video.set_shape([VIEWS[views].count(False), *clip.shape])
     return _make_example(video, label, position < count, clip_id)
 
+  return iterate_batches(split.shards, _one_epoch(count, feed, first_step), make_example, feed)
+
+
+def _one_epoch(count: int, feed: BatchSpec, first_step: int) -> tf.data.Dataset:
+  """Returns the numbers of this process's clips from a batch to the end of an epoch, padded."""
   steps = -(-count // feed.batch_size)
-  numbers = tf.data.Dataset.range(steps * feed.local_batch_size)
-  return _iterate_batches(split, numbers, make_example, feed)
+  return tf.data.Dataset.range(first_step * feed.local_batch_size, steps * feed.local_batch_size)
 
 
 def _make_example(
@@ -256,10 +326,17 @@ def _stack_flow(components: tf.Tensor, pairs: tf.Tensor) -> tf.Tensor:
   return tf.transpose(stacks, [0, 2, 3, 1])
 
 
-def _iterate_batches(
-  split: store.Split, numbers: tf.data.Dataset, make_example: Callable, feed: BatchSpec
+def iterate_batches(
+  shards: Mapping[pathlib.Path, int],
+  numbers: tf.data.Dataset,
+  make_example: Callable,
+  feed: BatchSpec,
+  advice: str = store.ADVICE,
 ) -> Batches:
   """Yields batches of `make_example(number)`, computed in parallel, in the order of `numbers`.
+
+  `shards` are the files that are read, with their numbers of records; `advice` says how to restore
+  a damaged one.
 
   Raises:
     UserError: if a shard is missing or damaged.
@@ -303,7 +380,7 @@ def _iterate_batches(
   except tf.errors.OpError as error:
     # `numpy_function` passes the exception of a reader thread on as text only.
     is_read_error = store.DAMAGE.search(str(error)) or "No such file" in str(error)
-    if is_read_error and (message := store.find_corrupt_shard(split.shards)):
+    if is_read_error and (message := store.find_corrupt_shard(shards, advice)):
       raise UserError(message) from error
     raise
   finally:

@@ -1,14 +1,16 @@
 """Connects a config to the input pipeline: its data set, clip format and augmentation."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
 
-from data.input import pipeline, store
+from data.input import feature_cache, pipeline, store
 from data.input.pipeline import Batches, BatchSpec
 from data.input.store import PreparedDataset
 from u2s_jax.runtime.errors import UserError
@@ -20,7 +22,8 @@ from u2s_jax.video.clips import Augmentation, ClipSpec
 class PreparedSource:
   """Batches of a prepared data set.
 
-  `seed` determines the order and augmentation of training clips.
+  `seed` determines the order and augmentation of training clips, of which `cache_features` keeps
+  `augmented_views`.
   """
 
   dataset: PreparedDataset
@@ -29,6 +32,7 @@ class PreparedSource:
   training: BatchSpec
   testing: BatchSpec
   seed: int
+  augmented_views: int = 0
 
   def fields(self) -> dict[str, Any]:
     """Returns the arguments of `u2s_jax.run.Source`, which this package does not import."""
@@ -42,6 +46,7 @@ class PreparedSource:
       "stored": self.dataset.storage_settings(),
       "class_sizes": self.dataset.class_sizes(),
       "paths": self.dataset.paths,
+      "cache_features": self.cache_features,
       "name": self.dataset.folder.name,
       "digest": compute_digest(self.dataset),
     }
@@ -61,6 +66,62 @@ class PreparedSource:
   def eval_batches(self, split: str, views: str) -> Batches:
     """Yields the batches of a split, one epoch in order."""
     return pipeline.eval_batches(self.dataset.split(split), self.clip, self.testing, views)
+
+  def cache_features(
+    self, compute: feature_cache.Compute, shape: tuple[int, ...], settings: Mapping[str, Any]
+  ) -> tuple[Callable[[int, int], Batches], Callable[[str], Batches]]:
+    """Computes features of all clips, or those that are missing, and stores them.
+
+    Training clips are those of the centre view, or `augmented_views` augmented ones.
+
+    Args:
+      compute: computes the features of a batch of clips, always of the same size.
+      shape: shape of the features of a clip.
+      settings: what else the features depend on, JSON-serializable; with `dtype`.
+
+    Returns:
+      `train_batches` and, for the centre view of a split, batches as of `eval_batches`, whose
+      `video` holds the features.
+
+    Raises:
+      UserError: see `feature_cache.open_cache` and `fill`.
+    """
+    views = tuple(range(1, self.augmented_views + 1)) or (0,)
+    settings = {**settings, "data": compute_digest(self.dataset), "clip": str(self.clip)}
+    if self.augmented_views:
+      settings |= {"augmentation": str(self.augmentation), "seed": self.seed}
+    settings["batch_size"] = self.training.batch_size
+    folder, dtype = self.dataset.folder, settings["dtype"]
+    cache = feature_cache.open_cache(folder, settings, shape, dtype, self.training)
+    train, validation = self.dataset.split("train"), self.dataset.split("validation")
+    augmented = {view: functools.partial(self._augmented, view) for view in views if view}
+    cache.fill(train, {0: functools.partial(self._center, "train"), **augmented}, compute)
+    cache.fill(validation, {0: functools.partial(self._center, "validation")}, compute)
+
+    def train_batches(stage: int, first_step: int) -> Batches:
+      balance = self.augmentation.balance
+      order = pipeline.make_order(train, balance, self.training, self.seed, stage)
+      return cache.train_batches(train, views, order, first_step)
+
+    def center_batches(split: str) -> Batches:
+      return cache.center_batches(self.dataset.split(split), self.testing)
+
+    return train_batches, center_batches
+
+  def _center(self, split: str, first_step: int) -> Batches:
+    dataset_split = self.dataset.split(split)
+    return pipeline.eval_batches(dataset_split, self.clip, self.training, "center", first_step)
+
+  def _augmented(self, view: int, first_step: int) -> Batches:
+    return pipeline.augmented_batches(
+      self.dataset.split("train"),
+      self.clip,
+      self.augmentation,
+      self.training,
+      seed=self.seed,
+      view=view,
+      first_step=first_step,
+    )
 
 
 def compute_digest(dataset: PreparedDataset) -> str:
@@ -105,4 +166,5 @@ def open_source(
     training=BatchSpec(config.batch_size, *share),
     testing=BatchSpec(config.eval.batch_size, *share),
     seed=config.seed,
+    augmented_views=config.data.cache_views,
   )

@@ -31,6 +31,7 @@ NAME = "clips"
 BLOCK_SIZE = 16  # records that are read at a time to check a shard
 # Matches the RuntimeError that ArrayRecord raises for a damaged file.
 DAMAGE = re.compile("(Corrupted|Invalid) Riegeli|ArrayRecord file should be")
+ADVICE = "rerun the command that prepared the data set to restore it"
 LABELS = "labels_{}.npy"  # of a split
 PATHS = "paths_{}.json"
 STATES = "states_{}.npy"
@@ -194,15 +195,14 @@ class Split:
     return np.load(self._labels)
 
 
-def find_corrupt_shard(shards: Mapping[pathlib.Path, int]) -> str | None:
+def find_corrupt_shard(shards: Mapping[pathlib.Path, int], advice: str = ADVICE) -> str | None:
   """Returns a message about the first missing or damaged shard, or None.
 
-  `shards` holds the number of records by file.
+  `shards` holds the number of records by file; `advice` says how to restore them.
 
   Raises:
     RuntimeError: if a shard cannot be read for another reason.
   """
-  advice = "rerun the command that prepared the data set to restore it"
   for path, count in shards.items():
     if not path.exists():
       return f"{path}: missing; {advice}"

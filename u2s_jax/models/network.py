@@ -78,7 +78,7 @@ class Network:
     params: Variables,
     batch_stats: Variables,
     csm: csm_lib.CategorySimilarity,
-    video: UInt8[Array, "n t h w c"],
+    video: UInt8[Array, "n t h w c"] | Float[Array, "n t h w c"],
     labels: Integer[Array, " n"] | None = None,
     *,
     train: Collection[str] = (),
@@ -88,6 +88,7 @@ class Network:
 
     Args:
       batch_stats: BN running averages by subnetwork.
+      video: bytes of the frames, or features from `compute_trunk`.
       labels: required if `guide` is 'label', else ignored.
       train: trainable parts, see `U2S.one_pass`.
       key: PRNG key of dropout; required if channels are dropped.
@@ -95,7 +96,8 @@ class Network:
     Returns:
       The outputs of `U2S.one_pass` or `U2S.__call__`, and the updated BN running averages.
     """
-    inputs = (normalize(video, self.pixel_mean, self.pixel_std),)
+    from_trunk = video.dtype != jnp.uint8
+    inputs = (video if from_trunk else normalize(video, self.pixel_mean, self.pixel_std),)
     is_full_model = "specific" in params
     if is_full_model:
       inputs += (csm_lib.compute_selection(csm.matrix, csm.similarity, self.selection),)
@@ -104,12 +106,21 @@ class Network:
       {"params": params, "batch_stats": batch_stats},
       *inputs,
       train=train,
+      from_trunk=from_trunk,
       mutable=["batch_stats"],
       rngs=None if key is None else {"dropout": key},
       method=None if is_full_model else U2S.one_pass,
     )
     # Flax returns the averages of frozen subnetworks, which ran in inference mode, unchanged.
     return outputs, updates["batch_stats"]
+
+  def compute_trunk(
+    self, params: Variables, batch_stats: Variables, video: UInt8[Array, "n t h w c"]
+  ) -> Float[Array, "n t2 h2 w2 d"]:
+    """Returns the features of the trunk, in inference mode and in the model's dtype."""
+    variables = {"params": params, "batch_stats": batch_stats}
+    inputs = normalize(video, self.pixel_mean, self.pixel_std)
+    return self.model.apply(variables, inputs, method=U2S.run_trunk)
 
 
 def softmax_scores(

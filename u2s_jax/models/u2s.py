@@ -75,8 +75,16 @@ class U2S(nn.Module):
     if self.attention == "non_local":
       self.non_local = NonLocal(self.non_local_width, self.dtype)
 
+  def run_trunk(self, video: Float[Array, "n t h w c"]) -> Float[Array, "n t2 h2 w2 d"]:
+    """Returns the trunk's features, in inference mode."""
+    return self.trunk(video, train=False)
+
   def one_pass(
-    self, video: Float[Array, "n t h w c"], *, train: Collection[str] = ()
+    self,
+    video: Float[Array, "n t h w c"],
+    *,
+    train: Collection[str] = (),
+    from_trunk: bool = False,
   ) -> dict[str, Array]:
     """Runs the one-pass model, trunk and universal network, which stage 1 trains.
 
@@ -85,11 +93,12 @@ class U2S(nn.Module):
       train: trainable parts, see `stages.Stage.trainable`. BN uses and updates batch statistics in
         subnetworks that are trainable as a whole, and uses running averages in all others. Channels
         are dropped in networks with a trainable part.
+      from_trunk: whether `video` holds features of `run_trunk` instead.
 
     Returns:
       `universal` logits (n, m) and `universal_features` (n, t, h, w, c), non-negative.
     """
-    _, outputs = self._one_pass(video, train)
+    _, outputs = self._one_pass(video, train, from_trunk)
     return outputs
 
   def __call__(
@@ -99,6 +108,7 @@ class U2S(nn.Module):
     guide: Integer[Array, " n"] | None = None,
     *,
     train: Collection[str] = (),
+    from_trunk: bool = False,
   ) -> dict[str, Array]:
     """Runs the full model.
 
@@ -112,7 +122,7 @@ class U2S(nn.Module):
       (n, t, h, w, c) `universal_features` and `specific_features` (before the mask); with a mask
       network the combined, activated `mask` (n, t, h, w, 1).
     """
-    trunk, outputs = self._one_pass(video, train)
+    trunk, outputs = self._one_pass(video, train, from_trunk)
     mask_input = outputs["universal_features"]
     if self.detached:
       trunk, mask_input = jax.lax.stop_gradient((trunk, mask_input))
@@ -137,8 +147,8 @@ class U2S(nn.Module):
     outputs["specific"] = self.specific.classify(features)
     return outputs
 
-  def _one_pass(self, video, train):
-    trunk = self.trunk(video, train="trunk" in train)
+  def _one_pass(self, video, train, from_trunk):
+    trunk = video if from_trunk else self.trunk(video, train="trunk" in train)
     features = self.universal.features(trunk, train="universal" in train)
     dropped = self.drop(features, deterministic=not _is_trained("universal", train))
     return trunk, {"universal": self.universal.classify(dropped), "universal_features": features}

@@ -48,6 +48,11 @@ def get_config() -> ml_collections.ConfigDict:
   # Class balancing of the training clips, from 0 (none, paper) to 1 (all classes equally often): a
   # class of n clips has the weight n ** (1 - balance) in an epoch.
   config.data.balance = 0.0
+  # Whether to compute the features of a trunk that is not trained once, store them next to the data
+  # set, and train the branches from there (paper: the trunk is trained).
+  config.data.cache_features = False
+  # Augmented views of a training clip in this cache, which take turns by epoch. 0: the centre view.
+  config.data.cache_views = 0
   config.data.num_threads = 0  # threads of the input pipeline; 0: chosen automatically
 
   config.model = ml_collections.ConfigDict()

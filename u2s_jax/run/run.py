@@ -43,6 +43,9 @@ class Source:
     stored: how the data set was prepared, of JSON types; saved in every checkpoint for `predict`.
     class_sizes: number of training clips of each class; empty if unknown.
     paths: split -> file paths by clip id, for clips that have one.
+    cache_features: stores the features that a frozen trunk computes; returns `train_batches` and
+      batches by split of the centre view, with features as `video`. See `data.input.source`.
+    feature_batches: those batches of the centre view, None without a cache.
     name: name of the data set, used in directory names of evaluations.
     digest: hexadecimal digest of class names, clip ids and decoding; empty if unknown.
   """
@@ -55,8 +58,16 @@ class Source:
   stored: Mapping[str, Any]
   class_sizes: tuple[int, ...] = ()
   paths: Callable[[str], Mapping[str, str]] = lambda split: {}
+  cache_features: Callable[..., tuple[Callable, Callable]] | None = None
+  feature_batches: Callable[[str], Batches] | None = None
   name: str = "data"
   digest: str = ""
+
+  def center_batches(self, split: str) -> Batches:
+    """Returns batches of the centre view of a split, of features if they are cached."""
+    if self.feature_batches is None:
+      return self.eval_batches(split, "center")
+    return self.feature_batches(split)
 
   def map_labels_to(self, class_names: Sequence[str]) -> "Source":
     """Returns a source whose evaluation labels are indices into `class_names`.

@@ -19,7 +19,7 @@ from u2s_jax.run.settings import (
 from u2s_jax.run.workdir import Workdir
 from u2s_jax.runtime import devices, files
 from u2s_jax.runtime.errors import UserError
-from u2s_jax.stages import STAGES
+from u2s_jax.stages import STAGES, get_subnetwork
 from u2s_jax.video.listing import MODALITIES, SPLITS
 from u2s_jax.views import VIEWS
 
@@ -115,9 +115,25 @@ def check_values(config: ml_collections.ConfigDict) -> None:
   make_schedule(config)
   build_network(config, num_classes=1)
   _check_csm(config)
+  _check_cache(config)
   _check_view_names(config.eval.views)
   if config.eval.split not in SPLITS:
     raise UserError(f"eval.split: {config.eval.split!r} is not one of {', '.join(SPLITS)}")
+
+
+def _check_cache(config: ml_collections.ConfigDict) -> None:
+  data = config.data
+  if data.cache_views < 0:
+    raise UserError(f"data.cache_views: {data.cache_views} must be >= 0")
+  if data.cache_views and not data.cache_features:
+    raise UserError("data.cache_views: requires data.cache_features=True")
+  trained = {part for stage in make_schedule(config) for part in stage.trainable}
+  parts = sorted(part for part in trained if get_subnetwork(part) == "trunk")
+  if data.cache_features and parts:
+    raise UserError(
+      f"data.cache_features: requires a frozen trunk, but {parts[0]!r} is trained; remove it from"
+      " trainable"
+    )
 
 
 def check_views(views: str, data: ml_collections.ConfigDict) -> None:

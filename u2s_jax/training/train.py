@@ -18,7 +18,7 @@ from u2s_jax.runtime import devices, distributed, signals
 from u2s_jax.runtime.console import log
 from u2s_jax.runtime.errors import UserError
 from u2s_jax.stages import BEST, STAGES, Plateau, Stage, learning_rate
-from u2s_jax.training import start, steps
+from u2s_jax.training import frozen_trunk, start, steps
 from u2s_jax.training.mask_summary import MaskSummary
 from u2s_jax.training.meter import Meter, MetricWriter, Profiler
 
@@ -80,6 +80,8 @@ def train(
         state, metadata = start.begin_stage(run, stage, state, metadata)
         if index == 0:
           _check_first_checkpoint(run, stage)
+      if config.data.cache_features and not run.source.feature_batches:
+        run = frozen_trunk.cache_features(run, state)
       state = run_stage(run, stage, state, metadata, writer, profiler)
       if index == 0:
         # Before stage 2 has a checkpoint, so that an interrupt here repeats the scoring on resume.
