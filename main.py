@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   with one_line_errors():
     config_arguments, others = config_flags.split_arguments(argv)
     args = command_line.parse("main.py", __doc__, others, MODES)
-    if config_arguments and MODES[args.mode] is not TRAINING:
+    fields = {name.partition("=")[0] for name in config_arguments if name.startswith("-")}
+    if fields - MODES[args.mode].keys() and MODES[args.mode] is not TRAINING:
       raise UserError(f"--config: belongs to --mode=train and eval, not to --mode={args.mode}")
   if args.mode in serving_cli.MODES:
     serving_cli.main(argv)

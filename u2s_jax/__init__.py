@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 os.environ["EPATH_USE_TF"] = "false"
 
 
-def load(workdir: str | os.PathLike[str], views: str | None = None, best: bool = False) -> "Model":
+def load(
+  workdir: str | os.PathLike[str],
+  views: str | None = None,
+  best: bool = False,
+  backbone: str | None = None,
+) -> "Model":
   """Loads the trained networks of a run, to score videos and images.
 
   Args:
@@ -25,10 +30,13 @@ def load(workdir: str | os.PathLike[str], views: str | None = None, best: bool =
     views: views whose scores are averaged: 'center', '3crop', '5crop' or '10crop'; None: those of
       the run's own evaluation.
     best: whether to load the checkpoint selected by `eval.keep_best` instead of the last one.
+    backbone: name of a backbone of another package, `package.module:Class`. Loading imports that
+      module, which runs its code, so the run's own name for it is not enough.
 
   Raises:
-    UserError: if there is no checkpoint, or the run does not support the views.
+    UserError: if there is no checkpoint, the run does not support the views, or its backbone is
+      another package's and not `backbone`.
   """
   from u2s_jax.serving import model  # imports JAX, which takes seconds
 
-  return model.load(workdir, views, best)
+  return model.load(workdir, views, best, backbone)

@@ -9,6 +9,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from u2s_jax.models import backbones
 from u2s_jax.run import saved_config
 from u2s_jax.run.workdir import Workdir
 from u2s_jax.runtime.console import log
@@ -60,8 +61,11 @@ def read_saved_config(workdir: Workdir, arguments: Sequence[str]) -> ml_collecti
   fields = [argument for argument in arguments if argument.lstrip("-").startswith("config.")]
   if len(fields) < len(arguments):
     log("note: --config is ignored: an evaluation uses the config of the run, with overrides")
-  trained_on = config.data.dir
-  config = _parse(config_flags.DEFINE_config_dict, fields, config).config
+  trained_on, stored = config.data.dir, config.model.backbone.get("name", "")
+  values = _parse(config_flags.DEFINE_config_dict, fields, config)
+  named = config_flags.get_override_values(values["config"]).get("model.backbone.name")
+  backbones.check_trusted(stored, named)
+  config = values.config
   if "render" in config.data and config.data.dir != trained_on:
     with config.unlocked():
       del config.data.render  # these options belong to the data set of the training

@@ -29,6 +29,12 @@ from u2s_jax.serving.intervals import Gap
 from u2s_jax.serving.model import SHORTEST, STRIDE, THRESHOLD, Model, check_windows
 from u2s_jax.video import folders, reader
 
+BACKBONE = "--config.model.backbone.name"
+TRUSTED = {
+  BACKBONE: dict(
+    dest="backbone", help="the run's backbone, if it is code of another package that you trust"
+  )
+}
 BEST = dict(action="store_true", help="the checkpoint that eval.keep_best kept, not the last one")
 MODES = {
   "predict": {
@@ -40,6 +46,7 @@ MODES = {
     ),
     "--views": dict(help="center, 3crop, 5crop or 10crop; default: those of the evaluation"),
     "--best": BEST,
+    **TRUSTED,
     "--details": dict(action="store_true", help="every prediction and fusion, not only the mean"),
     "--json": dict(action="store_true", help="a line of JSON per result"),
     "--csv": dict(action="store_true", help="CSV, which data.prepare reads"),
@@ -55,6 +62,7 @@ MODES = {
   },
   "export": {
     "--best": BEST,
+    **TRUSTED,
     "--control": dict(help="workdir of the same run with control=True, trained as long"),
   },
 }
@@ -67,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   workdir = Workdir.open(args.workdir)
   if args.mode == "export":
     control = Workdir(files.parse_path(args.control)) if args.control else None
-    export.export(predict.load(workdir, args.best), workdir, control)
+    export.export(predict.load(workdir, args.best, args.backbone), workdir, control)
     print(f"written: {workdir.export}")
     return
   try:
@@ -85,7 +93,7 @@ def predict_files(args: argparse.Namespace, workdir: Workdir) -> bool:
   overlay = check_output_path(args.overlay, "--overlay", ".mp4", videos)
   features = check_output_path(args.features, "--features", ".npz", videos)
   devices.use_compilation_cache(workdir.compiled)
-  model = Model(predict.load(workdir, args.best), args.views)
+  model = Model(predict.load(workdir, args.best, args.backbone), args.views)
   if enlargement := settings.describe_enlargement(model.trained.config, model.trained.stored):
     print(enlargement, file=sys.stderr)
   if overlay and not model.has_masks:

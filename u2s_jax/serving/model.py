@@ -213,9 +213,11 @@ def check_windows(
     raise UserError(f"shortest {shortest:g}: must be seconds >= 0")
 
 
-def load(workdir: PathLike, views: str | None = None, best: bool = False) -> Model:
+def load(
+  workdir: PathLike, views: str | None = None, best: bool = False, backbone: str | None = None
+) -> Model:
   """Loads a run's newest checkpoint, see `u2s_jax.load`."""
-  return Model(predict.load(Workdir(files.parse_path(workdir)), best), views)
+  return Model(predict.load(Workdir(files.parse_path(workdir)), best, backbone), views)
 
 
 def _batch(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, UInt8
 from u2s_jax.csm import CategorySimilarity
 from u2s_jax.evaluation import inference
 from u2s_jax.evaluation.scores import FUSIONS, fuse
+from u2s_jax.models.backbones import check_trusted
 from u2s_jax.models.network import Network, build_network
 from u2s_jax.run import checkpoint, saved_config, validation
 from u2s_jax.run.state import TrainState
@@ -62,14 +63,19 @@ class TrainedRun:
     return _build, (self.config, self.class_names, self.stored, self.best, tree)
 
 
-def load(workdir: Workdir, best: bool = False) -> TrainedRun:
+def load(workdir: Workdir, best: bool = False, backbone: str | None = None) -> TrainedRun:
   """Loads a run's newest checkpoint, or that of `eval.keep_best`.
 
+  Args:
+    backbone: see `u2s_jax.load`.
+
   Raises:
-    UserError: if there is no run, it has no checkpoint, or no best one.
+    UserError: if there is no run, it has no checkpoint, or no best one; or if its backbone is
+      another package's and not `backbone`.
   """
   config, newest = saved_config.read(workdir), None
   if config:
+    check_trusted(config.model.backbone.get("name", ""), backbone)
     try:
       validation.check_values(config)
     except UserError as error:
