@@ -4,13 +4,20 @@
   python main.py --config=configs/custom.py --workdir=/runs/mine --config.data.dir=/data/mine
 
   python main.py --config=configs/custom.py:i3d ... --config.init_from=i3d_rgb_kinetics400_flax.npz
-  python main.py --config=configs/custom.py:tsm ... --config.init_from=resnet50.pth
+  python main.py --config=configs/custom.py:r2plus1d ... --config.init_from=r2plus1d_18.safetensors
+  python main.py --config=configs/custom.py:videoprism ... \
+      --config.init_from=hf://google/videoprism-base-f16r288/flax_base_f16r288_repeated.npz
 
-After the colon comes the backbone: `resnet50` (the paper's, 3D), `tsm` (2D with temporal shift, for
-weights of ImageNet or TSM) or `i3d` (Inception-I3D, for weights of Kinetics). docs/weights.md says
-where to get weights. With few clips, add --config.trainable="('universal', 'specific', 'mask')",
-which freezes the trunk. With very few, add "('universal/head', 'specific/head', 'mask')", which
-trains the classifiers and masks only.
+After the colon comes the start. docs/weights.md says where to get weights, and compares them.
+
+- `resnet50`: the paper's network and recipe, for thousands of clips a class.
+- `tsm`: a 2D ResNet-50 with temporal shift, for weights of ImageNet or TSM.
+- `i3d`, `s3d`, `r2plus1d`: for weights of Kinetics-400.
+- `videoprism`: Google's foundation model, its encoder frozen.
+
+All but the first have the recipe of docs/evidence.md for few clips: a frozen trunk, a learning rate
+of 0.01, 10 + 3 + 5 epochs, batches of 8. With very few clips, train the classifiers and masks only:
+--config.trainable="('universal/head', 'specific/head', 'mask')".
 
 `/my/videos` has one folder per class, optionally below `train/` and `val/`, or is a CSV file with
 the columns path, label, split; see docs/videos.md. Copy this file and set what your data require,
@@ -32,14 +39,38 @@ import ml_collections
 
 from configs import default, sthv2_tsm, ucf101_i3d
 
-# By backbone: the config whose network is used.
-BACKBONES = {"resnet50": default, "tsm": sthv2_tsm, "i3d": ucf101_i3d}
+# By start: backbone, frames of a clip, crop size and short edge in pixels, as in the published
+# training of the weights.
+PUBLISHED = {
+  "r2plus1d": ({"name": "r2plus1d_18"}, 16, 112, 128),
+  "s3d": ({"name": "s3d"}, 32, 224, 256),
+  # Both networks share the frozen temporal encoder: each has a projection of its own.
+  "videoprism": ({"name": "videoprism", "temporal": "shared"}, 16, 288, 288),
+}
+OTHERS = {"resnet50": default, "tsm": sthv2_tsm, "i3d": ucf101_i3d}  # configs with the network
 
 
-def get_config(backbone: str = "resnet50") -> ml_collections.ConfigDict:
-  default.check_variant("configs/custom.py", backbone, BACKBONES)
-  config, backbone_config = default.get_config(), BACKBONES[backbone].get_config()
-  config.model = backbone_config.model
-  config.data.num_frames = backbone_config.data.num_frames
+def get_config(start: str = "resnet50") -> ml_collections.ConfigDict:
+  default.check_variant("configs/custom.py", start, (*OTHERS, *PUBLISHED))
+  config = default.get_config()
   config.eval.views = "5crop"  # no mirrored view: your classes may depend on left and right
+  if start in PUBLISHED:
+    backbone, frames, crop_size, short_edge = PUBLISHED[start]
+    config.data.update(num_frames=frames, crop_size=crop_size, short_edge=short_edge)
+    config.model.backbone = ml_collections.ConfigDict(backbone)
+    config.model.pixel_mean = config.model.pixel_std = ()  # those of the weights
+  else:
+    other = OTHERS[start].get_config()
+    config.model, config.data.num_frames = other.model, other.data.num_frames
+  if start != "resnet50":
+    set_few_clips(config)
   return config
+
+
+def set_few_clips(config: ml_collections.ConfigDict) -> None:
+  """Sets the recipe of benchmarks/studies/fights.toml."""
+  config.trainable = ("universal", "specific", "mask")
+  config.batch_size = 8
+  config.universal.update(learning_rate=0.01, epochs=10.0, decay_epochs=(7.0,))
+  config.specific.update(learning_rate=0.01, epochs=3.0, decay_epochs=())
+  config.joint.update(learning_rate=0.01, epochs=5.0, decay_epochs=(3.0,))

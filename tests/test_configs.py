@@ -27,16 +27,21 @@ PARAMETERS = {
   "cars": (23_856_878, 46_627_740),
   "cars_mini": (23_864_558, 46_640_540),
   "custom": (63_702_766, 126_319_516),
+  "custom:r2plus1d": (31_389_387, 60_937_997),
+  "custom:s3d": (8_088_398, 15_403_004),
+  "custom:videoprism": (115_091_118, 115_950_684),
   "demo": (342_134, 720_420),
   "dogs": (23_856_878, 46_627_740),
   "hmdb51": (63_702_766, 126_319_516),
   "hmdb51:flow": (63_724_718, 126_341_468),
   "sthv2": (63_702_766, 126_319_516),
+  "sthv2_cnn3d": (23_381_646, 44_797_756),
   "sthv2_eco": (37_382_190, 74_173_404),
   "sthv2_flow": (63_724_718, 126_341_468),
   "sthv2_tsm": (23_864_558, 46_640_540),
   "sthv2_tsm:16f": (23_864_558, 46_640_540),
   "sthv2_tsm:authors": (23_864_558, 46_640_540),
+  "sthv2_trn": (13_130_158, 25_834_524),
   "tests": (30_392, 71_142),
   "ucf101": (63_702_766, 126_319_516),
   "ucf101:flow": (63_724_718, 126_341_468),
@@ -58,8 +63,16 @@ def test_custom_uses_the_network_of_another_config(backbone, other):
   config, expected = load_config(f"custom:{backbone}"), load_config(other)
   assert config.model == expected.model and config.data.num_frames == expected.data.num_frames
   assert not config.data.flip and not config.data.flip_label_map
-  with pytest.raises(ValueError, match="unknown variant; choose one of resnet50, tsm, i3d"):
+  with pytest.raises(ValueError, match="unknown variant; choose one of resnet50, tsm, i3d, "):
     load_config("custom:c3d")
+
+
+@pytest.mark.parametrize("start", ["tsm", "i3d", "r2plus1d", "s3d", "videoprism"])
+def test_custom_start_trains_few_clips_with_a_frozen_trunk(start):
+  config = load_config(f"custom:{start}")
+  stages = settings.make_schedule(config)
+  assert not any(part.startswith("trunk") for stage in stages for part in stage.trainable)
+  assert [stage.epochs for stage in stages] == [10, 3, 5] and config.batch_size == 8
 
 
 def test_every_config_is_tested():
@@ -88,6 +101,8 @@ def network_key(config):
 def trace_steps(key, name):
   """Traces the steps of a config; returns the parameters of the one-pass model and of U2S."""
   config = load_config(name)
+  for field in settings.PIXEL_FIELDS:
+    config.model[field] = config.model[field] or (0.5,)  # () stands for the weights' own
   network = build_network(config, CLASSES)
   tx = steps.sgd(**config.optimizer)
   size, channels = config.data.crop_size, settings.count_channels(config)

@@ -12,50 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from u2s_jax.models import resnet
+from u2s_jax.models.bn_inception import ConvUnit, apply_bottom
 from u2s_jax.models.layers import Layers
-
-
-class ConvUnit(nn.Module):
-  """Convolution of each frame, BN and ReLU."""
-
-  features: int
-  extent: int
-  stride: int = 1
-  layers: Layers = Layers()
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "n t h w c"], *, train: bool) -> Float[Array, "n t h2 w2 d"]:
-    extent = (1, self.extent, self.extent)
-    x = self.layers.conv(self.features, extent, self.stride, name="conv")(x)
-    return nn.relu(self.layers.norm(name="norm")(x, train=train))
-
-
-class Inception(nn.Module):
-  """`inception_3a` or `inception_3b` of BN-Inception: four concatenated branches.
-
-  Attributes:
-    reduce: channels of the 1x1 convolution before the 3x3 one.
-    middle: channels of the 3x3 one.
-    projection: channels of the 1x1 convolution after the average pool.
-  """
-
-  reduce: int
-  middle: int
-  projection: int
-  layers: Layers = Layers()
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "n t h w c"], *, train: bool) -> Float[Array, "n t h w d"]:
-    def unit(name, y, features, extent):
-      return ConvUnit(features, extent, layers=self.layers, name=name)(y, train=train)
-
-    single = unit("single", x, 64, 1)
-    middle = unit("middle", unit("middle_reduce", x, self.reduce, 1), self.middle, 3)
-    double = unit("double1", unit("double_reduce", x, 64, 1), 96, 3)
-    double = unit("double2", double, 96, 3)
-    pooled = nn.avg_pool(x, (1, 3, 3), padding="SAME")
-    pooled = unit("projection", pooled, self.projection, 1)
-    return jnp.concatenate([single, middle, double, pooled], axis=-1)
 
 
 class Trunk(nn.Module):
@@ -68,13 +26,7 @@ class Trunk(nn.Module):
     self, video: Float[Array, "n t h w c"], *, train: bool
   ) -> Float[Array, "n t h2 w2 96"]:
     unit = functools.partial(ConvUnit, layers=self.layers)
-    pool = functools.partial(nn.max_pool, window_shape=(1, 3, 3), strides=(1, 2, 2), padding="SAME")
-    x = self.layers.conv(64, (1, 7, 7), stride=2, name="stem")(video)
-    x = pool(nn.relu(self.layers.norm(name="stem_norm")(x, train=train)))
-    x = unit(64, 1, name="conv2_reduce")(x, train=train)
-    x = pool(unit(192, 3, name="conv2")(x, train=train))
-    x = self.layers.block(Inception(64, 64, 32, self.layers, name="inception_3a"), x, train=train)
-    x = self.layers.block(Inception(64, 96, 64, self.layers, name="inception_3b"), x, train=train)
+    x = apply_bottom(self.layers, video, train=train)
     x = unit(64, 1, name="inception_3c_reduce")(x, train=train)
     return unit(96, 3, name="inception_3c")(x, train=train)
 

@@ -181,7 +181,7 @@ class Group(nn.Module):
   layers: Layers = Layers()
 
   @nn.compact
-  def __call__(self, x: Float[Array, "n t h w c"], *, train: bool) -> Float[Array, "n t h2 w2 d"]:
+  def __call__(self, x: Float[Array, "n t h w c"], *, train: bool) -> Float[Array, "n t2 h2 w2 d"]:
     for i in range(self.blocks):
       no_shift = {"shift": 0} if i % self.shift_every else {}
       block = self.block(stride=self.stride if i == 0 else 1, name=f"block{i}", **no_shift)
@@ -237,7 +237,7 @@ class Branch(nn.Module):
 
   def features(
     self, trunk: Float[Array, "n t h w c"], *, train: bool
-  ) -> Float[Array, "n t h2 w2 d"]:
+  ) -> Float[Array, "n t2 h2 w2 d"]:
     """Returns group 3's output after its last ReLU, non-negative, the input of CSM and masks."""
     x = self.group3(self.group2(trunk, train=train), train=train)
     return nn.relu(self.norm(x, train=train)) if self.last_norm else x

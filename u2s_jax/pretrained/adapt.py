@@ -16,6 +16,8 @@ from u2s_jax.runtime.errors import UserError
 from u2s_jax.runtime.files import Path
 
 Variables = dict[str, Any]
+# Layers of the universal network that a backbone's published weights lack.
+NEW_LAYERS = {"videoprism": ("norm", "projection")}
 GREY_LEVEL = 1 / 255  # normalisations that differ by less are equal up to rounding
 
 
@@ -136,12 +138,16 @@ def fit(
   initial = jax.device_get({"params": params, "batch_stats": batch_stats})
   initial = traverse_util.flatten_dict(initial, sep="/")
   log(f"starting from {weights.kind}")
-  arrays = _fit_shapes(weights.arrays, initial, log)
-  new = {}
+  arrays = _fit_shapes(_move_temporal_encoder(weights.arrays, initial), initial, log)
+  new = _select_new_layers(weights, arrays, initial)
+  for layer in sorted({name.split("/")[2] for name in new}):
+    log(f"  {layer}: newly initialised, the file has none")
+  arrays |= new
   if reason := _why_no_classifier(weights, target, params):
     log(f"  classifier: newly initialised, {reason}")
-    new = {name: value for name, value in initial.items() if name.startswith(HEAD)}
-    arrays = {name: x for name, x in arrays.items() if not name.startswith(HEAD)} | new
+    head = {name: value for name, value in initial.items() if name.startswith(HEAD)}
+    arrays = {name: x for name, x in arrays.items() if not name.startswith(HEAD)} | head
+    new |= head
   _check_shapes(weights.origin, arrays, initial)
   log(f"  {len(arrays) - len(new)} of {len(initial)} arrays loaded")
   tree = traverse_util.unflatten_dict(arrays, sep="/")
@@ -181,6 +187,32 @@ def _fit_shapes(
   if num_inflated:
     log(f"  {num_inflated} convolutions inflated over time")
   return fitted
+
+
+def _move_temporal_encoder(
+  arrays: Mapping[str, np.ndarray], initial: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+  """Returns the arrays with VideoPrism's temporal encoder in the subnetwork that has it."""
+  moved = {}
+  for name, value in arrays.items():
+    other = name.replace("/universal/temporal/", "/trunk/temporal/")
+    moved[other if name not in initial and other in initial else name] = value
+  return moved
+
+
+def _select_new_layers(
+  weights: Weights, arrays: Mapping[str, np.ndarray], initial: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+  """Returns the initial arrays of the layers that published weights of this backbone lack."""
+  layers = NEW_LAYERS.get(weights.required_fields.get("name"), ())
+  prefixes = [
+    f"{tree}/universal/{layer}/" for tree in ("params", "batch_stats") for layer in layers
+  ]
+  return {
+    name: value
+    for name, value in initial.items()
+    if name not in arrays and name.startswith(tuple(prefixes))
+  }
 
 
 def _why_no_classifier(weights: Weights, target: Target, params: Variables) -> str | None:

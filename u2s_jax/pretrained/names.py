@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from u2s_jax.models.inception_i3d import BOTTOM, TOP
 from u2s_jax.models.norm import EPSILON
+from u2s_jax.pretrained import videoprism
 from u2s_jax.runtime.errors import UserError
 
 
@@ -29,7 +31,9 @@ class Source(NamedTuple):
   """Names and conventions of a family of weight files."""
 
   name: str  # for messages
-  signature: str  # pattern of an array's name that identifies the family
+  # Pattern of an array's name that identifies the family, followed by the extents of the kernel
+  # where these decide, such as `conv1.weight 3x3x3`.
+  signature: str
   # Patterns for full module names, and this package's name or a function from the match to it.
   rules: tuple[tuple[str, str | Callable[[re.Match], str]], ...]
   pixels: Pixels  # statistics that its networks were trained with on RGB frames
@@ -77,7 +81,37 @@ _MMACTION2_RESNET = (
   (r"layer(\d)\.(\d+)\.downsample\.bn", _block("projection_norm", 1)),
   (r"fc_cls", "head"),
 )
+# In an R(2+1)D network, 0.0 and 0.1 are the convolution in space and its norm, 0.3 that in time.
+_VIDEO_RESNET = (
+  (r"stem\.0", "stem"),
+  (r"stem\.1", "stem_norm"),
+  (r"stem\.3", "stem_temporal"),
+  (r"stem\.4", "stem_temporal_norm"),
+  (r"layer(\d)\.(\d)\.conv(\d)\.0(?:\.3)?", _block("conv", 1)),
+  (r"layer(\d)\.(\d)\.conv(\d)\.0\.0", lambda m: f"{_block('conv', 1)(m)}_spatial"),
+  (r"layer(\d)\.(\d)\.conv(\d)\.0\.1", lambda m: f"{_block('conv', 1)(m)}_spatial_norm"),
+  (r"layer(\d)\.(\d)\.conv(\d)\.1", _block("norm", 1)),
+  (r"layer(\d)\.(\d)\.downsample\.0", _block("projection", 1)),
+  (r"layer(\d)\.(\d)\.downsample\.1", _block("projection_norm", 1)),
+  (r"fc", "head"),
+)
+_S3D_MODULES = {
+  "0.1": "Conv3d_1a",
+  "2": "Conv3d_2b",
+  "3.0": "Conv3d_2c_spatial",
+  "3.1": "Conv3d_2c",
+  **dict(zip(("5", "6", "8", "9", "10", "11", "12", "14", "15"), (*BOTTOM, *TOP), strict=True)),
+}
+_S3D_BRANCHES = {
+  "0": "Branch_0_0a",
+  **{f"{i}.0": f"Branch_{i}_0a" for i in (1, 2)},
+  **{f"{i}.1.0": f"Branch_{i}_0b_spatial" for i in (1, 2)},
+  **{f"{i}.1.1": f"Branch_{i}_0b" for i in (1, 2)},
+  "3.1": "Branch_3_0b",
+}
+_S3D_LAYERS = {"0": "conv", "1": "norm"}
 _IMAGENET = Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mmaction2 has them times 255
+_KINETICS = Pixels((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))  # torchvision's
 _SYMMETRIC = Pixels((0.5,), (0.5,))  # pixels in [-1, 1], Inception's in timm
 # Bytes minus Caffe's means, not divided; here in the order RGB, as `translate` reorders the stem.
 _CAFFE = Pixels((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3)
@@ -161,7 +195,42 @@ SOURCES = (
     prefix=r"(params\||batch_stats\|)",
     epsilon=1e-3,
   ),
+  *(
+    Source(
+      f"torchvision {name}",
+      signature,
+      _VIDEO_RESNET,
+      _KINETICS,
+      required_fields=MappingProxyType({"name": name}),
+    )
+    for name, signature in (
+      ("r3d_18", r"layer2\.0\.conv1\.0\.weight 3x3x3"),
+      ("mc3_18", r"layer2\.0\.conv1\.0\.weight 1x3x3"),
+      ("r2plus1d_18", r"layer2\.0\.conv1\.0\.0\.weight"),
+    )
+  ),
+  Source(
+    "torchvision s3d",
+    r"features\.5\.branch1\.1\.0\.0\.weight",
+    (
+      (r"features\.0\.0\.0", "stem"),
+      (r"features\.0\.0\.1", "stem_norm"),
+      (
+        r"features\.(0\.1|2|3\.[01])\.([01])",
+        lambda m: f"{_S3D_MODULES[m[1]]}/{_S3D_LAYERS[m[2]]}",
+      ),
+      (
+        r"features\.(5|6|8|9|1[01245])\.branch(0|[12]\.0|[12]\.1\.[01]|3\.1)\.([01])",
+        lambda m: f"{_S3D_MODULES[m[1]]}/{_S3D_BRANCHES[m[2]]}/{_S3D_LAYERS[m[3]]}",
+      ),
+      (r"classifier\.1", "head"),
+    ),
+    _KINETICS,
+    epsilon=1e-3,
+    required_fields=MappingProxyType({"name": "s3d"}),
+  ),
 )
+VIDEOPRISM = Source("VideoPrism encoder", "", (), Pixels((0.0,), (1.0,)))
 # Leaves of a norm by their names in the sources.
 _NORM_LEAVES = {
   "weight": "scale", "gamma": "scale", "bias": "bias", "beta": "bias", "running_mean": "mean",
@@ -183,6 +252,9 @@ def translate(weights: Mapping[str, np.ndarray]) -> tuple[Source, dict[str, np.n
   Raises:
     UserError: if no source matches, a name is unknown, or two names mean the same array.
   """
+  if videoprism.matches(weights):
+    required, arrays = videoprism.translate(weights)
+    return VIDEOPRISM._replace(required_fields=required), arrays
   source = _find_source(weights)
   arrays, biases = {}, {}
   for key, value in weights.items():
@@ -221,11 +293,12 @@ def translate(weights: Mapping[str, np.ndarray]) -> tuple[Source, dict[str, np.n
 
 
 def _find_source(weights: Mapping[str, np.ndarray]) -> Source:
+  keys = [f"{key} {'x'.join(map(str, np.shape(value)[2:]))}" for key, value in weights.items()]
   for source in SOURCES:
-    if any(re.fullmatch(source.signature, key) for key in weights):
+    if any(re.fullmatch(f"{source.signature}( .*)?", key) for key in keys):
       return source
   first = ", ".join(sorted(weights)[:3]) or "no arrays"
-  known = ", ".join(source.name for source in SOURCES)
+  known = ", ".join(source.name for source in (*SOURCES, VIDEOPRISM))
   raise UserError(f"unknown source of weights ({first}, ...); must be one of {known}")
 
 
