@@ -1,7 +1,6 @@
 """Trains and evaluates U2S: `python main.py --config=configs/demo.py --workdir=...`.
 
-`--mode=eval` evaluates a trained run again. `--mode=predict` and `export` run the commands of
-`u2s_jax.serving.cli`, `--mode=report` that of `u2s_jax.report.cli`.
+`--mode=eval` evaluates a run again; other modes run `u2s_jax.serving.cli` or `u2s_jax.report.cli`.
 """
 
 import data  # noqa: F401 - first: it sets environment variables that TensorFlow reads
