@@ -36,7 +36,8 @@ from u2s_jax.pretrained import adapt, read
 from u2s_jax.pretrained.names import Pixels
 from u2s_jax.run import config_flags, settings
 from u2s_jax.run import state as state_lib
-from u2s_jax.runtime.errors import UserError
+from u2s_jax.runtime import files
+from u2s_jax.runtime.errors import UserError, one_line_errors
 from u2s_jax.training import steps
 from u2s_jax.video import clips
 
@@ -99,7 +100,10 @@ def measure(
   if arguments.size:
     config.data.short_edge = config.data.crop_size = arguments.size
   if not config.model.pixel_mean:
-    config.model.pixel_mean, config.model.pixel_std = read.read(weights).pixels
+    pixels = read.read(weights).pixels
+    if pixels is None:
+      raise UserError(f"{weights}: pixel statistics are unknown; name a config that has them")
+    config.model.pixel_mean, config.model.pixel_std = pixels
   x, y = compute_features(config, arguments.data, weights, arguments.batch_size)
   classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000))
   folds = StratifiedKFold(arguments.folds, shuffle=True, random_state=0)
@@ -112,12 +116,13 @@ def measure(
   return accuracy, time.perf_counter() - started
 
 
+@one_line_errors()
 def main() -> None:
   parser = make_parser(__doc__)
   parser.add_argument("--config", help="required with --init_from")
   parser.add_argument("--data", type=pathlib.Path, required=True, help="a prepared data set")
   starts = parser.add_mutually_exclusive_group(required=True)
-  starts.add_argument("--init_from", type=pathlib.Path)
+  starts.add_argument("--init_from", type=files.resolve_weights)
   starts.add_argument("--all", type=pathlib.Path, help="compares all weight files of a directory")
   parser.add_argument("--size", type=int, help="pixels to resize to, without a crop")
   parser.add_argument("--folds", type=int, default=5)

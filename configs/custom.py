@@ -13,11 +13,11 @@ After the colon comes the start. docs/weights.md says where to get weights, and 
 - `resnet50`: the paper's network and recipe, for thousands of clips a class.
 - `tsm`: a 2D ResNet-50 with temporal shift, for weights of ImageNet or TSM.
 - `i3d`, `s3d`, `r2plus1d`: for weights of Kinetics-400.
-- `videoprism`: Google's foundation model, its encoder frozen.
+- `videoprism`, `videoprism_large`: Google's foundation model, its encoder frozen.
 
-All but the first have the recipe of docs/evidence.md for few clips: a frozen trunk, a learning rate
-of 0.01, 10 + 3 + 5 epochs, batches of 8. With very few clips, train the classifiers and masks only:
---config.trainable="('universal/head', 'specific/head', 'mask')".
+All but the first have a recipe for few clips, that of benchmarks/studies/fights.toml: a frozen
+trunk, a learning rate of 0.01, 10 + 3 + 5 epochs, batches of 8. With very few clips, train the
+classifiers and masks only: --config.trainable="('universal/head', 'specific/head', 'mask')".
 
 `/my/videos` has one folder per class, optionally below `train/` and `val/`, or is a CSV file with
 the columns path, label, split; see docs/videos.md. Copy this file and set what your data require,
@@ -39,13 +39,26 @@ import ml_collections
 
 from configs import default, sthv2_tsm, ucf101_i3d
 
-# By start: backbone, frames of a clip, crop size and short edge in pixels, as in the published
-# training of the weights.
+# By start: backbone, frames of a clip, crop size and short edge in pixels. Sizes are those that the
+# weights were trained or evaluated with.
 PUBLISHED = {
   "r2plus1d": ({"name": "r2plus1d_18"}, 16, 112, 128),
   "s3d": ({"name": "s3d"}, 32, 224, 256),
   # Both networks share the frozen temporal encoder: each has a projection of its own.
   "videoprism": ({"name": "videoprism", "temporal": "shared"}, 16, 288, 288),
+  "videoprism_large": (
+    {
+      "name": "videoprism",
+      "temporal": "shared",
+      "width": 1024,
+      "heads": 16,
+      "spatial_blocks": 24,
+      "frames": 8,
+    },
+    8,
+    288,
+    288,
+  ),
 }
 OTHERS = {"resnet50": default, "tsm": sthv2_tsm, "i3d": ucf101_i3d}  # configs with the network
 

@@ -41,6 +41,7 @@ from benchmarks.step_cost import count_flops
 from benchmarks.timing import make_parser
 from u2s_jax import csm
 from u2s_jax.evaluation import scores as scores_lib
+from u2s_jax.models.backbones import check_trusted
 from u2s_jax.models.network import build_network
 from u2s_jax.run import saved_config, settings
 from u2s_jax.run.workdir import Workdir, read_npz
@@ -138,6 +139,7 @@ def compute_similarities(run: Workdir) -> dict[str, float]:
 def count_training_flops(run: Workdir, num_classes: int) -> float:
   """Returns the FLOPs of a run's training, including stage 1, by XLA's cost analysis."""
   config = saved_config.read(run)
+  check_trusted(config.model.backbone.get("name", ""), None)
   network, stages = build_network(config, num_classes), settings.make_schedule(config)
   data = config.data
   shape = (1, data.num_frames, data.crop_size, data.crop_size, settings.count_channels(config))

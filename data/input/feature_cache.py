@@ -8,6 +8,7 @@ of a split is the centre view, as in an evaluation; view k > 0 the k-th augmente
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -26,12 +27,12 @@ from jaxtyping import Float, UInt8
 
 from data.input import pipeline, store
 from data.input.pipeline import Batches, BatchSpec
-from u2s_jax.runtime import files
+from u2s_jax.runtime import files, signals
 from u2s_jax.runtime.console import log
 from u2s_jax.runtime.errors import UserError
 
 ADVICE = "rerun the same command to compute it again"
-SHARD_BATCHES = 16  # batches of a shard; a process that is killed loses at most those
+SHARD_BYTES = 2**28  # a process that is killed computes at most so much again
 Compute = Callable[[UInt8[np.ndarray, "b t h w c"]], Float[np.ndarray, "b t2 h2 w2 d"]]
 # (first batch) -> batches of one epoch in order, from that one on.
 MakeBatches = Callable[[int], Batches]
@@ -58,20 +59,32 @@ class FeatureCache:
     """Bytes of the features of a clip."""
     return math.prod(self.shape) * jnp.dtype(self.dtype).itemsize
 
+  @property
+  def shard_batches(self) -> int:
+    """Batches of a shard."""
+    return max(1, SHARD_BYTES // (self.clip_bytes * self.feed.batch_size))
+
   def list_shards(self, split: store.Split, view: int) -> dict[pathlib.Path, int]:
     """Returns the files of a view, in order, with their numbers of clips."""
-    size, total = SHARD_BATCHES * self.feed.batch_size, len(split.records)
+    size, total = self.shard_batches * self.feed.batch_size, len(split.records)
     return {
       self.folder / f"{split.name}-{view}-{i:05d}.array_record": min(size, total - i * size)
       for i in range(-(-total // size))
     }
 
   def fill(self, split: store.Split, views: Mapping[int, MakeBatches], compute: Compute) -> None:
-    """Computes the features that are missing; says their size first.
+    """Computes the features that are missing; logs their size first.
 
     Raises:
-      UserError: if they do not fit on the disk.
+      UserError: if they do not fit on the disk, or another run is computing them.
+      Interrupted: if the process was asked to stop.
     """
+    with files.file_lock(
+      self.folder / "lock", f"{self.folder}: another run is computing these features; wait for it"
+    ):
+      self._fill(split, views, compute)
+
+  def _fill(self, split: store.Split, views: Mapping[int, MakeBatches], compute: Compute) -> None:
     missing = [
       (view, i, path, count)
       for view in views
@@ -80,7 +93,6 @@ class FeatureCache:
     ]
     if not missing:
       return
-    self.folder.mkdir(parents=True, exist_ok=True)
     clips = sum(count for *_, count in missing)
     size, free = clips * self.clip_bytes, shutil.disk_usage(self.folder).free
     log(
@@ -89,12 +101,12 @@ class FeatureCache:
     )
     if size > free:
       raise UserError(
-        f"data.cache_features: {size / 1e9:.1f} GB needed, but {self.folder} has {free / 1e9:.1f}"
-        " GB; lower data.cache_views, or set data.cache_features=False"
+        f"{self.folder}: {size / 1e9:.1f} GB of features needed, but {free / 1e9:.1f} GB are free;"
+        " free space, or lower data.cache_views in another workdir"
       )
     began, done = time.monotonic(), 0
     for view, i, path, count in missing:
-      self._write(path, views[view](i * SHARD_BATCHES), compute)
+      self._write(path, views[view](i * self.shard_batches), compute)
       done += count
       minutes = (time.monotonic() - began) / done * (clips - done) / 60
       log(f"  {done} of {clips} clips, {minutes:.0f} min left")
@@ -105,7 +117,8 @@ class FeatureCache:
         os.fspath(temp_path), "group_size:1,uncompressed"
       )
       try:
-        for _, batch in zip(range(SHARD_BATCHES), batches, strict=False):
+        for _, batch in zip(range(self.shard_batches), batches, strict=False):
+          signals.raise_if_requested("the features so far are kept")
           video = batch["video"].reshape(-1, *batch["video"].shape[-4:])  # one view a clip
           features = np.ascontiguousarray(compute(video))
           if features.shape[1:] != self.shape or features.dtype != jnp.dtype(self.dtype):
@@ -130,7 +143,7 @@ class FeatureCache:
       return self._read(sources, index, epoch % len(views)) | {"valid": tf.constant(True)}
 
     shards = [self.list_shards(split, view) for view in views]
-    sources = [_open(part) for part in shards]
+    sources = [_open(tuple(part.items())) for part in shards]
     numbers = tf.data.Dataset.range(first_step * self.feed.local_batch_size, tf.int64.max)
     all_shards = {path: count for part in shards for path, count in part.items()}
     yield from pipeline.iterate_batches(all_shards, numbers, make_example, self.feed, ADVICE)
@@ -141,7 +154,7 @@ class FeatureCache:
     `video` holds the features, (b, 1, t, h, w, c).
     """
     shards, count = self.list_shards(split, 0), len(split.records)
-    sources = [_open(shards)]
+    sources = [_open(tuple(shards.items()))]
 
     def make_example(number: tf.Tensor) -> dict[str, tf.Tensor]:
       position = feed.global_position(number)
@@ -168,13 +181,14 @@ class FeatureCache:
     return {"video": features, "label": label, "id": clip_id}
 
 
+@functools.cache  # TensorFlow never releases the source of a stream, see `PreparedDataset`
 def _open(
-  shards: Mapping[pathlib.Path, int],
+  shards: tuple[tuple[pathlib.Path, int], ...],
 ) -> array_record_data_source.ArrayRecordDataSource:
   try:
-    return array_record_data_source.ArrayRecordDataSource([*map(str, shards)])
+    return array_record_data_source.ArrayRecordDataSource([str(path) for path, _ in shards])
   except (RuntimeError, OSError) as error:
-    if message := store.find_corrupt_shard(shards, ADVICE):
+    if message := store.find_corrupt_shard(dict(shards), ADVICE):
       raise UserError(message) from error
     raise
 
@@ -189,10 +203,9 @@ def open_cache(
   """Opens the cache of these settings, which has its own folder; creates it if it is missing.
 
   Raises:
-    UserError: if the folder holds features of other settings, or there are several processes.
+    UserError: if the folder holds features of other settings.
+    OSError: if the data set's folder cannot be written.
   """
-  if feed.process_count > 1:
-    raise UserError("data.cache_features: not available with several processes; set it to False")
   content = json.dumps({**settings, "shape": shape, "dtype": dtype}, indent=1, sort_keys=True)
   digest = hashlib.sha256(content.encode()).hexdigest()[:16]
   root = dataset_folder / "features"
@@ -206,11 +219,7 @@ def open_cache(
     folder.mkdir(parents=True, exist_ok=True)
     with files.atomic_open(path, "w") as file:
       file.write(content)
-  others = [other for other in root.iterdir() if other.name != digest and other.is_dir()]
+  others = sum(other.is_dir() and other.name != digest for other in root.iterdir())
   if others:
-    size = sum(file.stat().st_size for other in others for file in other.iterdir())
-    log(
-      f"{root}: {size / 1e9:.2f} GB of features of {len(others)} other trunks; delete those that no"
-      " run needs"
-    )
+    log(f"{root}: holds features of {others} other settings; delete those that no run needs")
   return FeatureCache(folder, shape, dtype, feed)

@@ -22,8 +22,8 @@ from u2s_jax.video.clips import Augmentation, ClipSpec
 class PreparedSource:
   """Batches of a prepared data set.
 
-  `seed` determines the order and augmentation of training clips, of which `cache_features` keeps
-  `augmented_views`.
+  `seed` determines the order and augmentation of training clips. `cache_features` stores
+  `augmented_views` augmented views of each, or the centre view.
   """
 
   dataset: PreparedDataset
@@ -80,39 +80,51 @@ class PreparedSource:
       settings: what else the features depend on, JSON-serializable; with `dtype`.
 
     Returns:
-      `train_batches` and, for the centre view of a split, batches as of `eval_batches`, whose
-      `video` holds the features.
+      `train_batches` and, for the centre view of a split, batches like those of `eval_batches`;
+      their `video` holds the features.
 
     Raises:
       UserError: see `feature_cache.open_cache` and `fill`.
     """
-    views = tuple(range(1, self.augmented_views + 1)) or (0,)
-    settings = {**settings, "data": compute_digest(self.dataset), "clip": str(self.clip)}
-    if self.augmented_views:
-      settings |= {"augmentation": str(self.augmentation), "seed": self.seed}
+    digest = compute_digest(self.dataset)
+    if not digest:
+      raise UserError(
+        f"{self.dataset.folder}: has no digest, as data of an earlier version; data.cache_features"
+        " requires one, prepare the data set again"
+      )
+    settings = {**settings, "data": digest, "clip": str(self.clip)}
     settings["batch_size"] = self.training.batch_size
-    folder, dtype = self.dataset.folder, settings["dtype"]
-    cache = feature_cache.open_cache(folder, settings, shape, dtype, self.training)
+    views = tuple(range(1, self.augmented_views + 1)) or (0,)
     train, validation = self.dataset.split("train"), self.dataset.split("validation")
-    augmented = {view: functools.partial(self._augmented, view) for view in views if view}
-    cache.fill(train, {0: functools.partial(self._center, "train"), **augmented}, compute)
-    cache.fill(validation, {0: functools.partial(self._center, "validation")}, compute)
+
+    def open_cache(more: Mapping[str, Any]) -> feature_cache.FeatureCache:
+      return feature_cache.open_cache(
+        self.dataset.folder, settings | more, shape, settings["dtype"], self.training
+      )
+
+    center = augmented = open_cache({})
+    for split in (train, validation):
+      center.fill(split, {0: functools.partial(self._make_center_batches, split)}, compute)
+    if self.augmented_views:
+      draws = dataclasses.replace(self.augmentation, balance=0.0)
+      augmented = open_cache({"augmentation": str(draws), "seed": self.seed})
+      makers = {view: functools.partial(self._make_augmented_batches, view) for view in views}
+      augmented.fill(train, makers, compute)
 
     def train_batches(stage: int, first_step: int) -> Batches:
       balance = self.augmentation.balance
       order = pipeline.make_order(train, balance, self.training, self.seed, stage)
-      return cache.train_batches(train, views, order, first_step)
+      return augmented.train_batches(train, views, order, first_step)
 
     def center_batches(split: str) -> Batches:
-      return cache.center_batches(self.dataset.split(split), self.testing)
+      return center.center_batches(self.dataset.split(split), self.testing)
 
     return train_batches, center_batches
 
-  def _center(self, split: str, first_step: int) -> Batches:
-    dataset_split = self.dataset.split(split)
-    return pipeline.eval_batches(dataset_split, self.clip, self.training, "center", first_step)
+  def _make_center_batches(self, split: store.Split, first_step: int) -> Batches:
+    return pipeline.eval_batches(split, self.clip, self.training, "center", first_step)
 
-  def _augmented(self, view: int, first_step: int) -> Batches:
+  def _make_augmented_batches(self, view: int, first_step: int) -> Batches:
     return pipeline.augmented_batches(
       self.dataset.split("train"),
       self.clip,

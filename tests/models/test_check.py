@@ -77,4 +77,4 @@ def test_command_checks_the_example(example, tmp_path):
   result = subprocess.run(
     command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
   )
-  assert (result.returncode, result.stdout) == (0, f"{name}: nothing wrong found\n"), result.stderr
+  assert (result.returncode, result.stdout) == (0, f"{name}: no problems found\n"), result.stderr

@@ -118,7 +118,7 @@ def test_videoprism(temporal, tmp_path):
   fields = {"name": "videoprism", "temporal": temporal, **SMALL}
   path = tmp_path / "w.safetensors"
   model, variables, lines = load(module, path, fields, ((0.0,), (1.0,)))
-  assert "  norm: newly initialised, the file has none" in lines
+  assert "  norm: not in the file; initialized randomly" in lines
   assert any("projection" in line for line in lines) == (temporal == "shared")
 
   def compute_tokens(model, video):

@@ -7,6 +7,7 @@ import json
 import shutil
 
 import jax
+import ml_collections
 import numpy as np
 import pytest
 from flax import traverse_util
@@ -30,6 +31,23 @@ from u2s_jax.run.workdir import Workdir
 from u2s_jax.runtime.errors import UserError
 from u2s_jax.serving import card, predict
 from u2s_jax.training import start
+
+
+def test_network_without_trunk_statistics_starts_from_a_run(tmp_path):
+  """VideoPrism's trunk has no BN."""
+  config = make_config()
+  config.model.backbone = ml_collections.ConfigDict(
+    {"name": "videoprism", "width": 16, "heads": 2, "spatial_blocks": 1, "temporal_blocks": 1}
+  )
+  run = open_memory_run(config, tmp_path)
+  with contextlib.closing(run.checkpoints):
+    state = run.make_init(run.stages[0])(None)
+    run.checkpoints.save("universal", 1, state, {"total_steps": 1})
+  params, batch_stats = start.select_one_pass(state)
+  assert params.keys() == {"trunk", "universal"} and batch_stats.keys() == {"universal"}
+  others = jax.tree.map(lambda x: x + 1, (params, batch_stats))
+  fitted = adapt.fit(read.read(tmp_path), *others, start.make_target(run), print)
+  jax.tree.map(np.testing.assert_array_equal, fitted, (params, batch_stats))
 
 
 def test_ablation_starts_from_the_end_of_stage_1(finished, tmp_path, capsys):

@@ -13,6 +13,7 @@ has an example.
 
 import dataclasses
 import importlib
+import shlex
 from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
@@ -70,7 +71,8 @@ def build_backbone(name: str, layers: Layers = Layers(), **fields: Any) -> Backb
     accepted = ", ".join(known) or "no fields"
     raise UserError(f"model.backbone.{unknown[0]}: unknown field; {name} has {accepted}")
   for key, field in known.items():
-    if field.default is dataclasses.MISSING and key not in fields:
+    has_default = field.default is not field.default_factory  # both are MISSING without one
+    if not has_default and key not in fields:
       raise UserError(f"model.backbone.{key}: not set; {name} requires it")
   return backbone(**fields, layers=layers)
 
@@ -88,7 +90,8 @@ def check_trusted(stored: str, named: str | None) -> None:
   if ":" in stored and stored != named:
     raise UserError(
       f"model.backbone.name: the run has {stored!r}, code of another package, which is"
-      f" imported only if you name it; if you trust it, add --config.model.backbone.name={stored}"
+      f" imported only if you name it; if you trust it, add"
+      f" --config.model.backbone.name={shlex.quote(stored)}"
       f" or, in Python, backbone={stored!r}"
     )
 
@@ -98,7 +101,7 @@ def _import(name: str) -> type[Backbone]:
   module, _, attribute = name.partition(":")
   try:
     backbone = getattr(importlib.import_module(module), attribute)
-  except (ImportError, AttributeError, ValueError) as error:
+  except (ImportError, AttributeError, TypeError, ValueError) as error:
     raise UserError(
       f"model.backbone.name: {name!r} cannot be imported ({error}); install its package, or add its"
       " folder to PYTHONPATH"

@@ -19,7 +19,7 @@ from u2s_jax.runtime.errors import UserError, one_line_errors
 CLASSES = 3
 
 
-def find_problems(name: str, frames: int = 4, size: int = 64, **fields: Any) -> list[str]:
+def find_problems(name: str, frames: int = 4, size: int = 64, /, **fields: Any) -> list[str]:
   """Returns what is wrong with a backbone; empty if nothing was found.
 
   Args:
@@ -114,7 +114,7 @@ def main() -> None:
     problems = find_problems(args.name, args.frames, args.size, **fields)
     if problems:
       raise UserError(f"{args.name}: " + "; ".join(problems))
-  print(f"{args.name}: nothing wrong found")
+  print(f"{args.name}: no problems found")
 
 
 if __name__ == "__main__":

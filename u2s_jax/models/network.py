@@ -112,7 +112,7 @@ class Network:
       method=None if is_full_model else U2S.one_pass,
     )
     # Flax returns the averages of frozen subnetworks, which ran in inference mode, unchanged.
-    return outputs, updates["batch_stats"]
+    return outputs, updates.get("batch_stats", {})
 
   def compute_trunk(
     self, params: Variables, batch_stats: Variables, video: UInt8[Array, "n t h w c"]

@@ -46,7 +46,7 @@ def choose_tuples(frames: int, length: int) -> list[tuple[int, ...]]:
     >>> choose_tuples(3, 3)
     [(0, 1, 2)]
   """
-  rng, tuples = np.random.default_rng(length), set()
+  rng, tuples = np.random.RandomState(length), set()  # whose stream never changes
   while len(tuples) < min(TUPLES, math.comb(frames, length)):
     tuples.add(tuple(sorted(rng.choice(frames, length, replace=False).tolist())))
   return sorted(tuples)

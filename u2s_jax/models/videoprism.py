@@ -129,7 +129,7 @@ class Trunk(nn.Module):
 
 
 class Branch(nn.Module):
-  """The temporal encoder or, behind a shared one, a projection; BN, ReLU and the classifier."""
+  """The temporal encoder or, after a shared one, a projection; BN, ReLU and the classifier."""
 
   num_classes: int
   width: int
@@ -179,8 +179,9 @@ class VideoPrism:
 
   def __post_init__(self):
     for field in ("width", "heads", "spatial_blocks", "temporal_blocks", "frames"):
-      if getattr(self, field) < 1:
-        raise UserError(f"model.backbone.{field}: {getattr(self, field)} must be >= 1")
+      value = getattr(self, field)
+      if not isinstance(value, int) or value < 1:
+        raise UserError(f"model.backbone.{field}: {value!r} must be an integer >= 1")
     if self.width % self.heads:
       raise UserError(f"model.backbone.heads: {self.heads} must divide width = {self.width}")
     if self.temporal not in TEMPORAL:

@@ -141,7 +141,7 @@ def fit(
   arrays = _fit_shapes(_move_temporal_encoder(weights.arrays, initial), initial, log)
   new = _select_new_layers(weights, arrays, initial)
   for layer in sorted({name.split("/")[2] for name in new}):
-    log(f"  {layer}: newly initialised, the file has none")
+    log(f"  {layer}: not in the file; initialized randomly")
   arrays |= new
   if reason := _why_no_classifier(weights, target, params):
     log(f"  classifier: newly initialised, {reason}")
@@ -151,7 +151,7 @@ def fit(
   _check_shapes(weights.origin, arrays, initial)
   log(f"  {len(arrays) - len(new)} of {len(initial)} arrays loaded")
   tree = traverse_util.unflatten_dict(arrays, sep="/")
-  return tree["params"], tree["batch_stats"]
+  return tree["params"], tree.get("batch_stats", {})
 
 
 def _grey_difference(trained: Pixels, used: Pixels) -> float:
@@ -204,7 +204,8 @@ def _select_new_layers(
   weights: Weights, arrays: Mapping[str, np.ndarray], initial: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
   """Returns the initial arrays of the layers that published weights of this backbone lack."""
-  layers = NEW_LAYERS.get(weights.required_fields.get("name"), ())
+  is_run = weights.class_names is not None  # it has them
+  layers = () if is_run else NEW_LAYERS.get(weights.required_fields.get("name"), ())
   prefixes = [
     f"{tree}/universal/{layer}/" for tree in ("params", "batch_stats") for layer in layers
   ]

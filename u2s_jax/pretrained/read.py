@@ -57,8 +57,9 @@ def read(path: Path, one_pass: bool = False) -> Weights:
   Args:
     path: a run's workdir, for its newest checkpoint; `<workdir>/checkpoints/<stage>`, for the last
       one of that stage; or a file: a PyTorch state dict (.pth, .pt, .tar or .safetensors) with the
-      names of torchvision's ResNet, TSM's repository, mmaction2 or timm's resnetv2; Keras's ResNet
-      or Inception-I3D as .npz; or a .safetensors file written by `export` or `write`.
+      names of torchvision's ResNet, video networks or S3D, TSM's repository, mmaction2, timm's
+      resnetv2 or transformers' VideoPrism; Keras's ResNet, Inception-I3D or VideoPrism as .npz; or
+      a .safetensors file written by `export` or `write`.
     one_pass: whether the weights must be the one-pass model's. Joint training changes them, so the
       last checkpoint of stage 1 is read from a workdir.
 

@@ -258,7 +258,9 @@ def read_networks(
       subtree = {key: tree[key] for key in ("params", "batch_stats", "csm")}
     else:
       subtree = {
-        key: {name: tree[key][name] for name in names} for key in ("params", "batch_stats")
+        # A subnetwork without BN has no statistics.
+        key: {name: tree[key][name] for name in names if key == "params" or name in tree[key]}
+        for key in ("params", "batch_stats")
       }
     # NumPy arrays, because the devices of the other run may not exist here.
     restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), subtree)

@@ -94,7 +94,9 @@ class Source:
       for batch in self.eval_batches(split, views):
         yield batch | {"label": labels[batch["label"]]}
 
-    return dataclasses.replace(self, class_names=tuple(class_names), eval_batches=eval_batches)
+    return dataclasses.replace(
+      self, class_names=tuple(class_names), eval_batches=eval_batches, feature_batches=None
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -128,7 +128,8 @@ def init_stage(
   fresh = {**fresh, "params": scale_classifiers(fresh["params"], (deviation, 1.0))}
   variables = {}
   for collection in ("params", "batch_stats"):
-    trees = {name: fresh[collection][name] for name in stage.networks if name in fresh[collection]}
+    new = fresh.get(collection, {})  # a network without BN has no statistics
+    trees = {name: new[name] for name in stage.networks if name in new}
     known = {} if previous is None else getattr(previous, collection)
     if "specific" in trees and stage.init == "universal":
       trees["specific"] = known["universal"]

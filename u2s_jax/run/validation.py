@@ -35,7 +35,11 @@ MAX_VALUES = {
   "data.num_threads": 2**12,
   "eval.batch_size": 2**16,
   "eval.pairs": 2**16,
+  "data.cache_views": 2**10,
   "model.backbone.width": 2**12,
+  "model.backbone.spatial_blocks": 2**8,
+  "model.backbone.temporal_blocks": 2**8,
+  "model.backbone.frames": 2**12,
   "model.non_local_width": 2**14,
 }
 POSITIVE_FIELDS = (
@@ -125,6 +129,8 @@ def _check_cache(config: ml_collections.ConfigDict) -> None:
   data = config.data
   if data.cache_views < 0:
     raise UserError(f"data.cache_views: {data.cache_views} must be >= 0")
+  if data.cache_features and jax.process_count() > 1:
+    raise UserError("data.cache_features: not available with several processes; set it to False")
   if data.cache_views and not data.cache_features:
     raise UserError("data.cache_views: requires data.cache_features=True")
   trained = {part for stage in make_schedule(config) for part in stage.trainable}

@@ -1,6 +1,9 @@
 """Computes the features of a trunk that no stage trains once, for all stages."""
 
 import dataclasses
+import hashlib
+import inspect
+import pathlib
 from typing import Any
 
 import jax
@@ -9,9 +12,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from u2s_jax.run.run import Run
-from u2s_jax.run.state import TrainState, compute_checksum
+from u2s_jax.run.state import TrainState
 from u2s_jax.runtime import devices
 from u2s_jax.runtime.errors import UserError
+from u2s_jax.runtime.version import __version__
 
 
 def cache_features(run: Run, state: TrainState) -> Run:
@@ -44,15 +48,35 @@ def cache_features(run: Run, state: TrainState) -> Run:
   video = jax.ShapeDtypeStruct((*clip, run.source.channels), jnp.uint8)
   features = jax.eval_shape(network.compute_trunk, **trunk, video=video)
   settings: dict[str, Any] = {
-    "trunk": int(jax.jit(compute_checksum)(trunk)),
+    "trunk": _hash_arrays(trunk),
     "backbone": config.model.backbone.to_dict(),
+    "code": [__version__, _hash_source(network.model.backbone)],
     "pixels": [*network.pixel_mean, *network.pixel_std],
     "dtype": jnp.dtype(features.dtype).name,
     # Other versions and devices round differently.
-    "computed_by": [jax.__version__, jax.devices()[0].device_kind, config.model.convolution],
+    "computed_by": [
+      jax.__version__,
+      jax.devices()[0].device_kind,
+      jax.device_count(),
+      config.model.convolution,
+    ],
   }
   train_batches, feature_batches = run.source.cache_features(compute, features.shape[1:], settings)
   source = dataclasses.replace(
     run.source, train_batches=train_batches, feature_batches=feature_batches
   )
   return dataclasses.replace(run, source=source)
+
+
+def _hash_arrays(tree: Any) -> str:
+  digest = hashlib.sha256()
+  for path, array in jax.tree_util.tree_leaves_with_path(jax.device_get(tree)):
+    digest.update(f"{jax.tree_util.keystr(path)} {array.shape}".encode())
+    digest.update(np.ascontiguousarray(array))
+  return digest.hexdigest()
+
+
+def _hash_source(backbone: object) -> str:
+  """Returns a digest of the file that defines a backbone, which may be edited."""
+  file = pathlib.Path(inspect.getfile(type(backbone)))
+  return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -155,8 +155,9 @@ def read_start(run: Run, checksum: str | None) -> read.Weights:
 
 def select_one_pass(state: TrainState, network: str = "universal") -> tuple[dict, dict]:
   """Returns parameters and statistics of trunk and `network`, named as in the one-pass model."""
+  names = {"trunk": "trunk", "universal": network}  # a subnetwork may lack statistics
   return tuple(
-    {"trunk": tree["trunk"], "universal": tree[network]}
+    {name: tree[source] for name, source in names.items() if source in tree}
     for tree in (state.params, state.batch_stats)
   )
 
@@ -184,7 +185,7 @@ def set_weights(run: Run, state: TrainState, network: str, weights: read.Weights
   fitted = adapt.fit(weights, *select_one_pass(state, network), make_target(run), log)
   fitted = jax.device_put(fitted, devices.replicated_sharding(devices.data_mesh()))
   if network == "specific":
-    fitted = ({network: tree["universal"]} for tree in fitted)
+    fitted = ({network: tree["universal"]} if "universal" in tree else {} for tree in fitted)
   params, batch_stats = fitted
   return state.replace(params=state.params | params, batch_stats=state.batch_stats | batch_stats)
 

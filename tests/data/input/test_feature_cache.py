@@ -1,12 +1,13 @@
 """The cache of features, with a mean over pixels in place of a trunk."""
 
 import itertools
+import math
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data.input import feature_cache, pipeline
+from data.input import feature_cache, pipeline, source
 from data.input.pipeline import BatchSpec
 from data.input.source import PreparedSource
 from tests.data.input.test_pipeline import CROP, FRAMES, HEIGHT, builder  # noqa: F401
@@ -33,7 +34,8 @@ def make_source(dataset, views=0, **augmentation):
 @pytest.fixture
 def dataset(builder, tmp_path, monkeypatch):  # noqa: F811
   """The data set of the pipeline's tests, with a folder of its own for the features."""
-  monkeypatch.setattr(feature_cache, "SHARD_BATCHES", 2)
+  monkeypatch.setattr(feature_cache, "SHARD_BYTES", 2 * 4 * 4 * math.prod(SHAPE))  # two batches
+  monkeypatch.setattr(source, "compute_digest", lambda dataset: "a digest")
   monkeypatch.setattr(builder, "folder", tmp_path)
   return builder
 
@@ -49,21 +51,21 @@ def take(batches, count):
 
 
 def test_training_batches_are_those_of_the_centre_view_in_the_same_order(dataset):
-  source = make_source(dataset)
-  train_batches, center_batches = source.cache_features(compute, SHAPE, settings())
+  prepared = make_source(dataset)
+  train_batches, center_batches = prepared.cache_features(compute, SHAPE, settings())
   expected = {}
   for batch in pipeline.eval_batches(dataset.split("train"), CLIP, BATCH, "center"):
     for row in np.flatnonzero(batch["valid"]):
       expected[batch["id"][row]] = compute(batch["video"][:, 0])[row], batch["label"][row]
   for stage, first in ((0, 0), (2, 5)):
-    plain = take(source.train_batches(stage, first), 7)
+    plain = take(prepared.train_batches(stage, first), 7)
     for got, other in zip(take(train_batches(stage, first), 7), plain, strict=True):
       assert got["id"].tolist() == other["id"].tolist() and got["valid"].all()
       for features, label, clip_id in zip(got["video"], got["label"], got["id"], strict=True):
         np.testing.assert_array_equal(features, expected[clip_id][0])
         assert label == expected[clip_id][1]
   for split in ("train", "validation"):
-    plain = list(source.eval_batches(split, "center"))
+    plain = list(prepared.eval_batches(split, "center"))
     for got, other in zip(center_batches(split), plain, strict=True):
       np.testing.assert_array_equal(got["video"][:, 0], compute(other["video"][:, 0]))
       for name in ("label", "valid", "id"):
@@ -71,8 +73,8 @@ def test_training_batches_are_those_of_the_centre_view_in_the_same_order(dataset
 
 
 def test_augmented_views_take_turns(dataset):
-  source = make_source(dataset, views=2, flip=True, multi_scale=(1.0, 0.75))
-  train_batches, _ = source.cache_features(compute, SHAPE, settings())
+  prepared = make_source(dataset, views=2, flip=True, multi_scale=(1.0, 0.75))
+  train_batches, _ = prepared.cache_features(compute, SHAPE, settings())
   by_epoch = [{}, {}, {}]
   for number, batch in enumerate(take(train_batches(0, 0), 9)):
     for row, clip_id in enumerate(batch["id"]):
@@ -95,20 +97,20 @@ def test_killed_while_filling_goes_on_with_the_same_files(dataset, tmp_path, cap
       raise KeyboardInterrupt
     return compute(video)
 
-  source = make_source(dataset)
+  prepared = make_source(dataset)
   with pytest.raises(KeyboardInterrupt):
-    source.cache_features(crash, SHAPE, settings())
+    prepared.cache_features(crash, SHAPE, settings())
   (folder,) = (tmp_path / "features").iterdir()
   assert [path.name for path in folder.glob("*.array_record")] == ["train-0-00000.array_record"]
   first = next(folder.glob("*.array_record")).read_bytes()
   capsys.readouterr()
   calls[:] = [None] * 4
-  source.cache_features(crash, SHAPE, settings())
+  prepared.cache_features(crash, SHAPE, settings())
   assert len(calls) == 4 + 3  # one batch of the second shard, two of validation
   printed = capsys.readouterr().out
   assert "3 clips of train, 0.00 GB in" in printed and "0 min left" in printed
   assert (folder / "train-0-00000.array_record").read_bytes() == first
-  source.cache_features(lambda video: pytest.fail("computed again"), SHAPE, settings())
+  prepared.cache_features(lambda video: pytest.fail("computed again"), SHAPE, settings())
 
 
 @pytest.mark.parametrize(
@@ -118,7 +120,7 @@ def test_other_settings_have_other_features(dataset, tmp_path, changed, capsys):
   before, _ = make_source(dataset).cache_features(compute, SHAPE, settings())
   after, _ = make_source(dataset).cache_features(lambda v: 2 * compute(v), SHAPE, changed)
   assert len(list((tmp_path / "features").iterdir())) == 2
-  assert "features of 1 other trunks; delete those" in capsys.readouterr().out
+  assert "holds features of 1 other settings; delete those" in capsys.readouterr().out
   one, other = (take(batches(0, 0), 1)[0]["video"] for batches in (before, after))
   np.testing.assert_array_equal(other, 2 * one)
 
@@ -159,5 +161,35 @@ def test_bfloat16_features_keep_their_bits(dataset):
 def test_says_that_the_disk_is_too_small(dataset, monkeypatch):
   usage = type("Usage", (), {"free": 100})
   monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda path: usage)
-  with pytest.raises(UserError, match="data.cache_features: .* GB needed, but .* lower data.cache"):
+  with pytest.raises(UserError, match=" GB of features needed, but 0.0 GB are free; free"):
     make_source(dataset).cache_features(compute, SHAPE, settings())
+
+
+def test_another_run_that_computes_the_same_is_an_error(dataset, tmp_path):
+  make_source(dataset).cache_features(compute, SHAPE, settings())
+  (folder,) = (tmp_path / "features").iterdir()
+  with (
+    feature_cache.files.file_lock(folder / "lock", "taken"),
+    pytest.raises(UserError, match="another run is computing these features; wait for it"),
+  ):
+    make_source(dataset).cache_features(compute, SHAPE, settings())
+
+
+def test_stops_when_asked_to(dataset, monkeypatch):
+  monkeypatch.setattr(feature_cache.signals, "is_requested", lambda: True)
+  with pytest.raises(feature_cache.signals.Interrupted):
+    make_source(dataset).cache_features(compute, SHAPE, settings())
+
+
+def test_data_without_a_digest_is_refused(dataset, monkeypatch):
+  monkeypatch.setattr(source, "compute_digest", lambda dataset: "")
+  with pytest.raises(UserError, match="has no digest, as data of an earlier version"):
+    make_source(dataset).cache_features(compute, SHAPE, settings())
+
+
+def test_files_of_the_cache_are_opened_once(dataset):
+  _, center_batches = make_source(dataset).cache_features(compute, SHAPE, settings())
+  before = feature_cache._open.cache_info().misses
+  for _ in range(3):
+    list(center_batches("validation"))
+  assert feature_cache._open.cache_info().misses == before + 1
