@@ -5,7 +5,6 @@ JAX reads the environment variables when it is imported, here and in processes t
 
 import atexit
 import contextlib
-import gc
 import importlib.metadata
 import io
 import os
@@ -27,9 +26,6 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # unknown flags en
   FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join(FLAGS)
 os.environ["JAX_PLATFORMS"] = "cpu"
-
-# Tracing creates so many objects that the default threshold costs a seventh of the time.
-gc.set_threshold(100_000)
 
 # A new cache for every session, so that no test uses a program of an earlier version, shared by
 # all workers of the session.

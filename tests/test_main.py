@@ -774,7 +774,7 @@ def test_run_in_a_bucket_has_the_bits_of_one_on_a_disk(finished, data, bucket_se
     text=True,
   )
   until = time.monotonic() + 240
-  while not (folder / "checkpoints/specific/4/state/commit_success.txt").exists():
+  while not (folder / "checkpoints/specific/4/commit_success.txt").exists():
     assert process.poll() is None and time.monotonic() < until
     time.sleep(0.01)
   # Until the upload is acknowledged: unlike Google's, this server forgets uploads.
@@ -941,7 +941,9 @@ def test_bad_arguments_are_one_line(finished, data, tmp_path, monkeypatch, capsy
 
 
 def test_bug_keeps_its_traceback(finished, monkeypatch):
-  monkeypatch.setattr(predict, "load", lambda workdir, best: list(zip("a", "bc", strict=True)))
+  monkeypatch.setattr(
+    predict, "load", lambda workdir, best, backbone: list(zip("a", "bc", strict=True))
+  )
   with pytest.raises(ValueError, match="longer than argument 1"):
     call_mode("export", finished[0], monkeypatch=monkeypatch)
 

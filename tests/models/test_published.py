@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.torch
 from flax import traverse_util
 
 from u2s_jax.models.backbones import build_backbone
@@ -15,6 +14,7 @@ from u2s_jax.models.u2s import U2S
 from u2s_jax.pretrained import adapt, names, read
 
 torch = pytest.importorskip("torch", reason="the published networks require PyTorch")
+safetensors_torch = pytest.importorskip("safetensors.torch")
 CLASSES = 400
 
 
@@ -30,7 +30,7 @@ def randomize(module):
 
 def load(module, path, fields, pixels, channels=3, method=U2S.one_pass):
   """Writes a state dict and starts a network from it; returns network, variables and log."""
-  safetensors.torch.save_file(
+  safetensors_torch.save_file(
     {name: value.contiguous().clone() for name, value in module.state_dict().items()}, path
   )
   model = U2S(CLASSES, build_backbone(**fields))
