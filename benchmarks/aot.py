@@ -99,6 +99,8 @@ def build_program(row: Row) -> tuple[Callable, tuple, jax.sharding.Mesh]:
   config = load_config(row.config)
   config.model.dtype, config.model.remat = row.dtype, row.remat
   config.model.convolution = row.convolution
+  for field in settings.PIXEL_FIELDS:
+    config.model[field] = config.model[field] or (0.5,)  # () stands for those of the weights
   target = TARGETS[row.chip]
   description = topologies.get_topology_desc(**target.topology)
   mesh = topologies.make_mesh(description, (len(description.devices),), ("data",))
