@@ -94,11 +94,18 @@ def test_weights_of_the_other_network_raise(name, tmp_path):
 SMALL = {"width": 128, "heads": 2, "spatial_blocks": 3, "temporal_blocks": 2}
 
 
-def make_videoprism(**fields):
+def make_videoprism():
+  """Builds transformers' network with the fields of `SMALL`."""
   transformers = pytest.importorskip("transformers", reason="requires transformers")
   if not hasattr(transformers, "VideoPrismVisionConfig"):
     pytest.skip("requires transformers >= 5.24, which has VideoPrism")
-  config = transformers.VideoPrismVisionConfig(**fields)
+  config = transformers.VideoPrismVisionConfig(
+    hidden_size=128,
+    num_attention_heads=2,
+    intermediate_size=512,
+    num_spatial_layers=3,
+    num_temporal_layers=2,
+  )
   torch.manual_seed(0)
   return randomize(
     transformers.VideoPrismVisionModel._from_config(config, attn_implementation="eager")
@@ -108,13 +115,7 @@ def make_videoprism(**fields):
 @pytest.mark.parametrize("temporal", ["separate", "shared"])
 def test_videoprism(temporal, tmp_path):
   """Compares tokens: other sizes and numbers of frames interpolate the embeddings."""
-  module = make_videoprism(
-    hidden_size=128,
-    num_attention_heads=2,
-    intermediate_size=512,
-    num_spatial_layers=3,
-    num_temporal_layers=2,
-  )
+  module = make_videoprism()
   fields = {"name": "videoprism", "temporal": temporal, **SMALL}
   path = tmp_path / "w.safetensors"
   model, variables, lines = load(module, path, fields, ((0.0,), (1.0,)))
@@ -138,13 +139,7 @@ def test_videoprism(temporal, tmp_path):
 
 def test_both_files_of_videoprism_have_the_same_arrays(tmp_path):
   """Rewrites transformers' arrays under the names and in the layout of Google's .npz."""
-  module = make_videoprism(
-    hidden_size=128,
-    num_attention_heads=2,
-    intermediate_size=512,
-    num_spatial_layers=3,
-    num_temporal_layers=2,
-  )
+  module = make_videoprism()
   state = {name: value.numpy() for name, value in module.state_dict().items()}
   required, arrays = names.translate(state)
   flax = {}

@@ -30,16 +30,20 @@ TOP = {
 
 
 class ConvUnit(nn.Module):
-  """Convolution over frames and pixels, BN without scale, and ReLU."""
+  """Convolution over frames and pixels, BN and ReLU; I3D's BN has no scale, S3D's has."""
 
   features: int
-  extent: int
+  extent: tuple[int, int, int]
+  temporal_stride: int = 1
+  scale: bool = False
   layers: Layers = Layers()
 
   @nn.compact
-  def __call__(self, x: Float[Array, "n t h w c"], *, train: bool) -> Float[Array, "n t h w d"]:
-    x = self.layers.conv(self.features, (self.extent,) * 3, name="conv")(x)
-    return nn.relu(self.layers.norm(scale=False, name="norm")(x, train=train))
+  def __call__(self, x: Float[Array, "n t h w c"], *, train: bool) -> Float[Array, "n t2 h w d"]:
+    conv = self.layers.conv(
+      self.features, self.extent, temporal_stride=self.temporal_stride, name="conv"
+    )
+    return nn.relu(self.layers.norm(scale=self.scale, name="norm")(conv(x), train=train))
 
 
 class Mixed(nn.Module):
@@ -47,23 +51,29 @@ class Mixed(nn.Module):
 
   Attributes:
     channels: see `BOTTOM`.
+    is_separable: whether a 3x3x3 convolution is a 1x3x3 and a 3x1x1 one, with scales in BN (S3D).
   """
 
   channels: tuple[int, tuple[int, int], tuple[int, int], int]
+  is_separable: bool = False
   layers: Layers = Layers()
 
   @nn.compact
   def __call__(self, x: Float[Array, "n t h w c"], *, train: bool) -> Float[Array, "n t h w d"]:
-    def unit(name, y, features, extent):
-      return ConvUnit(features, extent, self.layers, name=name)(y, train=train)
+    def unit(name, y, features, extent=(1, 1, 1)):
+      block = ConvUnit(features, extent, scale=self.is_separable, layers=self.layers, name=name)
+      return block(y, train=train)
 
     single, second, third, pooled = self.channels
-    branches = [unit("Branch_0_0a", x, single, 1)]
+    branches = [unit("Branch_0_0a", x, single)]
     for i, (reduced, features) in enumerate((second, third), start=1):
-      y = unit(f"Branch_{i}_0a", x, reduced, 1)
-      branches.append(unit(f"Branch_{i}_0b", y, features, 3))
+      y = unit(f"Branch_{i}_0a", x, reduced)
+      if self.is_separable:
+        y = unit(f"Branch_{i}_0b_spatial", y, features, (1, 3, 3))
+      extent = (3, 1, 1) if self.is_separable else (3, 3, 3)
+      branches.append(unit(f"Branch_{i}_0b", y, features, extent))
     y = nn.max_pool(x, (3, 3, 3), padding="SAME")
-    branches.append(unit("Branch_3_0b", y, pooled, 1))
+    branches.append(unit("Branch_3_0b", y, pooled))
     return jnp.concatenate(branches, axis=-1)
 
 
@@ -80,10 +90,10 @@ class Trunk(nn.Module):
     stem = self.layers.conv(64, (7, 7, 7), stride=2, temporal_stride=2, padding="same", name="stem")
     norm = self.layers.norm(scale=False, name="stem_norm")
     x = pool(nn.relu(norm(stem(video), train=train)))
-    x = ConvUnit(64, 1, self.layers, name="Conv3d_2b")(x, train=train)
-    x = pool(ConvUnit(192, 3, self.layers, name="Conv3d_2c")(x, train=train))
+    x = ConvUnit(64, (1, 1, 1), layers=self.layers, name="Conv3d_2b")(x, train=train)
+    x = pool(ConvUnit(192, (3, 3, 3), layers=self.layers, name="Conv3d_2c")(x, train=train))
     for name, channels in BOTTOM.items():
-      x = self.layers.block(Mixed(channels, self.layers, name=name), x, train=train)
+      x = self.layers.block(Mixed(channels, layers=self.layers, name=name), x, train=train)
     return x
 
 
@@ -95,7 +105,7 @@ class Branch(nn.Module):
 
   def setup(self):
     for name, channels in TOP.items():
-      setattr(self, name, Mixed(channels, self.layers))
+      setattr(self, name, Mixed(channels, layers=self.layers))
     self.head = make_head(self.num_classes)
 
   def features(

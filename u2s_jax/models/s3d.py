@@ -1,7 +1,7 @@
 """S3D (Xie et al. 2018, the paper's [25]): I3D with convolutions factorized into space and time.
 
 Layers, strides and padding are torchvision's, whose Kinetics-400 weights fit. Modules are named and
-split into trunk and branch as in `inception_i3d`, whose channels they have.
+split into trunk and branch as in `inception_i3d`, whose modules and channels they have.
 """
 
 import dataclasses
@@ -11,51 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from u2s_jax.models.conv import max_pool
-from u2s_jax.models.inception_i3d import BOTTOM, TOP
+from u2s_jax.models.inception_i3d import BOTTOM, TOP, ConvUnit, Mixed
 from u2s_jax.models.layers import Layers
 from u2s_jax.models.resnet import make_head
-
-
-class ConvUnit(nn.Module):
-  """Convolution, BN and ReLU."""
-
-  features: int
-  extent: tuple[int, int, int]
-  temporal_stride: int = 1
-  layers: Layers = Layers()
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "n t h w c"], *, train: bool) -> Float[Array, "n t2 h w d"]:
-    conv = self.layers.conv(
-      self.features, self.extent, temporal_stride=self.temporal_stride, name="conv"
-    )
-    return nn.relu(self.layers.norm(name="norm")(conv(x), train=train))
-
-
-class Mixed(nn.Module):
-  """An inception module: four concatenated branches.
-
-  Attributes:
-    channels: see `inception_i3d.BOTTOM`.
-  """
-
-  channels: tuple[int, tuple[int, int], tuple[int, int], int]
-  layers: Layers = Layers()
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "n t h w c"], *, train: bool) -> Float[Array, "n t h w d"]:
-    def unit(name, y, features, extent=(1, 1, 1)):
-      return ConvUnit(features, extent, layers=self.layers, name=name)(y, train=train)
-
-    single, second, third, pooled = self.channels
-    branches = [unit("Branch_0_0a", x, single)]
-    for i, (reduced, features) in enumerate((second, third), start=1):
-      y = unit(f"Branch_{i}_0a", x, reduced)
-      y = unit(f"Branch_{i}_0b_spatial", y, features, (1, 3, 3))
-      branches.append(unit(f"Branch_{i}_0b", y, features, (3, 1, 1)))
-    y = nn.max_pool(x, (3, 3, 3), padding="SAME")
-    branches.append(unit("Branch_3_0b", y, pooled))
-    return jnp.concatenate(branches, axis=-1)
 
 
 class Trunk(nn.Module):
@@ -68,7 +26,8 @@ class Trunk(nn.Module):
     self, video: Float[Array, "n t h w c"], *, train: bool
   ) -> Float[Array, "n t2 h2 w2 480"]:
     def unit(name, y, features, extent, temporal_stride=1):
-      return ConvUnit(features, extent, temporal_stride, self.layers, name=name)(y, train=train)
+      block = ConvUnit(features, extent, temporal_stride, True, self.layers, name=name)
+      return block(y, train=train)
 
     x = self.layers.conv(64, (1, 7, 7), stride=2, name="stem")(video)
     x = nn.relu(self.layers.norm(name="stem_norm")(x, train=train))
@@ -77,7 +36,7 @@ class Trunk(nn.Module):
     x = unit("Conv3d_2c_spatial", x, 192, (1, 3, 3))
     x = max_pool(unit("Conv3d_2c", x, 192, (3, 1, 1)))
     for name, channels in BOTTOM.items():
-      x = self.layers.block(Mixed(channels, self.layers, name=name), x, train=train)
+      x = self.layers.block(Mixed(channels, True, self.layers, name=name), x, train=train)
     return x
 
 
@@ -89,7 +48,7 @@ class Branch(nn.Module):
 
   def setup(self):
     for name, channels in TOP.items():
-      setattr(self, name, Mixed(channels, self.layers))
+      setattr(self, name, Mixed(channels, True, self.layers))
     self.head = make_head(self.num_classes)
 
   def features(
