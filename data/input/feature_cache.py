@@ -162,7 +162,7 @@ class FeatureCache:
       example = self._read(sources, index, tf.constant(0, tf.int64))
       return example | {"video": example["video"][None], "valid": position < count}
 
-    numbers = tf.data.Dataset.range(-(-count // feed.batch_size) * feed.local_batch_size)
+    numbers = pipeline.number_epoch(count, feed, first_step=0)
     yield from pipeline.iterate_batches(shards, numbers, make_example, feed, ADVICE)
 
   def _read(self, sources, index, source) -> dict[str, tf.Tensor]:
@@ -197,7 +197,6 @@ def open_cache(
   dataset_folder: pathlib.Path,
   settings: Mapping[str, Any],
   shape: tuple[int, ...],
-  dtype: str,
   feed: BatchSpec,
 ) -> FeatureCache:
   """Opens the cache of these settings, which has its own folder; creates it if it is missing.
@@ -206,7 +205,7 @@ def open_cache(
     UserError: if the folder holds features of other settings.
     OSError: if the data set's folder cannot be written.
   """
-  content = json.dumps({**settings, "shape": shape, "dtype": dtype}, indent=1, sort_keys=True)
+  content = json.dumps({**settings, "shape": shape}, indent=1, sort_keys=True)
   digest = hashlib.sha256(content.encode()).hexdigest()[:16]
   root = dataset_folder / "features"
   folder = root / digest
@@ -222,4 +221,4 @@ def open_cache(
   others = sum(other.is_dir() and other.name != digest for other in root.iterdir())
   if others:
     log(f"{root}: holds features of {others} other settings; delete those that no run needs")
-  return FeatureCache(folder, shape, dtype, feed)
+  return FeatureCache(folder, shape, settings["dtype"], feed)

@@ -120,7 +120,7 @@ def augmented_batches(
     index = tf.minimum(position, count - 1)
     return read(index, _fold_in(view_seed, index)) | {"valid": position < count}
 
-  return iterate_batches(split.shards, _one_epoch(count, feed, first_step), make_example, feed)
+  return iterate_batches(split.shards, number_epoch(count, feed, first_step), make_example, feed)
 
 
 def make_order(
@@ -273,11 +273,11 @@ def eval_batches(
     video.set_shape([VIEWS[views].count(False), *clip.shape])
     return _make_example(video, label, position < count, clip_id)
 
-  return iterate_batches(split.shards, _one_epoch(count, feed, first_step), make_example, feed)
+  return iterate_batches(split.shards, number_epoch(count, feed, first_step), make_example, feed)
 
 
-def _one_epoch(count: int, feed: BatchSpec, first_step: int) -> tf.data.Dataset:
-  """Returns the numbers of this process's clips from a batch to the end of an epoch, padded."""
+def number_epoch(count: int, feed: BatchSpec, first_step: int) -> tf.data.Dataset:
+  """Numbers this process's clips from a batch to the end of an epoch, padded."""
   steps = -(-count // feed.batch_size)
   return tf.data.Dataset.range(first_step * feed.local_batch_size, steps * feed.local_batch_size)
 

@@ -98,9 +98,8 @@ class PreparedSource:
     train, validation = self.dataset.split("train"), self.dataset.split("validation")
 
     def open_cache(more: Mapping[str, Any]) -> feature_cache.FeatureCache:
-      return feature_cache.open_cache(
-        self.dataset.folder, settings | more, shape, settings["dtype"], self.training
-      )
+      folder, feed = self.dataset.folder, self.training
+      return feature_cache.open_cache(folder, settings | more, shape, feed)
 
     center = augmented = open_cache({})
     for split in (train, validation):

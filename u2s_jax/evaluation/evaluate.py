@@ -66,8 +66,7 @@ def score(run: Run, state: TrainState, views: str, split: str) -> Scores:
     UserError: if labels guide the masks and a clip has none, or if a score is not finite.
   """
   step = inference.jit_score_step(run.network, run.make_mirror_maps(views))
-  is_center = views == "center"
-  batches = run.source.center_batches(split) if is_center else run.source.eval_batches(split, views)
+  batches = run.source.scoring_batches(split, views)
   result = inference.score(step, state, batches, run.source.class_names)
   result = dataclasses.replace(result, data_digest=run.source.digest)
   if is_upper_bound(run, state) and result.num_unknown:

@@ -63,10 +63,10 @@ class Source:
   name: str = "data"
   digest: str = ""
 
-  def center_batches(self, split: str) -> Batches:
-    """Returns batches of the centre view of a split, of features if they are cached."""
-    if self.feature_batches is None:
-      return self.eval_batches(split, "center")
+  def scoring_batches(self, split: str, views: str) -> Batches:
+    """Returns `eval_batches`, of features instead of videos if those of the views are cached."""
+    if self.feature_batches is None or views != "center":
+      return self.eval_batches(split, views)
     return self.feature_batches(split)
 
   def map_labels_to(self, class_names: Sequence[str]) -> "Source":

@@ -228,7 +228,7 @@ def _measure_sparsity(run: Run, state: TrainState) -> np.ndarray:
   """Returns the channel sparsity of each class (m, c) over the training set."""
   names, zeros, responses = run.source.class_names, None, None
   step = inference.jit_sparsity_step(run.network)
-  batches = run.source.center_batches(TRAIN_SPLIT)
+  batches = run.source.scoring_batches(TRAIN_SPLIT, "center")
   for counts in inference.iterate_outputs(step, state, batches):
     counts = jax.device_get(counts)
     clips = counts["label"], counts["valid"].astype(bool), len(names)
