@@ -22,6 +22,7 @@ def load(
   views: str | None = None,
   best: bool = False,
   backbone: str | None = None,
+  crop: str | None = None,
 ) -> "Model":
   """Loads the trained networks of a run, to score videos and images.
 
@@ -32,11 +33,14 @@ def load(
     best: whether to load the checkpoint selected by `eval.keep_best` instead of the last one.
     backbone: name of a backbone of another package, `package.module:Class`. Loading imports that
       module, which runs its code, so the run's own name for it is not enough.
+    crop: region of every frame, `x,y,width,height` in pixels, or in shares of the frame; None: that
+      of the training data.
 
   Raises:
     UserError: if there is no checkpoint, the run does not support the views, or its backbone is
-      another package's and not `backbone`.
+      another package's and not `backbone`; or if `crop` is not a region, or is required because the
+      training clips have different ones.
   """
   from u2s_jax.serving import model  # imports JAX, which takes seconds
 
-  return model.load(workdir, views, best, backbone)
+  return model.load(workdir, views, best, backbone, crop)

@@ -269,8 +269,10 @@ class PreparedDataset:
 
   def storage_settings(self) -> dict[str, Any]:
     """Returns how frames were resized and encoded, JSON-serializable."""
-    fields = ("short_edge", "jpeg_quality", "flow_algorithm")
-    return {field: self.info.metadata.get(field) for field in fields}
+    metadata = self.info.metadata
+    fields = {name: metadata.get(name) for name in ("short_edge", "jpeg_quality", "flow_algorithm")}
+    # Left out, as by earlier versions, so that the digests of their data stay the same.
+    return fields | ({"crop": metadata["crop"]} if metadata.get("crop") else {})
 
 
 def open_dataset(folder: str | os.PathLike[str]) -> PreparedDataset:

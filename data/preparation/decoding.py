@@ -1,5 +1,6 @@
 """The task of a decoding process: decodes files or segments of videos, with fingerprints."""
 
+import dataclasses
 import io
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -43,14 +44,20 @@ def decode_spans(
 
 def make_decoder(
   storage: dict[str, Any], is_image: bool
-) -> Callable[[tuple[str, bytes | None, Sequence | None]], Decoded | Skipped | list]:
-  """Returns the function of a worker process: (path, content or None, spans or None) to results."""
-  storage_settings = Storage(**storage)
-  if storage_settings.modality == "rgb":
+) -> Callable[[tuple[str, bytes | None, Sequence | None, str | None]], Decoded | Skipped | list]:
+  """Returns the function of a worker process: a request to its results.
+
+  A request is the path, the content or None, the spans or None, and the clip's own region or None.
+  """
+  data_set_storage = Storage(**storage)
+  if data_set_storage.modality == "rgb":
     fingerprints.import_imagehash()  # else the first clip's time would include it
 
   def answer(request):
-    path, content, spans = request
+    path, content, spans, crop = request
+    storage_settings = data_set_storage
+    if data_set_storage.crop == decode.BY_CLIP:
+      storage_settings = dataclasses.replace(data_set_storage, crop=crop)
     file = path if content is None else io.BytesIO(content)
     try:
       if spans:

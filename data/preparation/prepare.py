@@ -26,15 +26,16 @@ import tqdm
 
 from data.input import store
 from data.preparation import cluster as cluster_lib
-from data.preparation import file_states, finalize, shard_writer, shards
+from data.preparation import file_states, finalize, preview, shard_writer, shards
 from data.preparation.shard_writer import Job, OnClipDone, Plan
 from data.preparation.workers import Decoded
 from data.sources import frame_lists, hmdb51, something_something, tfds_images, ucf101
 from u2s_jax.runtime import files, signals
 from u2s_jax.runtime.errors import INTERRUPTED, UserError, check_repeated, escape, one_line_errors
 from u2s_jax.video import decode, flow, folders
-from u2s_jax.video.decode import Storage
+from u2s_jax.video.decode import BY_CLIP, Storage
 from u2s_jax.video.listing import FEW_CLIPS, MODALITIES, Clip, Listing, check_trainable_classes
+from u2s_jax.video.region import parse_region
 
 VERSION = 1  # incremented when the same settings lead to other shards or other pixels
 NAMES_SHOWN = 10
@@ -394,6 +395,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   add(
     "--jpeg_quality", type=int, default=decode.JPEG_QUALITY, help="1 to 100 (default: %(default)s)"
   )
+  add(
+    "--crop",
+    help="X,Y,W,H: the region of every frame to keep, in pixels of the frame as displayed, or in"
+    " shares of it if all are at most 1",
+  )
+  add("--preview", help=".jpg file: only draws frames of some clips as the network will see them")
   add("--workers", type=int, default=os.cpu_count(), help="processes that decode (default: cores)")
   add("--cluster", help="address of a Dask scheduler whose workers decode (docs/scaling.md)")
   add(
@@ -434,16 +441,44 @@ def _prepare_listing(args: argparse.Namespace) -> None:
   if args.dataset in ("ucf101", "hmdb51"):
     origin["split"] = args.split
   algorithm = args.flow_algorithm if args.modality == "flow" else None
+  crop = choose_crop(listing, args.crop)
+  storage = Storage(args.modality, args.short_edge, args.jpeg_quality, algorithm, crop)
+  if args.preview:
+    preview.write_preview(args.preview, listing, storage, args.workers)
+    print(escape(f"written: {args.preview}; without --preview the same command prepares the data"))
+    return
   dataset = prepare(
     listing,
     out,
-    Storage(args.modality, args.short_edge, args.jpeg_quality, algorithm),
+    storage,
     origin=origin,
     num_workers=args.workers,
     max_unreadable=args.max_unreadable,
     cluster=args.cluster,
   )
   print(escape(report(dataset, listing)))
+
+
+def choose_crop(listing: Listing, crop: str | None) -> str | None:
+  """Returns the field `crop` of `Storage`.
+
+  Args:
+    crop: the value of --crop.
+
+  Raises:
+    UserError: if it is not a region, or the listing has regions of its own.
+  """
+  regions = {clip.region for clips in listing.splits.values() for clip in clips}
+  if regions != {None}:
+    if crop:
+      raise UserError("--crop: the clips have regions of their own; leave it out")
+    return str(*regions) if len(regions) == 1 else BY_CLIP
+  if crop is None:
+    return None
+  try:
+    return str(parse_region(crop))
+  except UserError as error:
+    raise UserError(f"--crop: {error}") from error
 
 
 def _check_outside_source(source: pathlib.Path, out: pathlib.Path) -> None:

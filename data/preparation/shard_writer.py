@@ -14,7 +14,8 @@ from data.input import store
 from data.preparation import decoding, file_states, shards, workers
 from data.preparation.file_states import State
 from data.preparation.workers import Decoded, Skipped
-from u2s_jax.video import stream
+from u2s_jax.runtime.errors import UserError
+from u2s_jax.video import region, stream
 from u2s_jax.video.decode import Storage
 from u2s_jax.video.listing import Clip
 
@@ -89,7 +90,7 @@ def decode_clips(
 
 def _make_request(
   group: Sequence[Clip], states: list[State | None]
-) -> tuple[str, bytes | None, Sequence | None] | Skipped:
+) -> tuple[str, bytes | None, Sequence | None, str | None] | Skipped:
   """Returns the request for a group and appends its file's state; runs in a worker's thread."""
   clip, content = group[0], None
   try:
@@ -103,7 +104,7 @@ def _make_request(
     states.append(None)
     return decoding.skip_unreadable(error)
   spans = [clip.span for clip in group] if clip.span else None
-  return os.path.abspath(clip.file), content, spans
+  return os.path.abspath(clip.file), content, spans, clip.region and str(clip.region)
 
 
 def _should_decode_singly(group: Sequence[Clip], results: Sequence[Decoded | Skipped]) -> bool:
@@ -131,6 +132,7 @@ def group_clips(job: Job, clips: Iterable[Clip]) -> Iterator[list[Clip]]:
       and clip.span
       and group[-1].span
       and clip.file == group[-1].file
+      and clip.region == group[-1].region
       and clip.span[0] >= group[-1].span[0]
       and clip.span[0] <= max(c.span[1] for c in group) + stream.SEEK_FROM
       and len(group) < MAX_SEGMENTS
@@ -160,6 +162,8 @@ def write_shard(
     for clip, (answer, state) in pairs:
       states.append(state)
       if isinstance(answer, Skipped):
+        if answer.reason.startswith(region.OUTSIDE):  # a mistake in the command or the CSV file
+          raise UserError(f"{clip.path}: {answer.reason}; correct it")
         fingerprints.append("")
         saved_state = None if answer.retry else state
         skipped.append(shards.SkippedClip(clip.path, answer.reason, saved_state, clip.file))

@@ -134,6 +134,11 @@ def evaluate_latest(
   # The number of steps, and so whether the run is finished, follows from the training clips.
   source = dataclasses.replace(source, num_train=trained_on["num_train"])
   run = open_run(config, root, source, config_name, tx)
+  regions = [
+    stored.get("crop") or "the whole frame" for stored in (record["stored"], source.stored)
+  ]
+  if regions[0] != regions[1]:
+    log(f"note: trained on the region {regions[0]} of frames, evaluated on {regions[1]}")
   with contextlib.closing(run.checkpoints):
     evaluation = _score_latest(run, record.get("data_digest"))
     _log_differences(evaluation)

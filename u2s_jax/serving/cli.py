@@ -45,6 +45,9 @@ MODES = {
       " camera, rtsp://... or /dev/video0; repeatable",
     ),
     "--views": dict(help="center, 3crop, 5crop or 10crop; default: those of the evaluation"),
+    "--crop": dict(
+      help="X,Y,W,H: region of every frame, see data.prepare; default: that of the training data"
+    ),
     "--best": BEST,
     **TRUSTED,
     "--details": dict(action="store_true", help="every prediction and fusion, not only the mean"),
@@ -93,7 +96,7 @@ def predict_files(args: argparse.Namespace, workdir: Workdir) -> bool:
   overlay = check_output_path(args.overlay, "--overlay", ".mp4", videos)
   features = check_output_path(args.features, "--features", ".npz", videos)
   devices.use_compilation_cache(workdir.compiled)
-  model = Model(predict.load(workdir, args.best, args.backbone), args.views)
+  model = Model(predict.load(workdir, args.best, args.backbone), args.views, args.crop)
   if enlargement := settings.describe_enlargement(model.trained.config, model.trained.stored):
     print(enlargement, file=sys.stderr)
   if overlay and not model.has_masks:

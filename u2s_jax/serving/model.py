@@ -34,20 +34,28 @@ class Model:
   Args:
     trained: from `serving.predict.load`.
     views: views to average scores over, one of `views.VIEWS`; None: those of the run's evaluation.
+    crop: region of the frames, `x,y,width,height` as in `data.prepare --crop`; None: that of the
+      training data.
 
   Raises:
-    UserError: if the views are unknown, or mirrored and the network was trained without flips.
+    UserError: if the views are unknown, or mirrored and the network was trained without flips; or
+      if the region is not valid, or not set although the training clips have different ones.
   """
 
-  def __init__(self, trained: TrainedRun, views: str | None = None):
-    self.trained = trained
+  def __init__(self, trained: TrainedRun, views: str | None = None, crop: str | None = None):
+    self.trained, self._crop = trained, crop
     self._views = trained.config.eval.views if views is None else views
     self._clip, _ = clips.read_config(trained.config.data)
-    self._storage = decode.Storage(modality=self._clip.modality, **trained.stored)
+    stored = trained.stored | ({} if crop is None else {"crop": crop})
+    self._storage = decode.Storage(modality=self._clip.modality, **stored)
+    try:
+      _ = self._storage.region
+    except UserError as error:
+      raise UserError(f"crop: {error}") from error
     self._score = Scorer(trained, self._views)
 
   def __reduce__(self):
-    return Model, (self.trained, self._views)  # compiled programs cannot be pickled
+    return Model, (self.trained, self._views, self._crop)  # compiled programs cannot be pickled
 
   @property
   def class_names(self) -> tuple[str, ...]:
@@ -214,10 +222,14 @@ def check_windows(
 
 
 def load(
-  workdir: PathLike, views: str | None = None, best: bool = False, backbone: str | None = None
+  workdir: PathLike,
+  views: str | None = None,
+  best: bool = False,
+  backbone: str | None = None,
+  crop: str | None = None,
 ) -> Model:
   """Loads a run's newest checkpoint, see `u2s_jax.load`."""
-  return Model(predict.load(Workdir(files.parse_path(workdir)), best, backbone), views)
+  return Model(predict.load(Workdir(files.parse_path(workdir)), best, backbone), views, crop)
 
 
 def _batch(items: Iterable[T], size: int) -> Iterator[list[T]]:

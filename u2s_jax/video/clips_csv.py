@@ -7,8 +7,9 @@ any order, and unknown ones are ignored.
   label: name of the class; empty if it is unknown, which only the split `test` allows.
   split: `train`, `val` or `test`; without this column validation clips are held out.
   start, end: make the clip a segment of a video: seconds, or hh:mm:ss.mmm.
+  x, y, width, height: make the clip a region of the frame, see `region.Region`.
   group: what belongs together (a person, a camera) and is never in two splits. Without groups the
-    segments of a video are one.
+    segments and regions of a video are one.
 """
 
 import csv
@@ -18,13 +19,15 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from u2s_jax.runtime.errors import UserError, parse_cell
-from u2s_jax.video import splits
-from u2s_jax.video.listing import Entry, span_suffix
+from u2s_jax.video import region, splits
+from u2s_jax.video.listing import Entry, part_suffix
 
 COLUMNS = ("path", "label", "split", "start", "end", "group")
+# Only if all four exist: a list of videos may have their width and height.
+REGION_COLUMNS = region.FIELDS
 HEADER = "path,label,split"
 TIME = r"\d+(\.\d*)?|\.\d+"
 
@@ -61,7 +64,8 @@ def read_csv(path: pathlib.Path) -> tuple[list[Entry], list[str]]:
   order = {file: k for k, file in enumerate(dict.fromkeys(entry.file for entry in entries))}
   entries.sort(key=lambda entry: (order[entry.file], entry.span or (0, 0)))
   # `--mode=predict --csv` writes scores.
-  unused = [repr(column) for column in header if column not in (*COLUMNS, "score")]
+  used = {*COLUMNS, "score"} | ({*REGION_COLUMNS} if _has_regions(header) else set())
+  unused = [repr(column) for column in header if column not in used]
   notes = [f"{path}: unused columns: {', '.join(unused)}"] if unused else []
   return entries, notes + _describe_overlaps(entries)
 
@@ -100,17 +104,18 @@ def _parse_row(
     return None
   if not fields["path"]:
     raise UserError(f"{where}: the path is missing; add it, or delete the line")
-  span = _parse_span(fields, where)
+  span, cut = _parse_span(fields, where), _parse_region(fields, where)
   split = fields.get("split")
   if split is not None and splits.parse_split(split) is None:
     raise UserError(f"{where}: unknown split {split!r}; must be train, val or test")
   return Entry(
     where=where,
-    id=fields["path"] + span_suffix(span),
+    id=fields["path"] + part_suffix(span, cut),
     file=str(folder / fields["path"]),
     name=parse_cell(fields["label"]),  # undoes the escape of `--mode=predict --csv`
     split=split and splits.parse_split(split),
     span=span,
+    region=cut,
     group=fields.get("group", ""),
   )
 
@@ -133,6 +138,21 @@ def _parse_span(fields: dict[str, str], where: str) -> tuple[float, float] | Non
   return times[0], times[1]
 
 
+def _has_regions(header: Collection[str]) -> bool:
+  return all(column in header for column in REGION_COLUMNS)
+
+
+def _parse_region(fields: dict[str, str], where: str) -> region.Region | None:
+  """Returns a row's region, None for the whole frame."""
+  texts = [fields[column] for column in REGION_COLUMNS] if _has_regions(fields) else []
+  if not any(texts):
+    return None
+  try:
+    return region.parse_region(",".join(texts))
+  except UserError as error:
+    raise UserError(f"{where}: {error}") from error
+
+
 def _check_header(header: Sequence[str], where: str) -> None:
   """Raises UserError if a column is missing, occurs twice, or is most likely misspelt."""
   for column in ("path", "label"):
@@ -153,6 +173,12 @@ def _check_header(header: Sequence[str], where: str) -> None:
   for column, other in (("start", "end"), ("end", "start")):
     if column in header and other not in header:
       raise UserError(f"{where}: the column {column!r} requires a column {other!r}; add it")
+  missing = [column for column in REGION_COLUMNS if column not in header]
+  if missing and {"x", "y"} & {*header}:
+    raise UserError(
+      f"{where}: a region requires the columns {', '.join(REGION_COLUMNS)}; add {missing[0]!r}, or"
+      " rename the others"
+    )
 
 
 def _resembles(name: str, column: str) -> bool:
@@ -172,22 +198,22 @@ def _resembles(name: str, column: str) -> bool:
 
 
 def _group_segments(entries: list[Entry]) -> list[Entry]:
-  """Returns clips in which the segments of a video are a group, unless they have another one.
+  """Returns clips in which the parts of a video are a group, unless they have another one.
 
-  A row without start and end, a whole video, joins the group of its segments; unless its row names
-  a split: then `listing.check_listing` compares the files.
+  Parts are segments and regions. The row of a whole video joins the group of its parts; unless it
+  names a split: then `listing.check_listing` compares the files.
   """
-  if not any(entry.span for entry in entries):
+  if not any(entry.span or entry.region for entry in entries):
     return entries
   real_paths = {file: os.path.realpath(file) for file in {entry.file for entry in entries}}
   groups = {}  # by real path: the first spelling of the path
   for entry in entries:
-    if entry.span:
-      path = entry.id.removesuffix(span_suffix(entry.span))
+    if entry.span or entry.region:
+      path = entry.id.removesuffix(part_suffix(entry.span, entry.region))
       groups.setdefault(real_paths[entry.file], path)
   return [
     dataclasses.replace(entry, group=entry.group or groups.get(real_paths[entry.file], ""))
-    if entry.span or entry.split is None
+    if entry.span or entry.region or entry.split is None
     else entry
     for entry in entries
   ]
@@ -199,7 +225,8 @@ def _describe_overlaps(entries: Sequence[Entry]) -> list[str]:
   for entry in entries:
     start, end = entry.span or (0.0, math.inf)
     active = [(until, o) for until, o in active if o.file == entry.file and until > start]
-    other = next((o for _, o in active if o.name != entry.name), None)
+    same_place = [o for _, o in active if o.region == entry.region]
+    other = next((o for o in same_place if o.name != entry.name), None)
     if other:
       pairs.append((other, entry))
     active.append((end, entry))

@@ -18,6 +18,7 @@ from u2s_jax.runtime.errors import UserError
 from u2s_jax.video import images
 from u2s_jax.video.listing import MODALITIES
 from u2s_jax.video.reader import TimedFrame, VideoInput, decode_frames
+from u2s_jax.video.region import Region, parse_region
 from u2s_jax.video.stream import MIN_GAP, Gap
 
 # A record must be smaller than 2 GB, and several are in memory at a time.
@@ -25,6 +26,7 @@ MAX_CLIP_BYTES = 256 * 2**20
 MAX_FRAMES = 100_000  # of a clip
 MAX_SHOWN = 10.0  # seconds; a frame that is shown for longer is a frozen camera's last one
 JPEG_QUALITY = 95  # default quality of stored frames
+BY_CLIP = "by clip"  # value of `Storage.crop` if clips have different regions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,9 @@ class Storage:
   short_edge: int = 240  # pixels; the long edge keeps the aspect
   jpeg_quality: int = JPEG_QUALITY  # 1 to 100
   flow_algorithm: str | None = None  # one of `flow.ALGORITHMS`; None for 'rgb'
+  # What is cut out of a frame before it is resized: `x,y,width,height`, see `Region`; or `BY_CLIP`;
+  # None: the whole frame is stored.
+  crop: str | None = None
 
   def __post_init__(self):
     if self.modality not in MODALITIES:
@@ -47,6 +52,16 @@ class Storage:
       raise UserError(
         f"flow_algorithm: {self.flow_algorithm!r} is not valid for the modality {self.modality!r}"
       )
+
+  @property
+  def region(self) -> Region | None:
+    """The region that is cut out of every frame; None: the whole frame.
+
+    Raises UserError if it differs from clip to clip.
+    """
+    if self.crop == BY_CLIP:
+      raise UserError("the training clips have different regions; name one")
+    return self.crop and parse_region(self.crop)
 
 
 class EncodedFrame(NamedTuple):
@@ -83,10 +98,14 @@ def _encode_rgb(
   file: VideoInput, storage: Storage, start: float, strict: bool
 ) -> Iterator[EncodedFrame | Gap]:
   if _is_folder(file):  # whose frames have no times
-    for jpeg in images.encode_frame_folder(file, storage.short_edge, storage.jpeg_quality):
+    for jpeg in images.encode_frame_folder(
+      file, storage.short_edge, storage.jpeg_quality, storage.region
+    ):
       yield EncodedFrame(math.nan, math.nan, math.nan, (jpeg,))
     return
-  for frame in decode_frames(file, storage.short_edge, "rgb24", start, strict=strict):
+  for frame in decode_frames(
+    file, storage.short_edge, "rgb24", start, strict=strict, region=storage.region
+  ):
     if isinstance(frame, Gap):
       yield frame
       continue
@@ -103,7 +122,7 @@ def _encode_flow(
 
   cv2.setNumThreads(1)  # There is a process for every core already.
   algorithm, previous, pairs = flow.make_algorithm(storage.flow_algorithm), None, 0
-  for frame in _decode_grey(file, storage.short_edge, start, strict):
+  for frame in _decode_grey(file, storage, start, strict):
     if isinstance(frame, Gap):
       if frame.end > frame.start:
         previous = None  # no pair spans a gap
@@ -123,12 +142,13 @@ def _encode_flow(
 
 
 def _decode_grey(
-  file: VideoInput, short_edge: int, start: float, strict: bool
+  file: VideoInput, storage: Storage, start: float, strict: bool
 ) -> Iterator[TimedFrame | Gap]:
+  short_edge, region = storage.short_edge, storage.region
   if not _is_folder(file):
-    yield from decode_frames(file, short_edge, "gray", start, strict=strict)
+    yield from decode_frames(file, short_edge, "gray", start, strict=strict, region=region)
     return
-  for jpeg in images.encode_frame_folder(file, short_edge, jpeg_quality=100):
+  for jpeg in images.encode_frame_folder(file, short_edge, jpeg_quality=100, region=region):
     with Image.open(io.BytesIO(jpeg)) as picture:
       yield TimedFrame(math.nan, math.nan, np.asarray(picture.convert("L")))
 
@@ -253,7 +273,8 @@ def decode_file(file: str | io.BytesIO, storage: Storage, *, is_image: bool = Fa
   """
   if is_image:
     with _as_user_error():
-      return [images.encode_image(file, storage.short_edge, storage.jpeg_quality)]
+      fields = storage.short_edge, storage.jpeg_quality, storage.region
+      return [images.encode_image(file, *fields)]
   segment = Segment(-math.inf, math.inf)
   for frame in encode_frames(file, storage):
     segment.add(frame)

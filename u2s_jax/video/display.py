@@ -43,6 +43,15 @@ def get_orientation(frame: av.VideoFrame) -> Orientation:
   return Orientation(True, c < 0, b < 0)
 
 
+def compute_display_size(width: int, height: int, pixel_aspect: Fraction | None) -> tuple[int, int]:
+  """Returns width and height of a coded frame with square pixels, before it is turned.
+
+  Args:
+    pixel_aspect: see `compute_size`.
+  """
+  return max(1, round(width * _limit_aspect(pixel_aspect))), height
+
+
 def compute_size(
   width: int, height: int, pixel_aspect: Fraction | None, short_edge: int
 ) -> tuple[int, int]:
@@ -55,12 +64,16 @@ def compute_size(
   Raises:
     UserError: if the long edge exceeds JPEG's limit.
   """
-  if pixel_aspect and 1 / MAX_PIXEL_ASPECT <= pixel_aspect <= MAX_PIXEL_ASPECT:
-    width = width * pixel_aspect
+  width = width * _limit_aspect(pixel_aspect)
   long_edge = float(max(width, height) * short_edge / min(width, height))
   long_edge = max(2 * round(long_edge / 2), short_edge)
   images.check_edge(long_edge)
   return (short_edge, long_edge) if width < height else (long_edge, short_edge)
+
+
+def _limit_aspect(pixel_aspect: Fraction | None) -> Fraction | int:
+  is_plausible = pixel_aspect and 1 / MAX_PIXEL_ASPECT <= pixel_aspect <= MAX_PIXEL_ASPECT
+  return pixel_aspect if is_plausible else 1
 
 
 def deinterlace(

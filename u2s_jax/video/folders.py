@@ -181,7 +181,8 @@ def _make_listing(
         " class"
       )
     label = index.get(entry.name, -1)
-    by_split[entry.split].append(Clip(entry.id, label, entry.file, span=entry.span))
+    clip = Clip(entry.id, label, entry.file, span=entry.span, region=entry.region)
+    by_split[entry.split].append(clip)
   by_split = {split: clips for split, clips in by_split.items() if clips}
   result = Listing(names=names, splits=by_split, notes=notes)
   check_listing(result, str(source))

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 from u2s_jax.runtime import watchdog
 from u2s_jax.runtime.errors import UserError
+from u2s_jax.video.region import Region
 
 MAX_PIXELS = 2**26  # of a frame; 8K has half as many
 MAX_EDGE = 65_500  # pixels; the limit of JPEG
@@ -32,20 +33,24 @@ def open_regular_file(
   return open(file, "rb")
 
 
-def encode_image(file: str | io.BytesIO, short_edge: int, jpeg_quality: int) -> bytes:
+def encode_image(
+  file: str | io.BytesIO, short_edge: int, jpeg_quality: int, region: Region | None = None
+) -> bytes:
   """Encodes an image as JPEG.
 
   Args:
     file: path or open file, in any format that Pillow reads, whatever its extension.
     short_edge: pixels of the resized short edge; the long edge keeps the aspect.
+    region: cut out of the upright image before the resize; None: the whole image.
 
   Returns:
     An RGB JPEG of the first frame, turned upright by EXIF, on white where transparent. An upright
-    RGB JPEG of that `short_edge` is returned unchanged.
+    RGB JPEG of that `short_edge` is returned unchanged, unless a region is cut out.
 
   Raises:
     UserError: if the file is not an image, is damaged or too large, or has 32-bit pixels
-      (value range unknown); its message is one line, without the file's name.
+      (value range unknown), or the region is not inside it; its message is one line, without the
+      file's name.
     OSError: if it cannot be opened.
   """
   with open_regular_file(file) as content:
@@ -55,7 +60,8 @@ def encode_image(file: str | io.BytesIO, short_edge: int, jpeg_quality: int) -> 
         picture.load()
         image = ImageOps.exif_transpose(picture)
         if (
-          picture.format == "JPEG"
+          region is None
+          and picture.format == "JPEG"
           and picture.mode == "RGB"
           and image.size == picture.size
           and picture.getexif().get(0x0112, 1) == 1  # Orientation: upright
@@ -70,6 +76,8 @@ def encode_image(file: str | io.BytesIO, short_edge: int, jpeg_quality: int) -> 
       is_unknown = isinstance(error, Image.UnidentifiedImageError)
       reason = "unknown image format" if is_unknown else error
       raise UserError(f"cannot be decoded ({reason})") from error
+  if region:
+    image = image.crop(region.to_box(*image.size))
   # Pillow reads a PGM of 16 bits as 32.
   if image.mode.startswith("I;16") or (picture.format == "PPM" and image.mode == "I"):
     image = image.point(lambda value: value * (1 / 256)).convert("L")
@@ -87,7 +95,9 @@ def encode_image(file: str | io.BytesIO, short_edge: int, jpeg_quality: int) -> 
   return encode_jpeg(image, jpeg_quality)
 
 
-def encode_frame_folder(folder: str, short_edge: int, jpeg_quality: int) -> Iterator[bytes]:
+def encode_frame_folder(
+  folder: str, short_edge: int, jpeg_quality: int, region: Region | None = None
+) -> Iterator[bytes]:
   """Encodes the frames in a folder, in the order of `sort_by_number`, as `encode_image` does.
 
   Frames are images such as `img_00001.jpg`; optical flow (`flow_x_00001.jpg`) is ignored.
@@ -107,7 +117,7 @@ def encode_frame_folder(folder: str, short_edge: int, jpeg_quality: int) -> Iter
   size = None
   for name in sort_by_number(names):
     try:
-      frame = encode_image(os.path.join(folder, name), short_edge, jpeg_quality)
+      frame = encode_image(os.path.join(folder, name), short_edge, jpeg_quality, region)
     except UserError as error:
       raise UserError(f"{name}: {error}") from error
     with Image.open(io.BytesIO(frame)) as picture:

@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from u2s_jax.runtime.errors import UserError
+from u2s_jax.video.region import Region
 
 SPLITS = ("train", "validation", "test")
 MODALITIES = ("rgb", "flow")
@@ -28,11 +29,12 @@ class Clip:
   load: Callable[[], bytes] | None = None  # reads a clip that is not a file of its own
   # Start and end of a segment, seconds since the video's first frame; None: the whole video.
   span: tuple[float, float] | None = None
+  region: Region | None = None  # None: as for all clips of the data set
 
   @property
   def path(self) -> str:
-    """The file and the segment, as printed in messages and lists."""
-    return self.file + span_suffix(self.span)
+    """The file, segment and region, as printed in messages and lists."""
+    return self.file + part_suffix(self.span, self.region)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Entry:
   name: str  # of its class; empty if it is unknown
   split: str | None  # one of `SPLITS`; None if the source assigns no splits
   span: tuple[float, float] | None = None
+  region: Region | None = None
   group: str = ""  # is in one split only; empty: the clip is a group of its own
 
 
@@ -65,11 +68,15 @@ class Listing:
   earlier: Callable[[], "Listing"] | None = None
 
 
-def span_suffix(span: tuple[float, float] | None) -> str:
-  """Returns the suffix of a path that names a segment: `#<start>-<end>`, in seconds."""
+def part_suffix(span: tuple[float, float] | None, region: Region | None = None) -> str:
+  """Returns the suffix of a path that names a segment and a region.
+
+  It is `#<start>-<end>`, in seconds, then `@<x>,<y>,<width>,<height>`; each only if it is not None.
+  """
+  suffix = f"@{region}" if region else ""
   if span is None:
-    return ""
-  return "#" + "-".join(f"{time:.3f}".rstrip("0").rstrip(".") for time in span)
+    return suffix
+  return "#" + "-".join(f"{time:.3f}".rstrip("0").rstrip(".") for time in span) + suffix
 
 
 def check_names(names: Iterable[str], source: str) -> None:

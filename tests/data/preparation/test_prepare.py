@@ -838,7 +838,7 @@ def test_decodes_segments_of_failed_group_one_by_one(failing, monkeypatch, tmp_p
 
   def process_requests(function, fields, requests, num_workers, timings=None):
     for request in requests:
-      _, _, spans = request()
+      _, _, spans, _ = request()
       asked.append(len(spans))
       if len(spans) == 1:
         bad = spans[0][0] == 8.0
