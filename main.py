@@ -9,6 +9,7 @@ import data  # noqa: F401 - first: it sets environment variables that TensorFlow
 
 import argparse
 import contextlib
+import pathlib
 import sys
 import traceback
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from u2s_jax.runtime.console import silence_disk_errors
 from u2s_jax.runtime.errors import UserError, describe_error, one_line_errors
 from u2s_jax.serving import cli as serving_cli
 from u2s_jax.training import steps, train
+from u2s_jax.training.meter import MetricsFile
 from u2s_jax.video import clips
 
 DISTRIBUTED = "join the other processes; detected on Slurm and TPU pods"
@@ -113,6 +115,9 @@ def train_run(config: ml_collections.ConfigDict, workdir: Workdir, name: str) ->
       events = stack.enter_context(files.synced_dir(workdir.root, EVENTS_EVERY))
       writers = [metric_writers.SummaryWriter(str(events))]
     writer = stack.enter_context(contextlib.closing(metric_writers.AsyncMultiWriter(writers)))
+    if jax.process_index() == 0:
+      path = pathlib.Path(events) / workdir.metrics.name
+      writer = stack.enter_context(contextlib.closing(MetricsFile(path, workdir.metrics, writer)))
     train.train(config, workdir, source, writer, name)
 
 

@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
@@ -31,6 +30,7 @@ from sklearn.preprocessing import StandardScaler
 import data  # noqa: F401 - sets environment variables that TensorFlow reads
 from benchmarks.timing import make_parser
 from data.input import pipeline, store
+from u2s_jax.evaluation import metrics
 from u2s_jax.models.network import build_network
 from u2s_jax.pretrained import adapt, read
 from u2s_jax.pretrained.names import Pixels
@@ -109,8 +109,8 @@ def measure(
   folds = StratifiedKFold(arguments.folds, shuffle=True, random_state=0)
   hits = cross_val_predict(classifier, x, y, cv=folds) == y
   by_fold = [100 * hits[held_out].mean() for _, held_out in folds.split(x, y)]
-  interval = binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
-  accuracy = f"{100 * hits.mean():.1f} ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
+  low, high = metrics.wilson_interval(float(hits.mean()), len(hits))
+  accuracy = f"{100 * hits.mean():.1f} ({100 * low:.1f} to {100 * high:.1f})"
   print(f"{len(y)} clips, {y.max() + 1} classes, {x.shape[1]} features")
   print(f"top-1 by fold: {', '.join(f'{a:.1f}' for a in by_fold)}; of all clips: {accuracy} %")
   return accuracy, time.perf_counter() - started

@@ -1,5 +1,7 @@
 """Tests of the training schedule and its learning rates."""
 
+import dataclasses
+
 import numpy as np
 import optax
 import pytest
@@ -98,6 +100,21 @@ def stage(**fields):
 def test_decay_by_epochs(epoch, rate):
   decaying = stage(decay_epochs=(7.0, 12.0))
   assert learning_rate(decaying, epoch, Plateau()) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(
+  ("epochs", "boundaries"), [(15.0, (7.5, 12.0)), (2.0, (1.0, 12.0)), (40.0, (20.0, 12.0))]
+)
+def test_decays_below_1_are_shares_of_the_stage(epochs, boundaries):
+  shares = dataclasses.replace(stage(decay_epochs=(0.5, 12.0)), epochs=epochs)
+  assert shares.decay_boundaries == boundaries
+  assert learning_rate(shares, boundaries[0], Plateau()) <= 1.001e-4
+  assert learning_rate(shares, min(boundaries) - 0.01, Plateau()) == 1e-3
+  if epochs == 15.0:
+    shares.check_decays()
+  else:
+    with pytest.raises(UserError, match="universal.decay_epochs"):
+      shares.check_decays()
 
 
 def test_decay_on_a_plateau():

@@ -34,8 +34,10 @@ class Stage:
     decay: 'epochs' divides the learning rate by 10 at each of `decay_epochs`; 'plateau' does so
       after `patience` validations without a lower error; 'cosine' decays it to 0 at the end of the
       stage.
-    decay_epochs: epochs at which the learning rate decays, increasing, before the stage's end.
+    decay_epochs: when the learning rate decays, increasing: epochs, or values below 1, which are
+      shares of the stage.
     patience: validations, >= 1.
+    stop_patience: validations without a lower error after which the stage ends early; 0: never.
     warmup_epochs: epochs of linear warm-up from 0; >= 0, before the stage's end.
     classifier_rates: factors of the learning rate for kernel and bias of the classifiers; positive.
     classifier_deviation: standard deviation of the normally distributed initial kernel of
@@ -56,6 +58,7 @@ class Stage:
   decay: str = "epochs"
   decay_epochs: tuple[Real, ...] = ()
   patience: int = 2
+  stop_patience: int = 0
   warmup_epochs: Real = 0.0
   classifier_rates: tuple[Real, ...] = (1.0, 1.0)
   classifier_deviation: Real = 0.01
@@ -72,6 +75,8 @@ class Stage:
       raise UserError(f"{self.name}.decay: {self.decay!r} is not one of {DECAYS}")
     if self.patience < 1:
       raise UserError(f"{self.name}.patience: {self.patience} must be >= 1 validation")
+    if self.stop_patience < 0:
+      raise UserError(f"{self.name}.stop_patience: {self.stop_patience} must be >= 0 validations")
     if self.warmup_epochs and not 0 < self.warmup_epochs < self.epochs:
       raise UserError(
         f"{self.name}.warmup_epochs: {self.warmup_epochs} must be between 0 and the stage's end"
@@ -96,14 +101,19 @@ class Stage:
     """
     if self.decay != "epochs" or not self.epochs:
       return
-    field, decays = f"{self.name}.decay_epochs", tuple(self.decay_epochs)
+    field, decays = f"{self.name}.decay_epochs", self.decay_boundaries
     if not all(a < b for a, b in zip((0, *decays), decays, strict=False)):
-      raise UserError(f"{field}: {decays} must be positive and increasing")
+      raise UserError(f"{field}: {tuple(self.decay_epochs)} must be positive and increasing")
     if decays and decays[-1] >= self.epochs:
       raise UserError(
         f"{field}: {decays[-1]:g} must be before the stage's end ({self.name}.epochs ="
         f" {self.epochs:g}); remove it from {field}, which may be ()"
       )
+
+  @property
+  def decay_boundaries(self) -> tuple[Real, ...]:
+    """Epochs at which the learning rate decays."""
+    return tuple(value * self.epochs if value < 1 else value for value in self.decay_epochs)
 
   @property
   def one_pass(self) -> bool:
@@ -120,24 +130,27 @@ class Stage:
 
 @dataclasses.dataclass
 class Plateau:
-  """State of the decay on a plateau of the validation error; saved in checkpoints.
+  """The validation error over a stage, for the decay on a plateau; saved in checkpoints.
 
   Attributes:
     best: lowest error so far, a fraction.
     waited: validations since `best` or the last decay.
     decays: number of decays of the learning rate.
+    since_best: validations since `best`.
   """
 
   best: float = float("inf")
   waited: int = 0
   decays: int = 0
+  since_best: int = 0
 
   def update(self, error: float, patience: int) -> None:
     """Updates the state with a validation error; decays after `patience` without a new minimum."""
     if error < self.best:
-      self.best, self.waited = error, 0
+      self.best, self.waited, self.since_best = error, 0, 0
       return
     self.waited += 1
+    self.since_best += 1
     if self.waited >= patience:
       self.waited = 0
       self.decays += 1
@@ -157,7 +170,7 @@ def learning_rate(stage: Stage, epoch: float, plateau: Plateau) -> float:
     return stage.learning_rate * (1 + math.cos(math.pi * min(progress, 1))) / 2
   decays = plateau.decays
   if stage.decay == "epochs":
-    decays = sum(epoch >= boundary for boundary in stage.decay_epochs)
+    decays = sum(epoch >= boundary for boundary in stage.decay_boundaries)
   return stage.learning_rate * DECAY_FACTOR**decays
 
 

@@ -16,6 +16,7 @@ from tests.memory_run import (
   VALIDATION,
   MemorySource,
   MemoryWriter,
+  evaluate_latest,
   make_config,
   open_memory_run,
   restore_state,
@@ -377,6 +378,44 @@ def test_plateau_follows_the_merged_prediction_and_is_resumed(tmp_path):
     validator.validate(state, record)
   assert validator.plateau.best == pytest.approx(error)
   assert again.scalars[6]["specific/validation_merged"] == pytest.approx(100 * (1 - error))
+
+
+def test_stage_ends_early_and_resumes_as_ended(tmp_path, monkeypatch):
+  """The validation error of each stage is the lowest at the first validation."""
+  fields = {f"{name}.stop_patience": 2 for name in STAGES} | {"universal.epochs": 6.0}
+  config = make_config(**fields, **{"checkpoint_every_steps": 100})
+  monkeypatch.setattr(training, "compute_accuracies", lambda run, state: ({"a": 50.0}, 40.0, True))
+  train(config, tmp_path)
+  steps = {
+    name: max(int(p.name) for p in (tmp_path / "checkpoints" / name).iterdir()) for name in STAGES
+  }
+  assert steps == {
+    "universal": 9,
+    "specific": 3,
+    "joint": 3,
+  }  # three epochs of three steps; of 18, 3, 3
+  summary = (tmp_path / "summary.json").read_bytes()
+  # Killed after the early end of stage 1, before stage 2 had a checkpoint.
+  for name in ("specific", "joint"):
+    shutil.rmtree(tmp_path / "checkpoints" / name)
+  (tmp_path / "summary.json").unlink()
+  source = MemorySource()
+  train(config, tmp_path, source=source)
+  assert [stage for stage, _ in source.started] == [1, 2]
+  assert (tmp_path / "summary.json").read_bytes() == summary
+  # The run is finished: an evaluation finds its own results, another run its stage 1.
+  evaluate_latest(config, tmp_path)
+  assert not (tmp_path / "eval").exists()
+  other = make_config(**{"universal.epochs": 0.0, "init_from": str(tmp_path)})
+  train(other, tmp_path / "other")
+
+
+def test_questions_an_accuracy_at_chance_level(tmp_path, capsys):
+  config = make_config(**{"universal.epochs": 7.0, "universal.learning_rate": 1e-9})
+  train(config, tmp_path)
+  printed = capsys.readouterr().out
+  assert printed.count("not significantly better than chance (33.3 %) after 5 epochs") == 1
+  assert "(chance 33.3 %)" in printed and "(run 0:" in printed
 
 
 def test_trains_without_a_mask_network(tmp_path):

@@ -200,7 +200,11 @@ def _results_folder(run: Run, stage_name: str, step: int, is_own: bool, final: S
   """
   config, saved = run.config, saved_config.read(run.workdir) or run.config
   split, views = config.eval.split, config.eval.views
-  is_finished = (stage_name, step) == (STAGES[-1], run.count_steps(run.stages[-1]))
+  last = run.stages[-1]
+  is_finished = (stage_name, step) == (last.name, run.count_steps(last))
+  if last.stop_patience:  # the stage may have ended early; a finished run has its summary
+    has_summary = devices.broadcast_from_host0(run.workdir.summary.exists())
+    is_finished |= stage_name == last.name and bool(has_summary)
   differing = [] if split == VALIDATION_SPLIT else [split]
   differing += [] if is_finished else [stage_name, str(step)]
   differing += [

@@ -31,6 +31,19 @@ def top_k_accuracy(
   return float(np.mean(ranks < k))
 
 
+def wilson_interval(accuracy: float, count: int) -> tuple[float, float]:
+  """Returns the 95 % Wilson score interval of an accuracy in [0, 1] of `count` videos.
+
+  Example:
+    >>> [round(bound, 3) for bound in wilson_interval(0.5, 10)]
+    [0.237, 0.763]
+  """
+  from scipy.stats import binomtest  # takes a second, which a prediction must not pay
+
+  interval = binomtest(round(accuracy * count), count).proportion_ci(method="wilson")
+  return float(interval.low), float(interval.high)
+
+
 def mean_class_accuracy(scores: Float[ArrayLike, "n m"], labels: Integer[ArrayLike, " n"]) -> float:
   """Returns the mean top-1 accuracy, in [0, 1], over the classes that occur in `labels`.
 

@@ -112,6 +112,8 @@ def _from_run(path: Path, one_pass: bool) -> Weights:
       f"init_from: {path}: trained jointly with the category-specific network, so it is not the"
       f" one-pass model that universal.epochs=0 requires; name {folder / STAGES[0]}"
     )
+  # A stage may end early, see `Stage.stop_patience`.
+  is_complete = stage != STAGES[0] or (folder / STAGES[1]).exists()
   return Weights(
     origin,
     f"the one-pass model of {origin}",
@@ -119,7 +121,7 @@ def _from_run(path: Path, one_pass: bool) -> Weights:
     {name: model.get(f"backbone.{name}", DEFAULTS.get(name)) for name in SHAPE_NEUTRAL_FIELDS},
     _pixels_of_run(record, Workdir(folder.parent)),
     model["class_names"],
-    (int(origin.name), record.get("total_steps", 0)) if stage == STAGES[0] else None,
+    None if is_complete else (int(origin.name), record.get("total_steps", 0)),
   )
 
 

@@ -118,8 +118,10 @@ def get_config() -> ml_collections.ConfigDict:
   # validation error has not decreased for `patience` validations (paper: either); 'cosine' decays
   # it to 0 at the end of the stage along half a cosine.
   config.universal.decay = "epochs"
-  config.universal.decay_epochs = (7.0, 12.0)  # paper: 7 and 12
+  config.universal.decay_epochs = (7.0, 12.0)  # paper: 7 and 12; below 1: shares of the stage
   config.universal.patience = 2  # validations, see eval.every_epochs
+  # Early stopping: the stage ends after so many validations without a lower error. 0: off (paper).
+  config.universal.stop_patience = 0
   # Epochs of linear warm-up from 0, for large batches (paper: 0).
   config.universal.warmup_epochs = 0.0
   # Factors of the learning rate for kernels and biases of the classifiers (paper: none; TSM's

@@ -137,7 +137,8 @@ def drop_late_decays(
     is_shortened = stage.epochs and f"{name}.epochs" in changed
     if stage.decay != "epochs" or not is_shortened or field in changed:
       continue
-    kept = tuple(epoch for epoch in stage.decay_epochs if epoch < stage.epochs)
+    # Values below 1 are shares of the stage.
+    kept = tuple(epoch for epoch in stage.decay_epochs if epoch < max(stage.epochs, 1))
     if kept != tuple(stage.decay_epochs):
       log(
         f"{field}: {kept} instead of {tuple(stage.decay_epochs)}, since {name}.epochs is"

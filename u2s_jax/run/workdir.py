@@ -25,6 +25,7 @@ class Workdir:
     lease: directory of the lease, held during training in a bucket.
     start: copy of the pretrained weights, for networks that are initialized in later stages.
     summary: the accuracies; written last, so its existence means that the run is finished.
+    metrics: all scalars of the training as JSON lines, one a step.
     per_class: table of the accuracy of each class.
     report: directory of the report: figures and page.
     export: directory of the exported networks.
@@ -42,6 +43,7 @@ class Workdir:
     self.lease = root / ".lease"
     self.start = root / "start.safetensors"
     self.summary = root / "summary.json"
+    self.metrics = root / "metrics.jsonl"
     self.per_class = root / "per_class.csv"
     self.report = root / "report"
     self.export = root / "export"

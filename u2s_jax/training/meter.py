@@ -2,10 +2,12 @@
 
 import contextlib
 import datetime
+import json
 import math
+import pathlib
 import time
 from collections.abc import Callable, Mapping
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -13,7 +15,7 @@ from jaxtyping import Array, Float
 
 from u2s_jax.run.run import Run
 from u2s_jax.runtime.console import log, log_live
-from u2s_jax.runtime.files import Path, output_dir
+from u2s_jax.runtime.files import Path, atomic_open, output_dir
 from u2s_jax.stages import Stage
 
 PROFILE_AFTER, PROFILE_STEPS = 10, 5  # steps, in the first stage that a process trains
@@ -31,6 +33,55 @@ class MetricWriter(Protocol):
     """Writes images (n, h, w, 3) uint8 by name."""
 
 
+class MetricsFile:
+  """Writes scalars as JSON lines, one a step, and passes them and all images on.
+
+  A run that resumes replaces the lines of the steps that it repeats.
+
+  Args:
+    path: the file to write.
+    earlier: the file of the run so far, which may be `path`; may be missing.
+    writer: the next writer.
+  """
+
+  def __init__(self, path: pathlib.Path, earlier: Path, writer: MetricWriter):
+    self._path, self._earlier, self._writer = path, earlier, writer
+    self._line: dict[str, Any] = {}
+    self._started = False
+
+  def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+    """See `MetricWriter`."""
+    if self._line.get("step") != step:
+      self.close()
+      self._line = {} if self._started else self._take_over(step)
+      self._started = True
+    self._line |= {"step": step} | {name: float(value) for name, value in scalars.items()}
+    self._writer.write_scalars(step, scalars)
+
+  def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+    """See `MetricWriter`."""
+    self._writer.write_images(step, images)
+
+  def close(self) -> None:
+    """Writes the line of the last step."""
+    if self._line:
+      with open(self._path, "a") as file:
+        file.write(json.dumps(self._line) + "\n")
+      self._line = {}
+
+  def _take_over(self, step: int) -> dict[str, Any]:
+    """Keeps the lines before `step` and returns the one of `step`, if there is one."""
+    lines = []
+    if self._earlier.exists():
+      for text in self._earlier.read_text().splitlines():
+        with contextlib.suppress(ValueError):  # a line that a kill cut off
+          lines.append(json.loads(text))
+    kept = [json.dumps(line) + "\n" for line in lines if line["step"] < step]
+    with atomic_open(self._path, "w") as file:
+      file.writelines(kept)
+    return next((line for line in lines if line["step"] == step), {})
+
+
 class Meter:
   """Collects the metrics of a stage and reports their means and the speed.
 
@@ -43,6 +94,8 @@ class Meter:
 
   def __init__(self, run: Run, stage: Stage, first: int, writer: MetricWriter):
     self._stage, self._first, self._total = stage, first, run.count_steps(stage)
+    later = run.stages[run.stages.index(stage) + 1 :]
+    self._later_steps = sum(map(run.count_steps, later))
     self._batch_size, self._num_train = run.config.batch_size, run.source.num_train
     self._writer, self._step_offset = writer, run.count_steps_before(stage)
     self._pending: list[Mapping[str, Float[Array, ""]]] = []
@@ -105,20 +158,28 @@ class Meter:
     return means
 
   def _format_line(self, step: int, means: Mapping[str, float]) -> str:
-    """Returns the line for the terminal; the ETA is that of the end of the stage."""
+    """Returns the line for the terminal.
+
+    Its times are those to the end of the stage and of the run, at the stage's speed, without
+    validations.
+    """
     stage, epoch = self._stage, step * self._batch_size / self._num_train
     line = f"  {stage.name} epoch {epoch:.1f}/{stage.epochs:g} step {step}/{self._total}"
     if "clips_per_second" in means:
-      left = datetime.timedelta(
-        seconds=round((self._total - step) * self._batch_size / means["clips_per_second"])
-      )
-      line += f"  {means['clips_per_second']:.0f} clips/s  ETA {left}"
+      speed = means["clips_per_second"]
+      line += f"  {speed:.0f} clips/s  ETA {self._format_time(self._total - step, speed)}"
+      if self._later_steps:
+        run_steps = self._total - step + self._later_steps
+        line += f" (run {self._format_time(run_steps, speed)})"
     line += f"  lr {means['learning_rate']:.2g}  loss {means['loss']:.3f}:"
     for name in stage.losses:
       line += f"  {name} {means[f'loss_{name}']:.3f} ({100 * means[f'accuracy_{name}']:.1f} %)"
     if "regularizer" in means:
       line += f"  regularizer {means['regularizer']:.3f}"
     return line
+
+  def _format_time(self, steps: int, clips_per_second: float) -> str:
+    return str(datetime.timedelta(seconds=round(steps * self._batch_size / clips_per_second)))
 
 
 class Profiler:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 from u2s_jax import csm
 from u2s_jax.evaluation import evaluate, metrics
@@ -23,6 +24,7 @@ from u2s_jax.training.mask_summary import MaskSummary
 from u2s_jax.training.meter import Meter, MetricWriter, Profiler
 
 Metadata = Mapping[str, Any]
+HINT_EPOCHS = 5  # epochs of stage 1 after which an accuracy at chance level is questioned
 
 
 def is_finished(workdir: Workdir) -> bool:
@@ -114,7 +116,7 @@ def run_stage(
   # the validation is repeated here, because plateau and best checkpoint depend on its result.
   if not metadata.get("validated", True):
     validator.validate(state, metadata)
-  if first >= total:
+  if first >= total or validator.should_stop():
     return state
   options = steps.StepOptions(
     regularizer_weight=config.regularizer_weight,
@@ -158,6 +160,11 @@ def run_stage(
       raise signals.Interrupted(f"saved at stage {stage.name}, step {step}")
     if validation_due:
       validator.validate(state, metadata)
+      if validator.should_stop():
+        log(
+          f"  stage {stage.name} ends early: no lower error for {stage.stop_patience} validations"
+        )
+        break
     # The speed of the next epoch must not include saving and validation.
     if epoch_done:
       meter.restart(step)
@@ -214,6 +221,7 @@ class Validator:
     self._run, self._stage, self._writer = run, stage, writer
     self._metadata = metadata
     self._mask_summary = MaskSummary(run, writer)
+    self._has_hinted = False
     self.plateau = Plateau(**metadata["plateau"])
     self.best: float | None = metadata.get("best")
 
@@ -223,6 +231,10 @@ class Validator:
       self._run, self._stage, self.plateau, best=self.best, validated=validated
     )
     return {**self._metadata, **updated}
+
+  def should_stop(self) -> bool:
+    """Returns whether the stage ends early."""
+    return 0 < self._stage.stop_patience <= self.plateau.since_best
 
   def validate(self, state: TrainState, metadata: Metadata) -> None:
     """Validates a state on the centre view, updates the plateau and saves a new best checkpoint.
@@ -235,14 +247,21 @@ class Validator:
     """
     run, stage = self._run, self._stage
     step = run.count_steps_before(stage) + int(state.step)
-    accuracies = compute_accuracies(run, state)
+    accuracies, chance, is_better = compute_accuracies(run, state)
     self._mask_summary.write(stage, state, step)
     self._writer.write_scalars(
       step, {f"{stage.name}/validation_{name}": value for name, value in accuracies.items()}
     )
     top1 = list(accuracies.values())[-1]  # of the merged prediction
-    if stage.decay == "plateau":
-      self.plateau.update(1 - top1 / 100, stage.patience)
+    epoch = int(state.step) * run.config.batch_size / run.source.num_train
+    if stage.one_pass and epoch >= HINT_EPOCHS and not is_better and not self._has_hinted:
+      self._has_hinted = True
+      log(
+        f"  not significantly better than chance ({chance:.1f} %) after {epoch:.0f} epochs: look at"
+        " the frames (data.prepare --preview), cut out a region (--crop), or start from pretrained"
+        " weights (docs/weights.md)"
+      )
+    self.plateau.update(1 - top1 / 100, stage.patience)
     keeps_best = run.config.eval.keep_best and stage.name == STAGES[-1]
     if keeps_best and (self.best is None or top1 > self.best):
       run.checkpoints.save(BEST, int(state.step), state, metadata)
@@ -251,8 +270,12 @@ class Validator:
       self.best = top1
 
 
-def compute_accuracies(run: Run, state: TrainState) -> dict[str, float]:
-  """Returns the validation top-1 of every prediction and, last, of their mean, in percent.
+def compute_accuracies(run: Run, state: TrainState) -> tuple[dict[str, float], float, bool]:
+  """Computes validation accuracies.
+
+  Returns:
+    Top-1 of every prediction and, last, of their mean, in percent; the chance level, that of the
+    most frequent class, in percent; and whether the 95 % interval of the last is above it.
 
   Raises:
     UserError: if a score is not finite.
@@ -265,8 +288,11 @@ def compute_accuracies(run: Run, state: TrainState) -> dict[str, float]:
     name: 100 * metrics.top_k_accuracy(values, scores.labels, 1) for name, values in by_name.items()
   }
   bound = " (upper bounds: labels select the masks)" if evaluate.is_upper_bound(run, state) else ""
-  log("  validation top-1: " + "  ".join(f"{k} {v:.1f} %" for k, v in accuracies.items()) + bound)
-  return accuracies
+  chance = 100 * float(np.bincount(scores.labels).max() / len(scores.labels))
+  line = "  ".join(f"{name} {value:.1f} %" for name, value in accuracies.items())
+  log(f"  validation top-1: {line}  (chance {chance:.1f} %){bound}")
+  low, _ = metrics.wilson_interval(list(accuracies.values())[-1] / 100, len(scores.labels))
+  return accuracies, chance, 100 * low > chance
 
 
 def _check_first_checkpoint(run: Run, stage: Stage) -> None:
