@@ -10,25 +10,21 @@
 
 After the colon comes the start. docs/weights.md says where to get weights, and compares them.
 
-- `resnet50`: the paper's network and recipe, for thousands of clips a class.
+- `resnet50`: the paper's network and recipe, for thousands of clips a class and a GPU.
+- `small`: the demo's network, twice as wide, on frames of 56 pixels: from scratch without a GPU.
 - `tsm`: a 2D ResNet-50 with temporal shift, for weights of ImageNet or TSM.
 - `i3d`, `s3d`, `r2plus1d`: for weights of Kinetics-400.
 - `videoprism`, `videoprism_large`: Google's foundation model, its encoder frozen.
 
-All but the first have a recipe for few clips, that of benchmarks/studies/fights.toml: a frozen
-trunk, a learning rate of 0.01, 10 + 3 + 5 epochs, batches of 8. With very few clips, train the
-classifiers and masks only: --config.trainable="('universal/head', 'specific/head', 'mask')".
+The others have a recipe for few clips, that of benchmarks/studies/fights.toml: a frozen trunk, a
+learning rate of 0.01, 10 + 3 + 5 epochs, batches of 8. With very few clips, train the classifiers
+and masks only: --config.trainable="('universal/head', 'specific/head', 'mask')". Decays are shares
+of a stage, so --config.universal.epochs=20 alone makes it longer.
 
 `/my/videos` has one folder per class, optionally below `train/` and `val/`, or is a CSV file with
 the columns path, label, split; see docs/videos.md. Copy this file and set what your data require,
 above all `data.flip` and `data.flip_label_map`. For images (`--dataset=images`) start from
 `configs/cars.py`.
-
-Without a GPU, a small network on small frames:
-
-  python main.py ... --config.data.num_frames=8 --config.data.short_edge=64 \
-      --config.data.crop_size=56 --config.model.backbone.depth=14 --config.model.backbone.width=16 \
-      --config.model.backbone.strides="(1, 2, 2, 1)" --config.universal.learning_rate=0.02
 
 Expected: depends on your data. From random weights, thousands of clips per class are required: on
 48 surveillance clips (fight or no fight) random weights reach little more than chance, Kinetics
@@ -61,12 +57,16 @@ PUBLISHED = {
   ),
 }
 OTHERS = {"resnet50": default, "tsm": sthv2_tsm, "i3d": ucf101_i3d}  # configs with the network
+STARTS = ("resnet50", "small", *(name for name in OTHERS if name != "resnet50"), *PUBLISHED)
 
 
 def get_config(start: str = "resnet50") -> ml_collections.ConfigDict:
-  default.check_variant("configs/custom.py", start, (*OTHERS, *PUBLISHED))
+  default.check_variant("configs/custom.py", start, STARTS)
   config = default.get_config()
   config.eval.views = "5crop"  # no mirrored view: your classes may depend on left and right
+  if start == "small":
+    set_small(config)
+    return config
   if start in PUBLISHED:
     backbone, frames, crop_size, short_edge = PUBLISHED[start]
     config.data.update(num_frames=frames, crop_size=crop_size, short_edge=short_edge)
@@ -80,10 +80,24 @@ def get_config(start: str = "resnet50") -> ml_collections.ConfigDict:
   return config
 
 
+def set_small(config: ml_collections.ConfigDict) -> None:
+  """Sets a network and a recipe for training from scratch on CPUs."""
+  config.batch_size, config.eval.batch_size = 16, 32
+  config.data.update(num_frames=8, short_edge=64, crop_size=56, multi_scale=(1.0, 0.875))
+  # No stride in group 3: masks of 4 x 4.
+  config.model.backbone.update(depth=14, width=16, strides=(1, 2, 2, 1))
+  # Stages 2 and 3 have the rate of stage 1: at the paper's tenth of it, networks from scratch would
+  # hardly change any more.
+  config.universal.update(learning_rate=0.02, epochs=40.0, decay_epochs=(0.7, 0.9))
+  config.specific.update(learning_rate=0.02, epochs=8.0, decay_epochs=())
+  config.joint.update(learning_rate=0.02, epochs=16.0, decay_epochs=(0.7,))
+  config.eval.views, config.eval.every_epochs = "center", 5
+
+
 def set_few_clips(config: ml_collections.ConfigDict) -> None:
   """Sets the recipe of benchmarks/studies/fights.toml."""
   config.trainable = ("universal", "specific", "mask")
   config.batch_size = 8
-  config.universal.update(learning_rate=0.01, epochs=10.0, decay_epochs=(7.0,))
+  config.universal.update(learning_rate=0.01, epochs=10.0, decay_epochs=(0.7,))
   config.specific.update(learning_rate=0.01, epochs=3.0, decay_epochs=())
-  config.joint.update(learning_rate=0.01, epochs=5.0, decay_epochs=(3.0,))
+  config.joint.update(learning_rate=0.01, epochs=5.0, decay_epochs=(0.6,))

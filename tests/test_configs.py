@@ -29,6 +29,7 @@ PARAMETERS = {
   "custom": (63_702_766, 126_319_516),
   "custom:r2plus1d": (31_389_387, 60_937_997),
   "custom:s3d": (8_088_398, 15_403_004),
+  "custom:small": (1_273_662, 2_605_548),
   "custom:videoprism": (115_091_118, 115_950_684),
   "demo": (342_134, 720_420),
   "dogs": (23_856_878, 46_627_740),
@@ -63,7 +64,9 @@ def test_custom_uses_the_network_of_another_config(backbone, other):
   config, expected = load_config(f"custom:{backbone}"), load_config(other)
   assert config.model == expected.model and config.data.num_frames == expected.data.num_frames
   assert not config.data.flip and not config.data.flip_label_map
-  with pytest.raises(ValueError, match="unknown variant; choose one of resnet50, tsm, i3d, "):
+  with pytest.raises(
+    ValueError, match="unknown variant; choose one of resnet50, small, tsm, i3d, "
+  ):
     load_config("custom:c3d")
 
 

@@ -38,8 +38,7 @@ def load(
 
   Raises:
     UserError: if there is no checkpoint, the run does not support the views, or its backbone is
-      another package's and not `backbone`; or if `crop` is not a region, or is required because the
-      training clips have different ones.
+      another package's and not `backbone`; or if `crop` is not a region.
   """
   from u2s_jax.serving import model  # imports JAX, which takes seconds
 

@@ -29,16 +29,12 @@ def decode_spans(
     reason = " ".join(str(error).split())
   results = []
   for span in spans:
-    segment = segments.get(tuple(span))
-    if segment is None or not segment.frames:
-      results.append(Skipped(reason or "the video has no frames there"))
-      continue
-    # 0.1 s of tolerance, as the last frame's duration is often unknown.
-    seconds = segment.end - segment.start
-    if seconds < 0.85 * (segment.planned - segment.start) - 0.1:
-      results.append(Skipped(f"the video ends there after {seconds:.1f} seconds"))
-    else:
+    segment = segments.get(tuple(span), decode.Segment(*span))
+    try:
+      segment.check_complete()
       results.append(_add_fingerprint(segment.frames, storage))
+    except UserError as error:
+      results.append(Skipped(reason if reason and not segment.frames else str(error)))
   return results
 
 

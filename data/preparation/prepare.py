@@ -26,7 +26,7 @@ import tqdm
 
 from data.input import store
 from data.preparation import cluster as cluster_lib
-from data.preparation import file_states, finalize, preview, shard_writer, shards
+from data.preparation import file_states, finalize, preview, shard_writer, shards, suggestion
 from data.preparation.shard_writer import Job, OnClipDone, Plan
 from data.preparation.workers import Decoded
 from data.sources import frame_lists, hmdb51, something_something, tfds_images, ucf101
@@ -208,16 +208,25 @@ def estimate_cost(job: Job, todo: Plan, num_workers: int) -> None:
   num_timed = sum(len(sample[number]) for number in timings)
   seconds = startup + len(clips) * _seconds_per_clip(timings.values(), num_timed, num_workers)
   needed, free = len(clips) * sum(sizes) / len(sizes), shutil.disk_usage(job.out).free
-  message = f"about {needed / 1e9:.1f} GB for {len(clips)} clips, estimated from {len(sizes)}"
+  message = f"{len(clips)} clips need about {format_bytes(needed)}"
+  message += f" (estimated from {len(sizes)} of them)"
   if needed > MARGIN * free:
-    raise UserError(f"{job.out}: {message}, but only {free / 1e9:.1f} GB are free; free disk space")
+    raise UserError(
+      f"{job.out}: {message}, but only {format_bytes(free)} are free; free disk space"
+    )
   if needed > free:
     message += ", which may not fit"
   duration = datetime.timedelta(seconds=round(seconds))
-  message += f"; {free / 1e9:.1f} GB are free; {duration} (h:mm:ss) with {num_workers} processes"
+  message += f"; {format_bytes(free)} are free; {duration} (h:mm:ss) with {num_workers} processes"
   if job.storage.flow_algorithm == "tvl1":
     message += "; --flow_algorithm=dis is far faster, TV-L1 is the paper's"
   print(f"note: {message}", flush=True)
+
+
+def format_bytes(count: int | float) -> str:
+  """Returns a number of bytes in MB or, from a thousand on, in GB."""
+  megabytes = count / 1e6
+  return f"{megabytes / 1e3:.1f} GB" if megabytes >= 1000 else f"{megabytes:.1f} MB"
 
 
 def _seconds_per_clip(
@@ -329,7 +338,7 @@ def report(dataset: store.PreparedDataset, listing: Listing) -> str:
 
 def _report_splits(dataset: store.PreparedDataset, listing: Listing, unit: str) -> Iterator[str]:
   for split, info in dataset.info.splits.items():
-    line = f"  {split}: {info.num_examples} {unit}, {info.num_bytes / 1e9:.2f} GB"
+    line = f"  {split}: {info.num_examples} {unit}, {format_bytes(info.num_bytes)}"
     if official := listing.official.get(split):
       listed, difference = len(listing.splits[split]), "complete"
       if info.num_examples != official:
@@ -457,6 +466,8 @@ def _prepare_listing(args: argparse.Namespace) -> None:
     cluster=args.cluster,
   )
   print(escape(report(dataset, listing)))
+  if lines := suggestion.suggest_commands(dataset):
+    print(escape("\n".join(["next, for example:", *lines])))
 
 
 def choose_crop(listing: Listing, crop: str | None) -> str | None:

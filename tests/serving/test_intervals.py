@@ -20,8 +20,9 @@ def make_windows(*scores):
   ]
 
 
-def merge(*scores, threshold=0.0, shortest=0.0):
-  found = merge_windows(make_windows(*scores), stride=0.5, threshold=threshold, shortest=shortest)
+def merge(*scores, threshold=0.0, **options):
+  options = {"stride": 0.5, "threshold": threshold, "shortest": 0.0} | options
+  found = merge_windows(make_windows(*scores), **options)
   return [(i.start, i.end, i.label, round(i.score, 6)) for i in found]
 
 
@@ -78,8 +79,44 @@ def test_windows_below_the_threshold_have_no_class():
   assert merge(0.5, threshold=0.6) == []
 
 
-def test_omits_short_intervals():
-  assert merge(0.9, 0.9, 0.1, 0.9, shortest=0.6) == [(0, 1.75, "a", 0.9), (2.25, 3.5, "a", 0.9)]
+def test_a_change_that_does_not_last_is_none():
+  # One window of 'b' covers half a second.
+  assert merge(0.9, 0.9, 0.1, 0.9, shortest=0.6) == [(0, 3.5, "a", 0.7)]
+  assert merge(0.9, 0.9, 0.1, 0.9, shortest=0.5)[1] == (1.75, 2.25, "b", 0.9)
+  # Two of 'b' cover a second, from 1.75 on.
+  assert merge(0.9, 0.9, 0.1, 0.1, 0.9, shortest=1.0) == [
+    (0, 1.75, "a", 0.9),
+    (1.75, 2.75, "b", 0.9),
+    (2.75, 4, "a", 0.9),
+  ]
+  # At the end half a second more, and a video that is shorter than the shortest interval.
+  assert merge(0.9, 0.9, 0.9, 0.1, shortest=2.0) == [(0, 3.5, "a", 0.7)]
+  assert merge(0.9, 0.1, 0.1, shortest=9.0) == [(0, 3, "b", pytest.approx(1.9 / 3, abs=1e-6))]
+  # A dip below the threshold is a part of the interval too.
+  assert merge(0.9, 0.9, 0.55, 0.9, shortest=1.0, threshold=0.6) == [(0, 3.5, "a", 0.8125)]
+
+
+def test_windows_that_change_all_the_time_are_one_interval():
+  flicker = merge(*[0.55, 0.4] * 20, shortest=1.5)
+  assert [interval[2] for interval in flicker] == ["b"] and flicker[0][:2] == (0, 21.5)
+
+
+@pytest.mark.parametrize(("lead", "labels"), [(0.0, "abab"), (0.1, "a"), (0.5, "a")])
+def test_hysteresis_ignores_a_small_lead(lead, labels):
+  found = merge(0.6, 0.46, 0.6, 0.46, hysteresis=lead)  # 'b' leads by 0.08
+  assert "".join(interval[2] for interval in found) == labels
+  assert [i[2] for i in merge(0.6, 0.2, hysteresis=lead)] == ["a", "b"] if lead < 0.5 else ["a"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_interval_is_too_short(seed):
+  """Random scores of 60 s; the intervals cover the video without gaps."""
+  scores = np.random.default_rng(seed).uniform(size=117)
+  found = merge(*scores, shortest=1.0, hysteresis=0.1)
+  assert found[0][0] == 0 and found[-1][1] == 60
+  for one, other in zip(found, found[1:], strict=False):
+    assert one[1] == other[0] and one[2] != other[2]
+  assert all(end - start >= 1 - 1e-9 for start, end, *_ in found)
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,9 @@ from u2s_jax.runtime.errors import (
   escape,
   one_line_errors,
 )
-from u2s_jax.serving import export, formatting, predict
+from u2s_jax.serving import export, formatting, predict, segments
 from u2s_jax.serving.intervals import Gap
-from u2s_jax.serving.model import SHORTEST, STRIDE, THRESHOLD, Model, check_windows
+from u2s_jax.serving.model import HYSTERESIS, STRIDE, THRESHOLD, Model, check_windows
 from u2s_jax.video import folders, reader
 
 BACKBONE = "--config.model.backbone.name"
@@ -35,6 +35,7 @@ TRUSTED = {
     dest="backbone", help="the run's backbone, if it is code of another package that you trust"
   )
 }
+WINDOW_OPTIONS = ("stride", "threshold", "shortest", "hysteresis")
 BEST = dict(action="store_true", help="the checkpoint that eval.keep_best kept, not the last one")
 MODES = {
   "predict": {
@@ -44,13 +45,20 @@ MODES = {
       help="a video or image, a directory of them, or a pattern in quotes; with --window also a"
       " camera, rtsp://... or /dev/video0; repeatable",
     ),
+    "--segments": dict(
+      help="CSV file with the columns of data.prepare: scores its rows instead of --video and, with"
+      " labels, prints the accuracy"
+    ),
     "--views": dict(help="center, 3crop, 5crop or 10crop; default: those of the evaluation"),
     "--crop": dict(
       help="X,Y,W,H: region of every frame, see data.prepare; default: that of the training data"
     ),
     "--best": BEST,
     **TRUSTED,
-    "--details": dict(action="store_true", help="every prediction and fusion, not only the mean"),
+    "--details": dict(
+      action="store_true",
+      help="every prediction and fusion, not only the mean; with --window the scores of windows",
+    ),
     "--json": dict(action="store_true", help="a line of JSON per result"),
     "--csv": dict(action="store_true", help="CSV, which data.prepare reads"),
     "--vtt": dict(action="store_true", help="WebVTT subtitles; requires --window"),
@@ -59,7 +67,10 @@ MODES = {
     "--threshold": dict(
       type=float, help=f"score, 0 to 1, below which a window has no class ({THRESHOLD})"
     ),
-    "--shortest": dict(type=float, help=f"least seconds of an interval ({SHORTEST})"),
+    "--shortest": dict(type=float, help="least seconds of an interval (half a window)"),
+    "--hysteresis": dict(
+      type=float, help=f"lead of another class's score that ends an interval ({HYSTERESIS})"
+    ),
     "--features": dict(help=".npz file for the features that the classifiers read"),
     "--overlay": dict(help=".mp4 file for the clip with its mask"),
   },
@@ -92,6 +103,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def predict_files(args: argparse.Namespace, workdir: Workdir) -> bool:
   """Prints predictions for `--video`, and returns whether all files could be read."""
   output_format = choose_format(args)
+  if args.segments:
+    return score_segments(args, workdir, output_format)
   videos = find_videos(args)
   overlay = check_output_path(args.overlay, "--overlay", ".mp4", videos)
   features = check_output_path(args.features, "--features", ".npz", videos)
@@ -102,7 +115,9 @@ def predict_files(args: argparse.Namespace, workdir: Workdir) -> bool:
   if overlay and not model.has_masks:
     raise UserError("--overlay: this run has no mask network")
   headers = formatting.HEADERS if args.window is None else formatting.INTERVAL_HEADERS
-  if output_format in headers:
+  if args.window is not None and args.details and output_format == "csv":
+    print(formatting.format_row(["path", "start", "end", *model.class_names]), flush=True)
+  elif output_format in headers:
     print(headers[output_format], flush=True)
   vectors, all_scored = {}, True
   predictions = model.predict_each(videos) if args.window is None else itertools.repeat(None)
@@ -111,7 +126,7 @@ def predict_files(args: argparse.Namespace, workdir: Workdir) -> bool:
       if isinstance(prediction, Exception):
         raise prediction
       if prediction is None:
-        print_intervals(args, model, file, output_format)
+        print_windows(args, model, file, output_format)
       else:
         line = formatting.format_prediction(file, prediction, output_format, args.details)
         print(line, flush=True)
@@ -137,6 +152,19 @@ def predict_files(args: argparse.Namespace, workdir: Workdir) -> bool:
   return all_scored
 
 
+def score_segments(args: argparse.Namespace, workdir: Workdir, output_format: str) -> bool:
+  """Scores the rows of `--segments`, and returns whether all clips could be read."""
+  for name in ("video", "window", "features", "overlay"):
+    if getattr(args, name):
+      raise UserError(f"--segments and --{name}: choose one")
+  path = files.parse_local_path(args.segments)
+  if not path.is_file():
+    raise UserError(f"--segments {path}: no such file")
+  devices.use_compilation_cache(workdir.compiled)
+  model = Model(predict.load(workdir, args.best, args.backbone), args.views, args.crop)
+  return segments.predict_segments(model, path, output_format, args.details)
+
+
 def find_videos(args: argparse.Namespace) -> list[str]:
   """Returns the files and cameras that `--video` names, each once."""
   if not args.video:
@@ -160,14 +188,16 @@ def choose_format(args: argparse.Namespace) -> str:
     raise UserError(f"--{formats[0]} and --{formats[1]}: choose one")
   if args.vtt and args.window is None:
     raise UserError("--vtt: requires --window")
-  if args.details and args.csv:
+  if args.details and args.csv and args.window is None:
     raise UserError("--details and --csv: choose one; CSV has the best class only")
   if args.window is None:
-    for name in ("stride", "threshold", "shortest"):
+    for name in WINDOW_OPTIONS:
       if getattr(args, name) is not None:
         raise UserError(f"--{name}: requires --window")
   else:
-    for name in ("features", "overlay", "details"):
+    if args.details and args.vtt:
+      raise UserError("--details and --vtt: choose one; subtitles have intervals only")
+    for name in ("features", "overlay"):
       if getattr(args, name):
         raise UserError(f"--{name}: not available with --window")
     check_windows(args.window, **interval_options(args))
@@ -176,17 +206,23 @@ def choose_format(args: argparse.Namespace) -> str:
 
 def interval_options(args: argparse.Namespace) -> dict[str, Any]:
   """Returns the options of `Model.intervals` that are set."""
-  options = {name: getattr(args, name) for name in ("stride", "threshold", "shortest")}
+  options = {name: getattr(args, name) for name in WINDOW_OPTIONS}
   return {name: value for name, value in options.items() if value is not None}
 
 
-def print_intervals(args: argparse.Namespace, model: Model, file: str, output_format: str) -> None:
-  """Prints the intervals of a video as they are found, with a progress bar."""
+def print_windows(args: argparse.Namespace, model: Model, file: str, output_format: str) -> None:
+  """Prints a video's intervals or, for `--details`, its windows as they are found."""
   if output_format == "text":
     print(escape(file), flush=True)
   seconds = reader.read_duration(file)
   options = interval_options(args)
   with formatting.progress_bar(seconds) as bar:
+    if args.details:
+      for window in model.windows(file, args.window, options.get("stride", STRIDE)):
+        bar.update(window.end - bar.n)
+        with bar.external_write_mode():
+          print(formatting.format_window(file, window, output_format), flush=True)
+      return
     options["on_window"] = lambda window: bar.update(window.end - bar.n)
     for interval in model.intervals(file, args.window, **options):
       with bar.external_write_mode():

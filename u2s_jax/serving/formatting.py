@@ -18,12 +18,14 @@ import tqdm
 from jaxtyping import UInt8
 
 from u2s_jax.runtime.errors import escape, escape_cell, escape_line
-from u2s_jax.serving.intervals import Gap, Interval
+from u2s_jax.serving.intervals import Gap, Interval, ScoredWindow
 from u2s_jax.serving.predict import Prediction
+from u2s_jax.video.listing import Entry
 
 FRAMES_PER_SECOND = 5  # of a video with its mask
 SHORT_EDGE = 224  # least pixels of a video with its mask
 HEADERS = {"csv": "path,label,score", "vtt": "WEBVTT\n"}
+SEGMENT_HEADER = "path,start,end,x,y,width,height,label,score,expected"
 INTERVAL_HEADERS = HEADERS | {"csv": "path,start,end,label,score,group"}
 # The CSV groups intervals by blocks of a video, because neighbouring intervals look alike and must
 # be in one split. A block is a minute, so that few intervals have a neighbour in another block; for
@@ -42,13 +44,13 @@ def format_prediction(
     details: whether to show every fusion of Table I, not only the mean of all predictions.
   """
   if output_format == "csv":
-    return _row([os.path.abspath(file), prediction.label, f"{prediction.score:.4f}"])
+    return format_row([os.path.abspath(file), prediction.label, f"{prediction.score:.4f}"])
   if output_format == "json":
     fields = {"path": file, "best": _json_classes(prediction.best())}
     if details:
       fusions = prediction.fusions()
       fields["predictions"] = {name: _json_classes(best) for name, best in fusions.items()}
-    return _json(fields)
+    return format_json(fields)
   lines = [file]
   for name, best in prediction.fusions().items() if details else [("", prediction.best())]:
     lines += [f"  {name.replace('+', ' + ')}"] if name else []
@@ -56,10 +58,51 @@ def format_prediction(
   return escape("\n".join(lines))
 
 
+def format_segment(
+  entry: Entry, prediction: Prediction, output_format: str, details: bool = False
+) -> str:
+  """Formats the prediction for a row of a CSV file; `output_format` as in `format_prediction`."""
+  if output_format == "csv":
+    cells = [os.path.abspath(entry.file), *(entry.span or ("", "")), *(entry.region or [""] * 4)]
+    return format_row([*map(str, cells), prediction.label, f"{prediction.score:.4f}", entry.name])
+  text = format_prediction(entry.id, prediction, output_format, details)
+  if not entry.name:
+    return text
+  if output_format == "json":
+    return format_json({**json.loads(text), "expected": entry.name})
+  mark = "" if entry.name == prediction.label else "  (wrong)"
+  first, _, rest = text.partition("\n")
+  return f"{first}  label: {escape_line(entry.name)}{mark}\n{rest}"
+
+
+def format_window(file: str, window: ScoredWindow | Gap, output_format: str) -> str:
+  """Formats the scores of a window of a video; 'json' and 'csv' have those of all classes."""
+  start, end = window.start, window.end
+  if isinstance(window, Gap):
+    if output_format == "csv":
+      return format_row([os.path.abspath(file), f"{start:.3f}", f"{end:.3f}"])
+    return format_interval(file, window, output_format)
+  merged = window.prediction.merged.tolist()
+  if output_format == "csv":
+    path = file if "://" in file else os.path.abspath(file)
+    return format_row([path, f"{start:.3f}", f"{end:.3f}", *(f"{score:.6f}" for score in merged)])
+  if output_format == "json":
+    scores = {
+      name: round(score, 6)
+      for name, score in zip(window.prediction.class_names, merged, strict=True)
+    }
+    fields = {"path": file, "start": round(start, 3), "end": round(end, 3), "scores": scores}
+    return format_json(fields)
+  best = ", ".join(
+    f"{escape_line(label)} {100 * score:.1f} %" for label, score in window.prediction.best()
+  )
+  return escape(f"  {format_time(start)} --> {format_time(end)}  {best}")
+
+
 def format_error(file: str, reason: str, output_format: str) -> str:
   """Formats the error of a file that cannot be scored."""
   if output_format == "json":
-    return _json({"path": file, "error": reason})
+    return format_json({"path": file, "error": reason})
   return escape(f"{file}: {reason}")
 
 
@@ -79,12 +122,12 @@ def format_interval(
     cells = ["", ""] if is_gap else [interval.label, f"{interval.score:.4f}"]
     path = file if "://" in file else os.path.abspath(file)
     block = int(start / min(BLOCK_SECONDS, (seconds or math.inf) / BLOCKS))
-    return _row([path, f"{start:.3f}", f"{end:.3f}", *cells, f"{path}, block {block}"])
+    return format_row([path, f"{start:.3f}", f"{end:.3f}", *cells, f"{path}, block {block}"])
   if output_format == "json":
     fields = {"path": file, "start": round(start, 3), "end": round(end, 3)}
     if is_gap:
-      return _json(fields | {"gap": interval.reason})
-    return _json(fields | {"label": interval.label, "score": round(interval.score, 6)})
+      return format_json(fields | {"gap": interval.reason})
+    return format_json(fields | {"label": interval.label, "score": round(interval.score, 6)})
   if output_format == "vtt" and is_gap:  # a comment must not contain an arrow
     return escape(f"NOTE {format_time(start)} to {format_time(end)}: {interval.reason}\n")
   times = f"{format_time(start)} --> {format_time(end)}"
@@ -120,13 +163,13 @@ def _json_classes(best: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
   return [{"class": label, "score": round(score, 6)} for label, score in best]
 
 
-def _json(fields: dict[str, Any]) -> str:
+def format_json(fields: dict[str, Any]) -> str:
   """Returns a line of JSON, escaped if a name holds control characters or is not UTF-8."""
   readable = json.dumps(fields, ensure_ascii=False)
   return readable if readable.isprintable() else json.dumps(fields)
 
 
-def _row(cells: Sequence[str]) -> str:
+def format_row(cells: Sequence[str]) -> str:
   """Returns a row of CSV; on a terminal control characters are escaped."""
   file = io.StringIO()
   csv.writer(file, lineterminator="").writerow(map(escape_cell, cells))

@@ -1,6 +1,7 @@
 """The Python API of a trained run: `u2s_jax.load` returns a `Model`."""
 
 import concurrent.futures
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -18,10 +19,14 @@ from u2s_jax.serving import predict
 from u2s_jax.serving.intervals import Gap, Interval, ScoredWindow, merge_windows
 from u2s_jax.serving.predict import Prediction, Scorer, TrainedRun
 from u2s_jax.video import clip_views, clips, decode, reader
+from u2s_jax.video.listing import Entry
+from u2s_jax.video.region import parse_region
 
 WINDOW, STRIDE = 2.0, 0.5  # seconds
 THRESHOLD = 0.0  # least score of an interval's windows
-SHORTEST = 0.0  # seconds of an interval
+# Least lead of another class, so that a tie does not end an interval; the least length of an
+# interval is half a window by default.
+HYSTERESIS = 0.1
 NETWORKS = ("universal", "specific")  # in the order of their features
 
 PathLike = str | os.PathLike[str]
@@ -35,11 +40,11 @@ class Model:
     trained: from `serving.predict.load`.
     views: views to average scores over, one of `views.VIEWS`; None: those of the run's evaluation.
     crop: region of the frames, `x,y,width,height` as in `data.prepare --crop`; None: that of the
-      training data.
+      training data, which must not differ from clip to clip.
 
   Raises:
     UserError: if the views are unknown, or mirrored and the network was trained without flips; or
-      if the region is not valid, or not set although the training clips have different ones.
+      if the region is not valid.
   """
 
   def __init__(self, trained: TrainedRun, views: str | None = None, crop: str | None = None):
@@ -48,10 +53,11 @@ class Model:
     self._clip, _ = clips.read_config(trained.config.data)
     stored = trained.stored | ({} if crop is None else {"crop": crop})
     self._storage = decode.Storage(modality=self._clip.modality, **stored)
-    try:
-      _ = self._storage.region
-    except UserError as error:
-      raise UserError(f"crop: {error}") from error
+    if crop is not None:
+      try:
+        parse_region(crop)
+      except UserError as error:
+        raise UserError(f"crop: {error}") from error
     self._score = Scorer(trained, self._views)
 
   def __reduce__(self):
@@ -86,14 +92,35 @@ class Model:
       For each file the prediction that `predict` returns, or the error that it raises.
     """
 
-    def read(file: PathLike) -> UInt8[np.ndarray, "v t h w c"] | UserError | OSError:
+    return self._predict_each(files, lambda file: self._read_views(file, self._views))
+
+  def predict_entries(self, entries: Iterable[Entry]) -> Iterator[Prediction | UserError | OSError]:
+    """Scores the clips of a CSV file in order, as `predict_each` does files.
+
+    Args:
+      entries: from `clips_csv.read_csv`; a clip's own region is used instead of the model's.
+    """
+
+    def read(entry: Entry) -> UInt8[np.ndarray, "v t h w c"]:
+      storage = self._storage
+      if entry.region:
+        storage = dataclasses.replace(storage, crop=str(entry.region))
+      path = str(files.parse_local_path(entry.file))
+      return clip_views.read_views(path, self._clip, storage, self._views, entry.span)
+
+    return self._predict_each(entries, read)
+
+  def _predict_each(
+    self, clips: Iterable[T], read_views: Callable[[T], UInt8[np.ndarray, "v t h w c"]]
+  ) -> Iterator[Prediction | UserError | OSError]:
+    def read(clip: T) -> UInt8[np.ndarray, "v t h w c"] | UserError | OSError:
       try:
-        return self._read_views(file, self._views)
+        return read_views(clip)
       except (UserError, OSError) as error:
         return error
 
     with concurrent.futures.ThreadPoolExecutor(self._score.clips) as pool:
-      batches = (list(pool.map(read, batch)) for batch in _batch(files, self._score.clips))
+      batches = (list(pool.map(read, batch)) for batch in _batch(clips, self._score.clips))
       for batch in _prefetch(batches):
         scored = iter(self._score([views for views in batch if isinstance(views, np.ndarray)]))
         for views in batch:
@@ -141,7 +168,8 @@ class Model:
     stride: float = STRIDE,
     *,
     threshold: float = THRESHOLD,
-    shortest: float = SHORTEST,
+    shortest: float | None = None,
+    hysteresis: float = HYSTERESIS,
     on_window: Callable[[ScoredWindow | Gap], object] = lambda window: None,
   ) -> Iterator[Interval | Gap]:
     """Yields intervals of a video with one class each, and gaps, see `intervals.merge_windows`.
@@ -151,17 +179,22 @@ class Model:
     Args:
       file: see `windows`, as for `window` and `stride`.
       threshold: least score of a window's best class, in [0, 1].
-      shortest: least length of an interval, seconds.
+      shortest: least length of an interval, seconds; None: half a window. Changes that do not last
+        as long are ignored.
+      hysteresis: least lead of another class's score before an interval ends, in [0, 1].
       on_window: called with every scored window and every gap.
     """
-    check_windows(window, stride, threshold, shortest)
+    shortest = window / 2 if shortest is None else shortest
+    check_windows(window, stride, threshold, shortest, hysteresis)
 
     def windows() -> Iterator[ScoredWindow | Gap]:
       for scored in self.windows(file, window, stride):
         on_window(scored)
         yield scored
 
-    return merge_windows(windows(), stride=stride, threshold=threshold, shortest=shortest)
+    return merge_windows(
+      windows(), stride=stride, threshold=threshold, shortest=shortest, hysteresis=hysteresis
+    )
 
   def features(self, file: PathLike) -> Float[np.ndarray, " c"]:
     """Computes the features before the classifiers for the centre view; raises like `predict`.
@@ -210,15 +243,18 @@ def check_windows(
   window: float,
   stride: float = STRIDE,
   threshold: float = THRESHOLD,
-  shortest: float = SHORTEST,
+  shortest: float | None = None,
+  hysteresis: float = HYSTERESIS,
 ) -> None:
   """Raises UserError if an argument of `Model.intervals` is out of range."""
   if not (0 < window < np.inf and 0 < stride < np.inf):
     raise UserError(f"window {window:g}, stride {stride:g}: must be seconds > 0")
   if not 0 <= threshold <= 1:
     raise UserError(f"threshold {threshold:g}: must be in [0, 1]")
-  if not 0 <= shortest < np.inf:
+  if not 0 <= (shortest or 0) < np.inf:
     raise UserError(f"shortest {shortest:g}: must be seconds >= 0")
+  if not 0 <= hysteresis <= 1:
+    raise UserError(f"hysteresis {hysteresis:g}: must be in [0, 1]")
 
 
 def load(

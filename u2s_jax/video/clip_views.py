@@ -106,20 +106,28 @@ def make_views(
 
 
 def read_views(
-  path: str, clip: ClipSpec, storage: Storage, views: str
+  path: str,
+  clip: ClipSpec,
+  storage: Storage,
+  views: str,
+  span: tuple[float, float] | None = None,
 ) -> UInt8[np.ndarray, "v num_frames crop_size crop_size c"]:
   """Reads the views of a video or image file; the pixels are those after `data.prepare`.
 
   Args:
     storage: how the network's training frames were stored.
     views: see `make_views`.
+    span: start and end of a segment of the video, seconds; None: the whole file.
 
   Raises:
     UserError: if the file cannot be decoded; one line, without the file's name.
     OSError: if it cannot be read.
   """
-  is_image = folders.is_image(path) and not clip.is_flow
-  frames = decode.decode_file(path, storage, is_image=is_image)
+  if span:
+    frames = decode.decode_span(path, storage, span)
+  else:
+    is_image = folders.is_image(path) and not clip.is_flow
+    frames = decode.decode_file(path, storage, is_image=is_image)
   return make_views(frames, clip, storage.short_edge, views)
 
 

@@ -60,7 +60,7 @@ class Storage:
     Raises UserError if it differs from clip to clip.
     """
     if self.crop == BY_CLIP:
-      raise UserError("the training clips have different regions; name one")
+      raise UserError("the training clips have different regions; name one with --crop")
     return self.crop and parse_region(self.crop)
 
 
@@ -185,6 +185,15 @@ class Segment:
     if len(self.frames) > MAX_FRAMES:
       raise UserError(f"has more than {MAX_FRAMES} frames; cut it into clips")
 
+  def check_complete(self) -> None:
+    """Raises UserError if there are no frames, or the video ends before 85 % of the segment."""
+    if not self.frames:
+      raise UserError("the video has no frames there")
+    # 0.1 s of tolerance, as the last frame's duration is often unknown.
+    seconds = self.end - self.start
+    if seconds < 0.85 * (self.planned - self.start) - 0.1:
+      raise UserError(f"the video ends there after {seconds:.1f} seconds")
+
 
 def decode_segments(
   file: VideoInput, storage: Storage, spans: Iterable[tuple[float, float]], *, strict: bool = False
@@ -278,6 +287,21 @@ def decode_file(file: str | io.BytesIO, storage: Storage, *, is_image: bool = Fa
   segment = Segment(-math.inf, math.inf)
   for frame in encode_frames(file, storage):
     segment.add(frame)
+  return segment.frames
+
+
+def decode_span(file: str, storage: Storage, span: tuple[float, float]) -> list[bytes]:
+  """Returns the stored frames of a segment of a video, as `decode_file` does.
+
+  Args:
+    span: start and end, seconds since the video's first frame.
+
+  Raises:
+    UserError: if the segment cannot be decoded, or is not complete.
+  """
+  segments = decode_segments(file, storage, [span], strict=True)
+  segment = next(segments, Segment(*span))
+  segment.check_complete()
   return segment.frames
 
 

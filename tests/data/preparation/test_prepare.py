@@ -772,11 +772,13 @@ def test_estimate_cost(source, capsys, monkeypatch):
   for free, line in (
     (24_000, None),
     (26_000, "which may not fit"),
-    (51_000, "estimated from 10; 0.0 GB"),
+    (5_100_000, "(estimated from 10 of them); 5.1 MB are free"),
   ):
     monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: space._replace(free=free))
     if line is None:  # 50 times 1,000 bytes is more than twice that
-      with pytest.raises(UserError, match="about 0.0 GB for 50 clips, .* 10, but only 0.0"):
+      with pytest.raises(
+        UserError, match="50 clips need about 0.1 MB .* 10 of them.*, but only 0.0 MB"
+      ):
         prepare.estimate_cost(job, {("train", 0): clips}, 2)
     else:
       prepare.estimate_cost(job, {("train", 0): clips}, 2)

@@ -135,8 +135,8 @@ def test_model_takes_another_region(trained_run, source):
   assert np.abs(red.astype(int) - (255, 0, 0)).max() < 40
   white = Model(run_of("by clip"), crop=WHITE)._read_views(path, "center")
   assert np.abs(white.astype(int) - 255).max() < 40
-  with pytest.raises(UserError, match="crop: the training clips have different regions"):
-    Model(run_of("by clip"))
+  with pytest.raises(UserError, match="the training clips have different regions; name one with"):
+    Model(run_of("by clip")).predict(path)
   with pytest.raises(UserError, match="crop: 'x' is not a region"):
     Model(run_of(None), crop="x")
 
