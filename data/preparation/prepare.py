@@ -26,7 +26,15 @@ import tqdm
 
 from data.input import store
 from data.preparation import cluster as cluster_lib
-from data.preparation import file_states, finalize, preview, shard_writer, shards, suggestion
+from data.preparation import (
+  corrections,
+  file_states,
+  finalize,
+  preview,
+  shard_writer,
+  shards,
+  suggestion,
+)
 from data.preparation.shard_writer import Job, OnClipDone, Plan
 from data.preparation.workers import Decoded
 from data.sources import frame_lists, hmdb51, something_something, tfds_images, ucf101
@@ -409,6 +417,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     help="X,Y,W,H: the region of every frame to keep, in pixels of the frame as displayed, or in"
     " shares of it if all are at most 1",
   )
+  add("--corrections", help="CSV file of corrected labels, from the page of --mode=report")
   add("--preview", help=".jpg file: only draws frames of some clips as the network will see them")
   add("--workers", type=int, default=os.cpu_count(), help="processes that decode (default: cores)")
   add("--cluster", help="address of a Dask scheduler whose workers decode (docs/scaling.md)")
@@ -443,10 +452,13 @@ def _prepare_listing(args: argparse.Namespace) -> None:
   listing = DATASETS[args.dataset](args)
   check_trainable_classes(listing, str(args.source))
   listing = shards.match_earlier_splits(listing, out)
+  origin = {"dataset": args.dataset}
+  if args.corrections:
+    path = files.parse_local_path(args.corrections)
+    listing, origin["corrections"] = corrections.apply_corrections(listing, path)
   for note in listing.notes:
     print(escape(f"note: {note}"), flush=True)
   signals.raise_if_requested()
-  origin = {"dataset": args.dataset}
   if args.dataset in ("ucf101", "hmdb51"):
     origin["split"] = args.split
   algorithm = args.flow_algorithm if args.modality == "flow" else None

@@ -73,8 +73,8 @@ def test_analysis_file_by_hand(finished):
   final = scores.read(folder / "scores/validation.npz")
   wrong = final.ids[final.merged.argmax(1) != final.labels]
   assert len(wrong) and sorted(arrays["mistake_id"]) == sorted(wrong)
-  stills = batch["video"][arrays["mistake_id"].astype(int), 1]  # of two frames
-  np.testing.assert_array_equal(arrays["mistake_still"], stills)
+  wrong_clips = batch["video"][arrays["mistake_id"].astype(int)]  # of two frames of 32 pixels
+  np.testing.assert_array_equal(arrays["mistake_clip"], wrong_clips)
   assert arrays["mistake_path"].tolist() == [f"/videos/{name}" for name in arrays["mistake_id"]]
   assert json.loads((folder / "summary.json").read_text())["training_clips"] == [9, 9, 6]
   kernel = restore_state(make_config(), folder)[0].params["mask"]["kernel"]

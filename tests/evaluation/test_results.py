@@ -40,13 +40,14 @@ def test_summary():
   json.dumps(summary)
 
 
-def test_confident_mistakes_are_sorted_by_margin():
+def test_likely_mislabelled_clips_are_sorted_by_self_confidence():
   labels = np.array([0, 1, 2, 0, 1])
   values = np.array([[0.5, 0.4, 0.1], [0.1, 0.8, 0.1], [0.9, 0.1, 0.0], [0.3, 0.6, 0.1], [0, 0, 1]])
   wrong = make_scores(labels, universal=values)
-  assert results.confident_mistakes(wrong, 9).tolist() == [4, 2, 3]  # margins of 1, 0.9 and 0.3
-  assert results.confident_mistakes(wrong, 2).tolist() == [4, 2]
-  assert results.confident_mistakes(make_scores(labels[:2], universal=values[:2]), 9).size == 0
+  # The scores of the labels are 0.5, 0.8, 0, 0.3 and 0; the first two clips are correct.
+  assert results.likely_mislabelled(wrong, 9).tolist() == [2, 4, 3]
+  assert results.likely_mislabelled(wrong, 2).tolist() == [2, 4]
+  assert results.likely_mislabelled(make_scores(labels[:2], universal=values[:2]), 9).size == 0
 
 
 # Eight clips; class 2 has none. One-pass: both of class 0 and 3 of 6 of class 1 are correct; at the

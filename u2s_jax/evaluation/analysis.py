@@ -13,13 +13,14 @@ from jaxtyping import Float, Integer
 
 from u2s_jax import csm as csm_lib
 from u2s_jax.csm import CategorySimilarity
-from u2s_jax.evaluation import inference
+from u2s_jax.evaluation import inference, overlay
 from u2s_jax.evaluation.scores import Scores
 from u2s_jax.run.state import TrainState
 from u2s_jax.runtime import devices
 
 MAX_CLIPS = 200  # clips of a class whose pooled features are kept for t-SNE
-MAX_MISTAKES = 40  # most confident mistakes whose stills are kept
+MAX_MISTAKES = 40  # misclassified clips whose frames are kept, see `results.likely_mislabelled`
+LOOP_FRAMES, LOOP_HEIGHT = 8, 112  # of these clips
 NUM_OTHERS = 3  # classes outside the pair whose masks of an example are kept, as in Fig. 6
 
 
@@ -30,9 +31,9 @@ def collect(
   *,
   classes: Sequence[int],
   examples: Mapping[str, Integer[np.ndarray, " k"]] = types.MappingProxyType({}),
-  stills: Sequence[str] = (),
+  mistakes: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
-  """Collects class sparsity, pooled features, example clips and stills in one pass over a split.
+  """Collects class sparsity, pooled features and clips to show in one pass over a split.
 
   Args:
     step: the step of `inference.jit_analysis_step`.
@@ -40,15 +41,15 @@ def collect(
     classes: classes whose pooled features are kept, of the first 200 clips each.
     examples: for the id of each clip whose frames and masks are kept, the classes of these masks;
       equally many for each clip, see `select_mask_classes`.
-    stills: ids of clips whose middle frame is kept.
+    mistakes: ids of clips of which a few small frames are kept.
 
   Returns:
     For each network, 'universal' and after stage 1 'specific', the class sparsity of Eq. 1
     `sparsity_*` (m, c), NaN for a class without a clip, and `pooled_*` (k, c) of the kept clips,
     whose `label` is (k,). If examples were found: `example_id`, `example_label`, `predicted` (e,),
     `video` (e, t, h, w, c) uint8, and with a mask network `mask` (e, t', h', w'), `mask_classes`
-    (e, k) and `class_masks` (e, t', h', w', k). If stills were found: `mistake_id`,
-    `mistake_still` (s, h, w, c) uint8.
+    (e, k) and `class_masks` (e, t', h', w', k). If mistakes were found: `mistake_id`,
+    `mistake_clip` (s, f, h, w, 3) uint8.
   """
   num_classes = len(state.csm.matrix)
   sums, parts, remaining = {}, collections.defaultdict(list), dict.fromkeys(classes, MAX_CLIPS)
@@ -77,10 +78,10 @@ def collect(
         parts["mask_classes"].append(shown[None])
         masks = inference.read_row_masks(clips["features"], i, kernel, shown)
         parts["class_masks"].append(masks[None])
-    for i in np.flatnonzero(valid & np.isin(ids, stills)).tolist():
-      frames = clips["video"]
+    for i in np.flatnonzero(valid & np.isin(ids, mistakes)).tolist():
+      clip = overlay.to_rgb(devices.read_row(clips["video"], i))
       parts["mistake_id"].append(ids[i : i + 1])
-      parts["mistake_still"].append(devices.read_row(frames[:, frames.shape[1] // 2], i)[None])
+      parts["mistake_clip"].append(overlay.shrink(clip, LOOP_FRAMES, LOOP_HEIGHT)[None])
   arrays = {}
   for name in ("universal", "specific"):
     if f"zeros_{name}" in sums:

@@ -307,12 +307,12 @@ def write_analysis(evaluation: Evaluation) -> None:
     clip_id: analysis.select_mask_classes(label, pairs, similarity)
     for clip_id, label in analysis.choose_examples(pairs, evaluation.one_pass, final).items()
   }
-  mistakes = final.ids[results.confident_mistakes(final, analysis.MAX_MISTAKES)]
+  mistakes = final.ids[results.likely_mislabelled(final, analysis.MAX_MISTAKES)]
   one_pass = collect(run.restore_one_pass())
   arrays = {"class_names": np.array(run.source.class_names, str), "pairs": pairs}
   for kind in ("sparsity", "pooled"):
     arrays[f"{kind}_one_pass"] = one_pass[f"{kind}_universal"]
-  arrays |= collect(state, examples=examples, stills=mistakes.tolist())
+  arrays |= collect(state, examples=examples, mistakes=mistakes.tolist())
   if int(state.csm.n):
     arrays["csm"] = np.asarray(state.csm.matrix)
     arrays["similarity"] = np.asarray(state.csm.similarity)

@@ -10,7 +10,7 @@ same score is as accurate as always guessing class 0.
 
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer
 
 
 def top_k_accuracy(
@@ -31,6 +31,16 @@ def top_k_accuracy(
   return float(np.mean(ranks < k))
 
 
+def chance_level(labels: Integer[np.ndarray, " n"]) -> float:
+  """Returns the accuracy, in [0, 1], of always guessing the most frequent class of `labels`.
+
+  Example:
+    >>> chance_level(np.array([0, 1, 1, 2]))
+    0.5
+  """
+  return float(np.bincount(labels).max() / len(labels))
+
+
 def wilson_interval(accuracy: float, count: int) -> tuple[float, float]:
   """Returns the 95 % Wilson score interval of an accuracy in [0, 1] of `count` videos.
 
@@ -41,6 +51,26 @@ def wilson_interval(accuracy: float, count: int) -> tuple[float, float]:
   from scipy.stats import binomtest  # takes a second, which a prediction must not pay
 
   interval = binomtest(round(accuracy * count), count).proportion_ci(method="wilson")
+  return float(interval.low), float(interval.high)
+
+
+def bootstrap_difference(
+  hits: Bool[np.ndarray, " n"], base_hits: Bool[np.ndarray, " n"]
+) -> tuple[float, float]:
+  """Returns the 95 % interval of the difference of two accuracies on the same videos.
+
+  A paired bootstrap over the videos (percentiles, 9,999 draws with a fixed seed).
+
+  Args:
+    hits: whether a prediction is correct, for each video.
+    base_hits: the same of the prediction that is subtracted.
+  """
+  from scipy.stats import bootstrap  # see `wilson_interval`
+
+  differences = hits.astype(float) - base_hits
+  if len(set(differences.tolist())) == 1:  # no draw differs from another
+    return (float(differences[0]),) * 2
+  interval = bootstrap((differences,), np.mean, method="percentile", rng=0).confidence_interval
   return float(interval.low), float(interval.high)
 
 

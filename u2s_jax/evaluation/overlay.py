@@ -84,8 +84,8 @@ def draw_strip(
     height: of a frame, pixels.
   """
   frames, h, w = rows[0].shape[:3]
-  count = min(count, frames)
-  indices = [(2 * k + 1) * frames // (2 * count) for k in range(count)]
+  indices = _choose_middles(frames, count)
+  count = len(indices)
   width = round(w * height / h)
   sheet = Image.new("RGB", (count * (width + GAP) - GAP, len(rows) * (height + GAP) - GAP), "white")
   for y, clip in enumerate(rows):
@@ -93,6 +93,23 @@ def draw_strip(
       frame = Image.fromarray(clip[k]).resize((width, height), Image.BICUBIC)
       sheet.paste(frame, (x * (width + GAP), y * (height + GAP)))
   return sheet
+
+
+def shrink(
+  clip: UInt8[np.ndarray, "t h w 3"], count: int, height: int
+) -> UInt8[np.ndarray, "t2 h2 w2 3"]:
+  """Returns at most `count` frames of at most `height` pixels, at the middles of segments."""
+  frames = clip[_choose_middles(len(clip), count)]
+  h, w = frames.shape[1:3]
+  if h <= height:
+    return frames
+  size = round(w * height / h), height
+  return np.stack([np.asarray(Image.fromarray(frame).resize(size)) for frame in frames])
+
+
+def _choose_middles(frames: int, count: int) -> list[int]:
+  count = min(count, frames)
+  return [(2 * k + 1) * frames // (2 * count) for k in range(count)]
 
 
 def loop(clip: UInt8[np.ndarray, "t h w 3"], height: int = 168, frame_ms: int = 200) -> bytes:

@@ -78,16 +78,16 @@ def confusion_matrix(scores: Scores) -> Integer[np.ndarray, "m m"]:
   return counts
 
 
-def confident_mistakes(scores: Scores, count: int) -> Integer[np.ndarray, " k"]:
-  """Returns the rows of misclassified clips, the most confident mistakes first.
+def likely_mislabelled(scores: Scores, count: int) -> Integer[np.ndarray, " k"]:
+  """Returns the rows of misclassified clips, those first whose label is most likely wrong.
 
-  Confidence is the margin of the merged prediction's class over the label's class. The first clips
-  are thus the most likely to be mislabelled. Every clip must have a label.
+  They are in the order of the merged prediction's score of the label, the self-confidence of
+  confident learning (Northcutt et al. 2021), from the lowest. Every clip must have a label.
   """
   merged, rows = scores.merged, np.arange(len(scores.labels))
-  margin = merged.max(1) - merged[rows, scores.labels]
-  order = np.argsort(-margin, kind="stable")
-  return order[margin[order] > 0][:count]
+  self_confidence = merged[rows, scores.labels]
+  order = np.argsort(self_confidence, kind="stable")
+  return order[(merged.max(1) > self_confidence)[order]][:count]
 
 
 def per_class(one_pass: Scores, final: Scores, csm: Num[np.ndarray, "m m"]) -> list[Row]:

@@ -37,6 +37,7 @@ KIND_STYLES = {
 LINES = ("-", "--", ":", "-.")
 MEAN_SIMILARITY = "mean similarity with the other classes (Eq. 7)"
 MAX_NAMES = 40  # classes up to which an axis shows their names
+MAX_COUNTS = 30  # classes up to which the confusion matrix shows counts
 STYLE = {
   "text.color": INK,
   "axes.edgecolor": INK,
@@ -192,10 +193,17 @@ def _stage_starts(scalars: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[
 
 @_styled
 def plot_confusion(counts: Integer[np.ndarray, "m m"], names: Sequence[str]) -> Figure:
-  """Plots the share of each class's clips (row) that are predicted as each class (column)."""
+  """Plots the share of each class's clips (row) that are predicted as each class (column).
+
+  With at most 30 classes also the numbers of clips.
+  """
   figure, axis = _subplots(_matrix_size(names))
   shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
   _plot_matrix(axis, shares, names, "share of the class's clips", is_confusion=True)
+  if len(names) <= MAX_COUNTS:
+    for i, j in zip(*np.nonzero(counts), strict=True):
+      color = "black" if shares[i, j] > 0.6 else "white"  # on cividis' yellow and blue
+      axis.text(j, i, str(counts[i, j]), color=color, fontsize=6, ha="center", va="center")
   axis.set(xlabel="predicted class", ylabel="class")
   return figure
 

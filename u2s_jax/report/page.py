@@ -13,15 +13,16 @@ from typing import Any
 
 import jinja2
 import numpy as np
+import threadpoolctl
 from matplotlib.figure import Figure
 from PIL import Image
 
 from u2s_jax.evaluation import control as control_lib
-from u2s_jax.evaluation import overlay, results, scores
+from u2s_jax.evaluation import metrics, overlay, results, scores
 from u2s_jax.report import figures
 from u2s_jax.report.run import RunFiles, differences, read
 from u2s_jax.run.workdir import Workdir
-from u2s_jax.runtime.console import log
+from u2s_jax.runtime.console import log, log_live
 from u2s_jax.runtime.errors import UserError
 from u2s_jax.runtime.files import Path, output_dir
 from u2s_jax.video.listing import FEW_CLIPS
@@ -29,6 +30,7 @@ from u2s_jax.video.listing import FEW_CLIPS
 PAGE = "index.html"
 MAX_CONFUSIONS = 100  # rows of the table of confused classes
 MIN_CLIPS = 4  # clips of a pair that t-SNE needs
+MAX_CLASSES_WITHOUT_TOP5 = 10  # with so few classes top-5 says nothing
 
 Fields = dict[str, Any]
 
@@ -40,12 +42,14 @@ class Table:
   Attributes:
     rows: cells, strings in columns of text; None is a missing number, shown as a dash.
     sortable: whether a click on a column's name sorts the rows.
+    marked: index of the row to highlight, None if there is none.
   """
 
   caption: str
   columns: Sequence[str]
   rows: Sequence[Sequence[Any]]
   sortable: bool = False
+  marked: int | None = None
 
 
 @dataclasses.dataclass
@@ -105,9 +109,12 @@ def make_headline(run: RunFiles, control: control_lib.Control | None) -> str:
     final = results.get_guided_accuracies(run.summary)
     prediction += ", masks of the predicted classes"
   reached = f"{final['top1']:.2f} % ({prediction})" if final else f"not evaluated ({prediction})"
+  if final:
+    reached += f", 95 % interval {_format_interval(final['top1'], len(run.final.labels))}"
+  chance = 100 * metrics.chance_level(run.final.labels)
   message = (
     f"Top-1 of {len(run.final.labels)} clips of {len(run.class_names)} classes: {reached};"
-    f" after stage 1 {one_pass['top1']:.2f} %.{bound}"
+    f" after stage 1 {one_pass['top1']:.2f} %; chance {chance:.2f} %.{bound}"
   )
   if control is None:
     return f"{message} {control_lib.NO_CONTROL}"
@@ -128,18 +135,24 @@ def _render_page(runs: dict[str, RunFiles], message: str, folder: pathlib.Path) 
     narrow = inline(figures.render_svg(figure, f"{name}_narrow"))
     return dict(name=name, caption=caption, svg=wide, narrow=narrow)
 
-  sections = [
-    _summary(runs),
-    _mistakes(run),
-    _training(runs, draw),
-    _confusion(run, draw),
-    _classes(run, draw),
-    _similarity(run, draw),
-    _masks(run, folder),
-    _pairs(run, draw),
-    _weights(runs, draw),
-    _sweep(runs, draw),
-  ]
+  parts = {
+    "accuracy": lambda: _summary(runs),
+    "mistakes": lambda: _mistakes(run),
+    "training": lambda: _training(runs, draw),
+    "confusion": lambda: _confusion(run, draw),
+    "classes": lambda: _classes(run, draw),
+    "similarity": lambda: _similarity(run, draw),
+    "masks": lambda: _masks(run, folder),
+    "embeddings (t-SNE)": lambda: _pairs(run, draw),
+    "weights": lambda: _weights(runs, draw),
+    "number of confusing classes": lambda: _sweep(runs, draw),
+  }
+  sections = []
+  # Small matrices: more threads would only wait for each other, and for those of other programs.
+  with threadpoolctl.threadpool_limits(1):
+    for number, (name, make_section) in enumerate(parts.items(), 1):
+      log_live(f"report: {name}, {number} of {len(parts)}")
+      sections.append(make_section())
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader("u2s_jax.report", "."),
     autoescape=True,
@@ -150,6 +163,7 @@ def _render_page(runs: dict[str, RunFiles], message: str, folder: pathlib.Path) 
     title=run.name,
     headline=message,
     sections=[section for section in sections if section],
+    class_names=run.class_names,
     files=", ".join(runs),
   )
 
@@ -166,8 +180,10 @@ def _summary(runs: dict[str, RunFiles]) -> Section:
   count = run.summary["parameters"]
   section = Section("summary", "Accuracy", tables=[_fusions_table(run)])
   section.texts.append(
-    f"Parameters: {count['one_pass'] / 2**20:.2f} x 2^20 one-pass,"
-    f" {count['u2s'] / 2**20:.2f} x 2^20 U2S. Config: {run.summary['config']}."
+    "Intervals contain the true accuracy, or difference, with a probability of 95 %: Wilson's for"
+    " accuracies, a paired bootstrap over the clips for differences. Chance: always the most"
+    f" frequent class. Parameters: {count['one_pass'] / 1e6:.2f} million one-pass,"
+    f" {count['u2s'] / 1e6:.2f} million U2S. Config: {run.summary['config']}."
   )
   if len(runs) > 1:
     changed = differences(list(runs.values()))
@@ -178,17 +194,33 @@ def _summary(runs: dict[str, RunFiles]) -> Section:
 
 
 def _fusions_table(run: RunFiles) -> Table:
-  base = run.summary["one_pass"]
-  rows = [["one-pass", base["top1"], None, base["top5"], base["mean_class"]]]
-  rows += [
-    [name.replace("+", " + "), a["top1"], a["top1"] - base["top1"], a["top5"], a["mean_class"]]
-    for name, a in scores.fusions(run.final).items()
-  ]
-  caption = "Table I: every fusion of the predictions"
+  base, labels = run.summary["one_pass"], run.final.labels
+  top5 = len(run.class_names) > MAX_CLASSES_WITHOUT_TOP5
+  columns = ["Prediction", "Top-1 (%)", "95 % interval", "Over one-pass", "95 % interval of this"]
+  columns += [*["Top-5 (%)"] * top5, "Mean class (%)"]
+
+  def make_row(name: str, accuracies: dict[str, float], difference: list[Any]) -> list[Any]:
+    interval = _format_interval(accuracies["top1"], len(labels))
+    row = [name, accuracies["top1"], interval, *difference]
+    return [*row, *[accuracies["top5"]] * top5, accuracies["mean_class"]]
+
+  base_hits = run.one_pass.predictions["universal"].argmax(1) == labels
+  rows = []
+  for name, values in scores.fuse_all(run.final).items():
+    accuracies = metrics.summarize(values, labels)
+    low, high = metrics.bootstrap_difference(values.argmax(1) == labels, base_hits)
+    difference = [accuracies["top1"] - base["top1"], f"{100 * low:+.1f} to {100 * high:+.1f}"]
+    rows.insert(0, make_row(name.replace("+", " + "), accuracies, difference))
+  rows.append(make_row("one-pass", base, [None, ""]))
+  caption = "Table I: every fusion of the predictions; the headline's is marked"
   if results.is_upper_bound(run.config):
     caption += f"; {results.UPPER_BOUND}"
-  columns = ("Prediction", "Top-1 (%)", "Over one-pass", "Top-5 (%)", "Mean class (%)")
-  return Table(caption, columns, rows)
+  return Table(caption, columns, rows, marked=0)
+
+
+def _format_interval(top1: float, count: int) -> str:
+  low, high = metrics.wilson_interval(top1 / 100, count)
+  return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 def _runs_table(runs: dict[str, RunFiles]) -> Table:
@@ -207,25 +239,31 @@ def _mistakes(run: RunFiles) -> Section | None:
   arrays, final = run.analysis, run.final
   if "mistake_id" not in arrays:
     return None
-  section = Section("mistakes", "Most confident mistakes")
+  section = Section("mistakes", "Mistakes, and labels to correct")
   section.texts.append(
-    "Clips that the merged prediction gets wrong, the most confident mistakes first. If the"
-    " prediction is right, correct the label. Each name links to the file that the data set was"
-    " prepared from."
+    "Clips that the merged prediction gets wrong. The label of the first ones is most likely wrong."
+    " Each name links to the file that the data set was prepared from. Choose what is right:"
+    " another class, keep, or drop. The button saves the choices as corrections.csv; prepare the data again"
+    " with --corrections=corrections.csv and another --out."
   )
   stored = {str(name): k for k, name in enumerate(arrays["mistake_id"])}
   merged = final.merged
-  for row in results.confident_mistakes(final, len(stored)):
+  for row in results.likely_mislabelled(final, len(stored)):
     name, label = str(final.ids[row]), int(final.labels[row])
     if name not in stored:
       continue
     predicted, k = int(merged[row].argmax()), stored[name]
     path = str(arrays["mistake_path"][k])
+    # Runs of earlier versions have the middle frame.
+    clip = arrays["mistake_clip"][k] if "mistake_clip" in arrays else None
+    if clip is None:
+      clip = overlay.to_rgb(arrays["mistake_still"][k][None])
     section.mistakes.append(
       dict(
         id=name,
-        link=pathlib.Path(path).as_uri() if path else "",
-        still=_jpeg_uri(overlay.draw_strip([overlay.to_rgb(arrays["mistake_still"][k][None])])),
+        link=pathlib.Path(path).as_uri() + _time_fragment(name) if path else "",
+        still=_jpeg_uri(overlay.draw_strip([clip], count=1)),
+        loop=_data_uri(overlay.loop(clip, height=112), "webp") if len(clip) > 1 else "",
         label=run.class_names[label],
         predicted=run.class_names[predicted],
         predicted_score=100 * float(merged[row, predicted]),
@@ -235,11 +273,21 @@ def _mistakes(run: RunFiles) -> Section | None:
   return section
 
 
+def _time_fragment(clip_id: str) -> str:
+  """Returns the fragment of a link that lets a player show a segment only."""
+  match = re.search(r"#([\d.]+)-([\d.]+)(@[^/]*)?$", clip_id)
+  return f"#t={match[1]},{match[2]}" if match else ""
+
+
 def _training(runs: dict[str, RunFiles], draw: Draw) -> Section | None:
   history = {name: run.history for name, run in runs.items() if run.history}
   if not history:
     return None
-  caption = "Losses and accuracies over the steps of all stages; vertical lines: a stage begins."
+  caption = (
+    "Losses and accuracies over the steps of all stages; vertical lines: a stage begins. The total"
+    " loss jumps there, since every stage adds up other terms (second): universal alone; specific,"
+    " bridge and the weighted regularizer; all of them."
+  )
   figure = draw("training", caption, figures.plot_training_curves(history))
   return Section("training", "Training", figures=[figure])
 

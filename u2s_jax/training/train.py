@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 
 from u2s_jax import csm
 from u2s_jax.evaluation import evaluate, metrics
@@ -288,7 +287,7 @@ def compute_accuracies(run: Run, state: TrainState) -> tuple[dict[str, float], f
     name: 100 * metrics.top_k_accuracy(values, scores.labels, 1) for name, values in by_name.items()
   }
   bound = " (upper bounds: labels select the masks)" if evaluate.is_upper_bound(run, state) else ""
-  chance = 100 * float(np.bincount(scores.labels).max() / len(scores.labels))
+  chance = 100 * metrics.chance_level(scores.labels)
   line = "  ".join(f"{name} {value:.1f} %" for name, value in accuracies.items())
   log(f"  validation top-1: {line}  (chance {chance:.1f} %){bound}")
   low, _ = metrics.wilson_interval(list(accuracies.values())[-1] / 100, len(scores.labels))
