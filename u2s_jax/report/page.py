@@ -243,8 +243,8 @@ def _mistakes(run: RunFiles) -> Section | None:
   section.texts.append(
     "Clips that the merged prediction gets wrong. The label of the first ones is most likely wrong."
     " Each name links to the file that the data set was prepared from. Choose what is right:"
-    " another class, keep, or drop. The button saves the choices as corrections.csv; prepare the data again"
-    " with --corrections=corrections.csv and another --out."
+    " another class, keep, or drop. The button saves the choices as corrections.csv. Prepare the"
+    " data again with --corrections=corrections.csv and another --out."
   )
   stored = {str(name): k for k, name in enumerate(arrays["mistake_id"])}
   merged = final.merged
