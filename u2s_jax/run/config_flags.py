@@ -16,22 +16,6 @@ from u2s_jax.runtime.console import log
 from u2s_jax.runtime.errors import UserError, check_repeated
 
 
-def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-  """Splits a command line into `--config` with its overrides, and all other arguments."""
-  config, others, pairs = [], [], itertools.pairwise([*argv, ""])
-  for argument, following in pairs:
-    name, has_value, _ = argument.partition("=")
-    name = "--" + name.lstrip("-").removeprefix("no") if name.startswith("-") else name
-    if name != "--config" and not name.startswith("--config."):
-      others.append(argument)
-      continue
-    config.append(argument)
-    if not has_value and following and not following.startswith("-"):
-      config.append(following)
-      next(pairs)
-  return config, others
-
-
 def read_config(arguments: Sequence[str]) -> tuple[ml_collections.ConfigDict, Collection[str], str]:
   """Reads the config of an experiment, `--config=<file>[:<variant>]`, and applies overrides.
 

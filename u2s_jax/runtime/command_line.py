@@ -1,6 +1,7 @@
 """Parses command lines with several modes, each with its own flags."""
 
 import argparse
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -52,3 +53,19 @@ def parse(
       raise UserError(f"{flag}: belongs to {' and '.join(owners)}, not to --mode={mode}")
     raise UserError(f"{flag}: unknown flag; --help lists those of --mode={mode}")
   return args
+
+
+def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Splits a command line into `--config` with its overrides, and all other arguments."""
+  config, others, pairs = [], [], itertools.pairwise([*argv, ""])
+  for argument, following in pairs:
+    name, has_value, _ = argument.partition("=")
+    name = "--" + name.lstrip("-").removeprefix("no") if name.startswith("-") else name
+    if name != "--config" and not name.startswith("--config."):
+      others.append(argument)
+      continue
+    config.append(argument)
+    if not has_value and following and not following.startswith("-"):
+      config.append(following)
+      next(pairs)
+  return config, others

@@ -16,17 +16,13 @@ from u2s_jax.run.workdir import Workdir
 from u2s_jax.runtime import devices, files
 from u2s_jax.runtime.errors import UserError
 from u2s_jax.serving import predict
+from u2s_jax.serving.flags import HYSTERESIS, STRIDE, THRESHOLD, WINDOW
 from u2s_jax.serving.intervals import Gap, Interval, ScoredWindow, merge_windows
 from u2s_jax.serving.predict import Prediction, Scorer, TrainedRun
 from u2s_jax.video import clip_views, clips, decode, reader
 from u2s_jax.video.listing import Entry
 from u2s_jax.video.region import parse_region
 
-WINDOW, STRIDE = 2.0, 0.5  # seconds
-THRESHOLD = 0.0  # least score of an interval's windows
-# Least lead of another class, so that a tie does not end an interval; the least length of an
-# interval is half a window by default.
-HYSTERESIS = 0.1
 NETWORKS = ("universal", "specific")  # in the order of their features
 
 PathLike = str | os.PathLike[str]
