@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from u2s_jax.run.workdir import Workdir
-from u2s_jax.serving import cli, predict, segments
+from u2s_jax.serving import accuracy, cli, predict
 from u2s_jax.serving.model import Model
 from u2s_jax.serving.predict import Prediction
 from u2s_jax.video.listing import Entry
@@ -94,21 +94,21 @@ def test_region_of_a_row(model, tmp_path, write_video):
 
 def test_summary_by_hand():
   names = ("a", "b", "c")
-  labelled = []
+  labels, predictions = [], []
   for label, guess, count in (("a", "a", 3), ("a", "b", 1), ("b", "b", 6)):
     scores = np.eye(3)[names.index(guess)]
-    entry = Entry("", "", "", label, None)
-    labelled += [(entry, Prediction({"universal": scores}, names))] * count
-  summary = segments.summarize(names, labelled)
+    labels += [label] * count
+    predictions += [Prediction({"universal": scores}, names)] * count
+  summary = accuracy.summarize(labels, predictions)
   assert summary["top1"] == 90 and summary["clips"] == 10 and summary["mean_class"] == 87.5
   assert (round(summary["low"], 1), round(summary["high"], 1)) == (59.6, 98.2)  # Wilson's
   assert summary["confusion"] == {"a": {"a": 3, "b": 1}, "b": {"b": 6}}
-  text = segments.format_summary(summary)
+  text = accuracy.format_summary(summary)
   assert text.splitlines()[0] == (
     "accuracy: 90.0 % (95 % interval 59.6 to 98.2) of 10 clips; mean over classes 87.5 %"
   )
   many = {f"c{k:02}": {f"c{(k + k % 2) % 20:02}": k + 1} for k in range(20)}
-  text = segments.format_summary(summary | {"confusion": many})
+  text = accuracy.format_summary(summary | {"confusion": many})
   assert "20  c19 -> c00" in text and text.count("->") == 10
 
 

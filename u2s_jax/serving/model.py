@@ -4,8 +4,8 @@ import concurrent.futures
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar, overload
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ from u2s_jax.evaluation import inference, overlay
 from u2s_jax.run.workdir import Workdir
 from u2s_jax.runtime import devices, files
 from u2s_jax.runtime.errors import UserError
-from u2s_jax.serving import predict
+from u2s_jax.serving import accuracy, predict
 from u2s_jax.serving.flags import HYSTERESIS, STRIDE, THRESHOLD, WINDOW
 from u2s_jax.serving.intervals import Gap, Interval, ScoredWindow, merge_windows
 from u2s_jax.serving.predict import Prediction, Scorer, TrainedRun
@@ -26,11 +26,15 @@ from u2s_jax.video.region import parse_region
 NETWORKS = ("universal", "specific")  # in the order of their features
 
 PathLike = str | os.PathLike[str]
+Clip = PathLike | UInt8[np.ndarray, "_frames _height _width 3"]
 T = TypeVar("T")
 
 
 class Model:
   """Scores videos and images with a trained run.
+
+  Several threads may call it at a time. A pickled copy, for another process, compiles its programs
+  again.
 
   Args:
     trained: from `serving.predict.load`.
@@ -69,26 +73,90 @@ class Model:
     """Whether the run has a mask network."""
     return "mask" in self.trained.state.params
 
-  def predict(self, file: PathLike) -> Prediction:
-    """Scores a video or image.
+  def __repr__(self) -> str:
+    config = self.trained.config
+    region = f", region {self._storage.crop}" if self._storage.crop else ""
+    kind = "flow of " if self._clip.is_flow else ""
+    return (
+      f"<u2s_jax model: {config.model.backbone.name}, {'U2S' if self.has_masks else 'no masks'};"
+      f" {len(self.class_names)} classes; {kind}{self._clip.num_frames} frames of"
+      f" {self._clip.crop_size} pixels{region}; views {self._views}>"
+    )
+
+  @overload
+  def predict(self, clip: Clip) -> Prediction: ...
+
+  @overload
+  def predict(self, clip: Sequence[Clip]) -> list[Prediction]: ...
+
+  def predict(self, clip: Clip | Sequence[Clip]) -> Prediction | list[Prediction]:
+    """Scores a clip, or several.
+
+    Args:
+      clip: path of a video or image, or RGB frames as an array (t, h, w, 3) uint8, upright and with
+        square pixels; or a list of these.
 
     Returns:
-      A prediction with `label`, `score`, the five `best` classes, and all `scores`.
+      A prediction with `label`, `score`, the five `best` classes, and all `scores`; a list of them
+      for a list.
 
     Raises:
-      UserError: if the file cannot be decoded; one line, without the file's name.
-      OSError: if it cannot be read.
+      UserError: if a file cannot be decoded; one line, without the file's name. For a list, the
+        first error; `predict_each` continues after an error.
+      OSError: if a file cannot be read.
     """
-    return self._score([self._read_views(file, self._views)])[0]
+    if isinstance(clip, list | tuple):
+      predictions = [*self.predict_each(clip)]
+      for prediction in predictions:
+        if isinstance(prediction, Exception):
+          raise prediction
+      return predictions
+    return self._score([self._read_views(clip, self._views)])[0]
 
-  def predict_each(self, files: Iterable[PathLike]) -> Iterator[Prediction | UserError | OSError]:
-    """Scores videos or images in order; the next ones are read while the device computes.
+  def evaluate(
+    self, batches: Iterable[tuple[Sequence[Clip], Sequence[str | int], Sequence[str]]]
+  ) -> dict[str, Any]:
+    """Scores labelled clips, and returns their accuracy.
+
+    Args:
+      batches: videos (see `predict`), labels (class names, or indices into `class_names`) and ids,
+        by which an error names the clip.
+
+    Returns:
+      See `accuracy.summarize`, and `predictions` by id.
+
+    Raises:
+      UserError: if there are no clips, a label is unknown, an id occurs twice, or a clip cannot be
+        decoded.
+      OSError: if a clip cannot be read.
+    """
+    labels, predictions = [], {}
+    for videos, batch_labels, ids in batches:
+      for clip_id, label, prediction in zip(
+        ids, batch_labels, self.predict_each(videos), strict=True
+      ):
+        name = self.class_names[label] if isinstance(label, int | np.integer) else label
+        if name not in self.class_names:
+          raise UserError(f"{clip_id}: {name!r} is not one of the run's classes")
+        if clip_id in predictions:
+          raise UserError(f"{clip_id}: occurs twice; ids must be unique")
+        if isinstance(prediction, UserError):
+          raise UserError(f"{clip_id}: {prediction}") from prediction
+        if isinstance(prediction, OSError):
+          raise prediction
+        labels.append(name)
+        predictions[clip_id] = prediction
+    if not labels:
+      raise UserError("no clips to evaluate")
+    return accuracy.summarize(labels, [*predictions.values()]) | {"predictions": predictions}
+
+  def predict_each(self, clips: Iterable[Clip]) -> Iterator[Prediction | UserError | OSError]:
+    """Scores clips in order; the next ones are read while the device computes.
 
     Yields:
-      For each file the prediction that `predict` returns, or the error that it raises.
+      For each clip the prediction that `predict` returns, or the error that it raises.
     """
-
-    return self._predict_each(files, lambda file: self._read_views(file, self._views))
+    return self._predict_each(clips, lambda clip: self._read_views(clip, self._views))
 
   def predict_entries(self, entries: Iterable[Entry]) -> Iterator[Prediction | UserError | OSError]:
     """Scores the clips of a CSV file in order, as `predict_each` does files.
@@ -216,7 +284,10 @@ class Model:
     views = self._read_views(file, "center")
     return overlay.blend(views[0], np.asarray(self._output_program(views)["mask"])[0])
 
-  def _read_views(self, file: PathLike, views: str) -> UInt8[np.ndarray, "v t h w c"]:
+  def _read_views(self, file: Clip, views: str) -> UInt8[np.ndarray, "v t h w c"]:
+    if isinstance(file, np.ndarray):
+      frames = decode.encode_array(file, self._storage)
+      return clip_views.make_views(frames, self._clip, self._storage.short_edge, views)
     return clip_views.read_views(parse_video(file), self._clip, self._storage, views)
 
   @functools.cached_property

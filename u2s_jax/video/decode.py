@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from u2s_jax.runtime.errors import UserError
@@ -303,6 +304,27 @@ def decode_span(file: str, storage: Storage, span: tuple[float, float]) -> list[
   segment = next(segments, Segment(*span))
   segment.check_complete()
   return segment.frames
+
+
+def encode_array(frames: UInt8[np.ndarray, "t h w 3"], storage: Storage) -> list[bytes]:
+  """Returns the stored frames of a clip in memory, as those of a folder of frames.
+
+  Args:
+    frames: RGB, upright, with square pixels.
+
+  Raises:
+    UserError: if the modality is flow, or the region is not inside the frames.
+  """
+  if storage.modality != "rgb":
+    raise UserError("frames in memory have no optical flow; name a video file")
+  height, width = frames.shape[1:3]
+  left, top, right, bottom = (0, 0, width, height)
+  if storage.region:
+    left, top, right, bottom = storage.region.to_box(width, height)
+  return [
+    images.encode_pixels(Image.fromarray(frame), storage.short_edge, storage.jpeg_quality)
+    for frame in frames[:, top:bottom, left:right]
+  ]
 
 
 @contextlib.contextmanager

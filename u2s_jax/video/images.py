@@ -86,7 +86,11 @@ def encode_image(
   if image.has_transparency_data:
     image = image.convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-  image = image.convert("RGB")
+  return encode_pixels(image.convert("RGB"), short_edge, jpeg_quality)
+
+
+def encode_pixels(image: Image.Image, short_edge: int, jpeg_quality: int) -> bytes:
+  """Resizes an RGB image to a short edge in pixels, and encodes it as JPEG."""
   scale = short_edge / min(image.size)
   size = tuple(max(short_edge, round(scale * edge)) for edge in image.size)
   check_edge(max(size))
