@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from u2s_jax.evaluation import analysis, inference, metrics, results, scores
+from u2s_jax.evaluation import analysis, calibration, inference, metrics, results, scores
 from u2s_jax.evaluation.scores import Scores
 from u2s_jax.run import checkpoint, saved_config, settings, workdir
 from u2s_jax.run.run import VALIDATION_SPLIT, Run, Source, open_run
@@ -370,6 +370,10 @@ def _summarize(evaluation: Evaluation, csm: Any, extras: dict[str, Any]) -> dict
     for name, tree in evaluation.state.params.items()
   }
   summary = results.summarize(evaluation.one_pass, evaluation.final, csm, parameters)
+  final = evaluation.final
+  summary["calibration"] = calibration.summarize(
+    final.merged, final.labels, run.config.eval.calibrate
+  )
   summary["config"] = run.name
   if run.source.class_sizes:
     summary["training_clips"] = list(run.source.class_sizes)

@@ -185,6 +185,14 @@ def _summary(runs: dict[str, RunFiles]) -> Section:
     f" frequent class. Parameters: {count['one_pass'] / 1e6:.2f} million one-pass,"
     f" {count['u2s'] / 1e6:.2f} million U2S. Config: {run.summary['config']}."
   )
+  if calibration := run.summary.get("calibration"):
+    text = f"Expected calibration error of the merged scores: {calibration['error']:.1f} %"
+    if "temperature" in calibration:
+      text += (
+        f"; {calibration['calibrated_error']:.1f} % with a temperature fitted on the other half of"
+        f" the clips. Predictions use the temperature {calibration['temperature']:.3g}"
+      )
+    section.texts.append(f"{text}.")
   if len(runs) > 1:
     changed = differences(list(runs.values()))
     rows = [[name, *map(str, values)] for name, values in changed.items()]

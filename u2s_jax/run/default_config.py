@@ -172,6 +172,9 @@ def get_config() -> ml_collections.ConfigDict:
   # for --best (paper: the last checkpoint is used). Its accuracy on the validation split is biased,
   # since it was selected on that split.
   config.eval.keep_best = False
+  # Whether to fit a temperature to the merged scores of the validation split at the end, so that
+  # scores of predictions are probabilities of being correct. Accuracies do not change (paper: no).
+  config.eval.calibrate = False
   # Names of classes whose gain over the one-pass model is reported separately, as in Table IV.
   config.eval.classes = ()
   config.eval.batch_size = 20  # clips, each with all its views

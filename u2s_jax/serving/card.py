@@ -65,7 +65,10 @@ def format_card(trained: TrainedRun, workdir: Workdir, control: Workdir | None =
     "## Limits",
     "",
     "- Every input gets one of the classes below, even if it shows none of them.",
-    "- A score is not the probability that the prediction is correct: it was never calibrated.",
+    "- A score is not the probability that the prediction is correct: it was never calibrated."
+    if trained.temperature == 1
+    else f"- Merged scores p are calibrated by softmax(log(p) / {trained.temperature:.4g}), fitted"
+    " on the validation clips. `model.jax` returns them without it.",
     "- Accuracy is unknown for people, places, cameras and frame rates that are not in the data.",
     "",
     f"## Classes ({len(trained.class_names)})",

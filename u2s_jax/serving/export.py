@@ -50,6 +50,7 @@ def export(trained: TrainedRun, workdir: Workdir, control: Workdir | None = None
   description = {
     "class_names": trained.class_names,
     "clip": clip,
+    "temperature": trained.temperature,
     "platforms": PLATFORMS,
     "versions": {
       "u2s_jax": __version__,

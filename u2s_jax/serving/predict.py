@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float, UInt8
 
 from u2s_jax.csm import CategorySimilarity
 from u2s_jax.evaluation import inference
+from u2s_jax.evaluation.calibration import apply_temperature
 from u2s_jax.evaluation.scores import FUSIONS, fuse
 from u2s_jax.models.backbones import check_trusted
 from u2s_jax.models.network import Network, build_network
@@ -38,6 +40,7 @@ class TrainedRun:
     network: the networks; the universal network's prediction selects the masks, even if
       `csm.guide` was the label, which a file does not have.
     best: whether this is the checkpoint of `eval.keep_best`, not the last one.
+    temperature: of the merged scores, see `Prediction`; 1 unless the run was calibrated.
   """
 
   config: ml_collections.ConfigDict
@@ -46,6 +49,7 @@ class TrainedRun:
   network: Network
   state: TrainState
   best: bool
+  temperature: float = 1.0
 
   @property
   def variables(self) -> dict[str, Any]:
@@ -60,7 +64,8 @@ class TrainedRun:
   def __reduce__(self):
     # Networks hold functions, which cannot be pickled, so they are rebuilt from the config.
     tree = jax.tree.map(np.asarray, {**self.variables, "csm": vars(self.state.csm)})
-    return _build, (self.config, self.class_names, self.stored, self.best, tree)
+    fields = self.config, self.class_names, self.stored, self.best, self.temperature, tree
+    return _build, fields
 
 
 def load(workdir: Workdir, best: bool = False, backbone: str | None = None) -> TrainedRun:
@@ -86,7 +91,15 @@ def load(workdir: Workdir, best: bool = False, backbone: str | None = None) -> T
   if not newest:
     raise UserError(f"{workdir.root}: no checkpoint of a run; train first")
   _, tree, record = newest
-  return _build(config, tuple(record["model"]["class_names"]), record["stored"], best, tree)
+  names, temperature = tuple(record["model"]["class_names"]), _read_temperature(workdir, best)
+  return _build(config, names, record["stored"], best, temperature, tree)
+
+
+def _read_temperature(workdir: Workdir, best: bool) -> float:
+  """Returns the temperature that a calibrated run has fitted for its last checkpoint."""
+  if best or not workdir.summary.exists():
+    return 1.0
+  return json.loads(workdir.summary.read_text()).get("calibration", {}).get("temperature", 1.0)
 
 
 def _build(
@@ -94,6 +107,7 @@ def _build(
   class_names: tuple[str, ...],
   stored: dict[str, Any],
   best: bool,
+  temperature: float,
   tree: dict[str, Any],
 ) -> TrainedRun:
   """Builds the networks and their state from a checkpoint's `params`, `batch_stats` and `csm`."""
@@ -103,7 +117,7 @@ def _build(
     step=0, momentum=(), csm=csm, params=tree["params"], batch_stats=tree["batch_stats"]
   )
   state = jax.tree.map(jnp.asarray, state)
-  return TrainedRun(config, class_names, stored, network, state, best)
+  return TrainedRun(config, class_names, stored, network, state, best, temperature)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,14 +128,16 @@ class Prediction:
     scores: softmax scores by prediction: 'universal' and, after stage 1, 'bridge' and 'specific';
       averaged over the views.
     class_names: in the order of the labels.
+    temperature: of the mean of all predictions, see `calibration.apply_temperature`.
   """
 
   scores: dict[str, Float[np.ndarray, " m"]]
   class_names: tuple[str, ...]
+  temperature: float = 1.0
 
   @property
   def merged(self) -> Float[np.ndarray, " m"]:
-    """Mean of all predictions: the paper's final scores."""
+    """Mean of all predictions, the paper's final scores, with the run's temperature."""
     return self.fused(tuple(self.scores))
 
   @property
@@ -136,7 +152,9 @@ class Prediction:
 
   def fused(self, names: Sequence[str]) -> Float[np.ndarray, " m"]:
     """Returns the mean of the named predictions."""
-    return fuse({name: self.scores[name][None] for name in names}, names)[0]
+    mean = fuse({name: self.scores[name][None] for name in names}, names)
+    is_of_all = len(names) == len(self.scores)  # the temperature was fitted for this mean
+    return apply_temperature(mean, self.temperature if is_of_all else 1.0)[0]
 
   def best(self, names: Sequence[str] = ()) -> list[tuple[str, float]]:
     """Returns the five best classes of the mean of predictions, of all if none is named."""
@@ -168,7 +186,7 @@ class Scorer:
     validation.check_views(views, data)
     mirrored = make_mirror_maps(views, len(trained.class_names), data.flip_label_map)
     step = inference.make_score_step(trained.network, mirrored)
-    self._class_names = trained.class_names
+    self._class_names, self._temperature = trained.class_names, trained.temperature
 
     def score(state, video):
       return step(state, {"video": video, "label": jnp.zeros(len(video), int)})
@@ -187,6 +205,8 @@ class Scorer:
     """Returns the predictions for clips; the device makes the mirrored views."""
     queued = [self._program(clip[None]) for clip in clips]
     return [
-      Prediction({name: values[0] for name, values in scores.items()}, self._class_names)
+      Prediction(
+        {name: values[0] for name, values in scores.items()}, self._class_names, self._temperature
+      )
       for scores in jax.device_get(queued)
     ]
