@@ -180,10 +180,10 @@ def _summary(runs: dict[str, RunFiles]) -> Section:
   count = run.summary["parameters"]
   section = Section("summary", "Accuracy", tables=[_fusions_table(run)])
   section.texts.append(
-    "Intervals contain the true accuracy, or difference, with a probability of 95 %: Wilson's for"
-    " accuracies, a paired bootstrap over the clips for differences. Chance: always the most"
-    f" frequent class. Parameters: {count['one_pass'] / 1e6:.2f} million one-pass,"
-    f" {count['u2s'] / 1e6:.2f} million U2S. Config: {run.summary['config']}."
+    "95 % intervals: Wilson's for accuracies, a paired bootstrap over the clips for differences."
+    " Chance: always the most frequent class. Parameters:"
+    f" {count['one_pass'] / 1e6:.2f} million one-pass, {count['u2s'] / 1e6:.2f} million U2S."
+    f" Config: {run.summary['config']}."
   )
   if calibration := run.summary.get("calibration"):
     text = f"Expected calibration error of the merged scores: {calibration['error']:.1f} %"
@@ -204,7 +204,7 @@ def _summary(runs: dict[str, RunFiles]) -> Section:
 def _fusions_table(run: RunFiles) -> Table:
   base, labels = run.summary["one_pass"], run.final.labels
   top5 = len(run.class_names) > MAX_CLASSES_WITHOUT_TOP5
-  columns = ["Prediction", "Top-1 (%)", "95 % interval", "Over one-pass", "95 % interval of this"]
+  columns = ["Prediction", "Top-1 (%)", "95 % interval", "Over one-pass", "Its 95 % interval"]
   columns += [*["Top-5 (%)"] * top5, "Mean class (%)"]
 
   def make_row(name: str, accuracies: dict[str, float], difference: list[Any]) -> list[Any]:

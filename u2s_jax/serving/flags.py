@@ -2,8 +2,7 @@
 
 WINDOW, STRIDE = 2.0, 0.5  # seconds
 THRESHOLD = 0.0  # least score of an interval's windows
-# Least lead of another class, so that a tie does not end an interval; the least length of an
-# interval is half a window by default.
+# Least lead of another class, so that a tie does not end an interval.
 HYSTERESIS = 0.1
 
 BACKBONE = "--config.model.backbone.name"
@@ -44,7 +43,7 @@ MODES = {
     "--threshold": dict(
       type=float, help=f"score, 0 to 1, below which a window has no class ({THRESHOLD})"
     ),
-    "--shortest": dict(type=float, help="least seconds of an interval (half a window)"),
+    "--shortest": dict(type=float, help="least seconds of an interval (those of a window)"),
     "--hysteresis": dict(
       type=float, help=f"lead of another class's score that ends an interval ({HYSTERESIS})"
     ),

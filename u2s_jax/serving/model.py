@@ -243,12 +243,12 @@ class Model:
     Args:
       file: see `windows`, as for `window` and `stride`.
       threshold: least score of a window's best class, in [0, 1].
-      shortest: least length of an interval, seconds; None: half a window. Changes that do not last
-        as long are ignored.
+      shortest: least length of an interval, seconds; None: that of a window. Changes that do not
+        last as long are ignored.
       hysteresis: least lead of another class's score before an interval ends, in [0, 1].
       on_window: called with every scored window and every gap.
     """
-    shortest = window / 2 if shortest is None else shortest
+    shortest = window if shortest is None else shortest
     check_windows(window, stride, threshold, shortest, hysteresis)
 
     def windows() -> Iterator[ScoredWindow | Gap]:
