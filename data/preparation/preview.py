@@ -7,6 +7,7 @@ import io
 import math
 import os
 import pathlib
+import sys
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
@@ -15,7 +16,7 @@ from data.preparation import shard_writer
 from data.preparation.shard_writer import Job
 from data.preparation.workers import Decoded, Skipped
 from u2s_jax.runtime import files
-from u2s_jax.runtime.errors import UserError, escape_line
+from u2s_jax.runtime.errors import UserError, escape, escape_line
 from u2s_jax.video import sampling
 from u2s_jax.video.decode import Storage
 from u2s_jax.video.listing import Clip, Listing
@@ -43,9 +44,11 @@ def write_preview(path: str, listing: Listing, storage: Storage, num_workers: in
   with contextlib.closing(
     shard_writer.decode_clips(job, ([clip] for clip in chosen), num_workers)
   ) as answers:
-    rows = [
-      _draw_row(listing, clip, answer) for clip, (answer, _) in zip(chosen, answers, strict=True)
-    ]
+    rows = []
+    for clip, (answer, _) in zip(chosen, answers, strict=True):
+      if isinstance(answer, Skipped):  # a row may be too short for the reason
+        print(escape(f"skipped {clip.path}: {answer.reason}"), file=sys.stderr)
+      rows.append(_draw_row(listing, clip, answer))
   sheet = Image.new(
     "RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white"
   )

@@ -220,10 +220,10 @@ def _fusions_table(run: RunFiles) -> Table:
     difference = [accuracies["top1"] - base["top1"], f"{100 * low:+.1f} to {100 * high:+.1f}"]
     rows.insert(0, make_row(name.replace("+", " + "), accuracies, difference))
   rows.append(make_row("one-pass", base, [None, ""]))
-  caption = "Table I: every fusion of the predictions; the headline's is marked"
-  if results.is_upper_bound(run.config):
-    caption += f"; {results.UPPER_BOUND}"
-  return Table(caption, columns, rows, marked=0)
+  caption, marked = "Table I: every fusion of the predictions; the headline's is marked", 0
+  if results.is_upper_bound(run.config):  # the headline has the masks of the predicted classes
+    caption, marked = f"Table I: every fusion of the predictions; {results.UPPER_BOUND}", None
+  return Table(caption, columns, rows, marked=marked)
 
 
 def _format_interval(top1: float, count: int) -> str:

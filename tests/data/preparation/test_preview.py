@@ -109,12 +109,13 @@ def test_sheet_shows_the_classes_and_the_region(source, tmp_path, capsys):
     run(source, tmp_path / "out", f"--preview={tmp_path}/photo.jpg")
 
 
-def test_sheet_names_clips_that_cannot_be_read(tmp_path, source):
+def test_sheet_names_clips_that_cannot_be_read(tmp_path, capsys):
   (tmp_path / "bad.webm").write_bytes(b"not a video")
   splits = {"train": [Clip("a", 0, str(tmp_path / "bad.webm"))]}
   preview.write_preview(str(tmp_path / "a.jpg"), Listing(["a"], splits), Storage(), 1)
   with Image.open(tmp_path / "a.jpg") as sheet:
     assert sheet.size == (preview.TEXT_WIDTH, preview.EDGE + preview.MARGIN)
+  assert f"skipped {tmp_path}/bad.webm: cannot be decoded" in capsys.readouterr().err
 
 
 def test_sheet_has_clips_of_all_classes():
