@@ -180,3 +180,25 @@ def test_both_files_of_videoprism_have_the_same_arrays(tmp_path):
   for name, value in arrays.items():
     np.testing.assert_array_equal(weights.arrays[name], value, err_msg=name)
   assert traverse_util.unflatten_dict(arrays, sep="/")["params"].keys() == {"trunk", "universal"}
+
+
+def test_slow_only_of_pytorchvideo(tmp_path):
+  """Its head pools 8 frames of 7 x 7, so only clips of that size have the mean over all places."""
+  resnet = pytest.importorskip("pytorchvideo.models.resnet", reason="requires pytorchvideo")
+  module = randomize(
+    resnet.create_resnet(
+      model_depth=50,
+      model_num_class=CLASSES,
+      stem_conv_kernel_size=(1, 7, 7),
+      head_pool_kernel_size=(8, 7, 7),
+      dropout_rate=0.0,
+    )
+  )
+  fields = {"name": "resnet", "temporal": ((3, 1, 1, 1), (3, 1, 1, 1))}
+  model, variables, lines = load(module, tmp_path / "w.safetensors", fields, names._HALF)
+  assert not any("initialised" in line for line in lines)
+  run = jax.jit(lambda v, x: model.apply(v, x, method=U2S.one_pass)["universal"])
+  video = np.random.default_rng(0).normal(size=(1, 8, 224, 224, 3)).astype(np.float32)
+  with torch.no_grad():
+    expected = module(torch.tensor(video.transpose(0, 4, 1, 2, 3))).numpy()
+  np.testing.assert_allclose(run(variables, video), expected, atol=1e-4 * np.abs(expected).max())

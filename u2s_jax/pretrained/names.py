@@ -81,6 +81,20 @@ _MMACTION2_RESNET = (
   (r"layer(\d)\.(\d+)\.downsample\.bn", _block("projection_norm", 1)),
   (r"fc_cls", "head"),
 )
+_ABC = {"a": "1", "b": "2", "c": "3"}  # of the convolutions of a bottleneck
+_SLOW_BLOCK = r"blocks\.([1-4])\.res_blocks\.(\d+)\."
+_SLOW_RESNET = (
+  (r"blocks\.0\.conv", "stem"),
+  (r"blocks\.0\.norm", "stem_norm"),
+  (rf"{_SLOW_BLOCK}branch1_conv", _block("projection", 1)),
+  (rf"{_SLOW_BLOCK}branch1_norm", _block("projection_norm", 1)),
+  *(
+    (rf"{_SLOW_BLOCK}branch2\.{kind}_{letter}", _block(f"{kind}{number}", 1))
+    for kind in ("conv", "norm")
+    for letter, number in _ABC.items()
+  ),
+  (r"blocks\.5\.proj", "head"),
+)
 # In an R(2+1)D network, 0.0 and 0.1 are the convolution in space and its norm, 0.3 that in time.
 _VIDEO_RESNET = (
   (r"stem\.0", "stem"),
@@ -112,6 +126,7 @@ _S3D_BRANCHES = {
 _S3D_LAYERS = {"0": "conv", "1": "norm"}
 _IMAGENET = Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mmaction2 has them times 255
 _KINETICS = Pixels((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))  # torchvision's
+_HALF = Pixels((0.45,), (0.225,))  # pytorchvideo's
 _SYMMETRIC = Pixels((0.5,), (0.5,))  # pixels in [-1, 1], Inception's in timm
 # Bytes minus Caffe's means, not divided; here in the order RGB, as `translate` reorders the stem.
 _CAFFE = Pixels((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3)
@@ -146,6 +161,13 @@ SOURCES = (
     name="mmaction2 TSM",
     signature=r"backbone\.layer1\.0\.conv1\.conv\.net\.weight",
     required_fields=_SHIFTED,
+  ),
+  Source(
+    "pytorchvideo SlowOnly ResNet",
+    r"blocks\.1\.res_blocks\.0\.branch2\.conv_a\.weight 1x1x1",
+    _SLOW_RESNET,
+    _HALF,
+    required_fields=_UNSHIFTED,
   ),
   Source(
     "timm resnetv2",
