@@ -136,3 +136,15 @@ def test_invalid_input_raises(function, scores, labels, message):
 def test_k_outside_the_number_of_classes_raises(k):
   with pytest.raises(ValueError, match=r"^k: -?\d must be in \[1, 3\]"):
     metrics.top_k_accuracy(SCORES, LABELS, k)
+
+
+def test_bootstrap_interval_of_a_paired_difference():
+  """100 videos, of which one prediction has 30 right, the other 10 of these and no others."""
+  hits, base = np.arange(100) < 30, np.arange(100) < 10
+  low, high = metrics.bootstrap_difference(hits, base)
+  half = 1.96 * np.sqrt(0.2 * 0.8 / 100)  # of a share of 0.2
+  assert low == pytest.approx(0.2 - half, abs=0.015) and high == pytest.approx(
+    0.2 + half, abs=0.015
+  )
+  assert metrics.bootstrap_difference(base, hits) == pytest.approx((-high, -low), abs=0.011)
+  assert metrics.bootstrap_difference(hits, hits) == (0.0, 0.0)

@@ -37,7 +37,8 @@ def test_writes_scores_summary_and_checkpoints(finished):
   workdir, writer, _ = finished
   summary = json.loads((workdir / "summary.json").read_text())
   assert set(summary) == {
-    *("one_pass", "predictions", "csm", "parameters", "config", "training_clips")
+    *("one_pass", "predictions", "csm", "parameters", "calibration", "config"),
+    "training_clips",
   }
   assert len(summary["predictions"]) == 7 and summary["config"] == "tests/config.py"
   final = scores.read(workdir / "scores/validation.npz")

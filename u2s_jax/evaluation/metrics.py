@@ -64,6 +64,10 @@ def bootstrap_difference(
   Args:
     hits: whether a prediction is correct, for each video.
     base_hits: the same of the prediction that is subtracted.
+
+  Example:
+    >>> bootstrap_difference(np.array([True, True]), np.array([False, False]))
+    (1.0, 1.0)
   """
   from scipy.stats import bootstrap  # see `wilson_interval`
 
