@@ -97,7 +97,8 @@ def set_small(config: ml_collections.ConfigDict) -> None:
 def set_few_clips(config: ml_collections.ConfigDict) -> None:
   """Sets the recipe of benchmarks/studies/fights.toml."""
   config.trainable = ("universal", "specific", "mask")
-  config.batch_size = 8
+  # A validation draws the masks of four clips, for which it runs one batch of this size.
+  config.batch_size, config.eval.batch_size = 8, 4
   config.universal.update(learning_rate=0.01, epochs=10.0, decay_epochs=(0.7,))
   config.specific.update(learning_rate=0.01, epochs=3.0, decay_epochs=())
   config.joint.update(learning_rate=0.01, epochs=5.0, decay_epochs=(0.6,))
