@@ -6,6 +6,7 @@ import pytest
 
 from configs import default
 from tests.memory_run import make_config
+from u2s_jax.models import backbones
 from u2s_jax.run import saved_config, settings, validation
 from u2s_jax.run.workdir import Workdir
 from u2s_jax.runtime.errors import UserError
@@ -255,6 +256,21 @@ def test_untrusted_config_is_refused(field, value, message, tmp_path):
   with pytest.raises(UserError, match=message) as error:
     validation.check_values(saved_config.read(run))
   assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", sorted(backbones.BACKBONES))
+def test_config_of_every_backbone_is_read_again(name, tmp_path):
+  """A field of the same name may have another type: VideoPrism's `temporal` is a string."""
+  config = default.get_config()
+  with config.unlocked():
+    fields = backbones.get_field_defaults(name)
+    if "resnet" in name:  # which have a field without a default
+      fields |= {"temporal": config.model.backbone.temporal}
+    config.model.backbone = {"name": name, **fields}
+  saved_config.write(Workdir(tmp_path), config)
+  read = saved_config.read(Workdir(tmp_path))
+  assert read.model.backbone.to_dict() == config.model.backbone.to_dict()
+  validation.check_values(read)
 
 
 @pytest.mark.parametrize(

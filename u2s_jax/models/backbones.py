@@ -77,6 +77,17 @@ def build_backbone(name: str, layers: Layers = Layers(), **fields: Any) -> Backb
   return backbone(**fields, layers=layers)
 
 
+def get_field_defaults(name: str) -> dict[str, Any]:
+  """Returns the defaults of a backbone's fields; of one of another package none."""
+  backbone = BACKBONES.get(name)
+  fields = dataclasses.fields(backbone) if backbone else ()
+  return {
+    field.name: field.default
+    for field in fields
+    if field.name != "layers" and field.default is not dataclasses.MISSING
+  }
+
+
 def check_trusted(stored: str, named: str | None) -> None:
   """Checks that a backbone of a stored config may be imported: importing a module runs its code.
 

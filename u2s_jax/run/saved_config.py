@@ -10,6 +10,7 @@ from typing import Any
 import ml_collections
 from flax import traverse_util
 
+from u2s_jax.models.backbones import get_field_defaults
 from u2s_jax.run import default_config
 from u2s_jax.run.workdir import Workdir, write_json
 from u2s_jax.runtime.errors import UserError
@@ -41,7 +42,15 @@ def read(workdir: Workdir) -> ml_collections.ConfigDict | None:
     ) from error
   defaults = to_json(default_config.get_config())
   try:
-    _check_types(fields, defaults)
+    _check_types(fields, {**defaults, "model": {**defaults["model"], "backbone": {"name": ""}}})
+    # Backbones have fields of the same name, but of other types. Fields without a default are those
+    # of the default backbone; the types of another package's backbone are unknown.
+    backbone = fields.get("model", {}).get("backbone", {})
+    types, name = {}, backbone.get("name", "")
+    if ":" not in name:
+      own_types = json.loads(json.dumps(get_field_defaults(name)))
+      types = defaults["model"]["backbone"] | own_types
+    _check_types(backbone, types, "model.backbone")
   except UserError as error:
     raise UserError(f"{workdir.config}: {error}") from error
   return ml_collections.ConfigDict(to_tuples(_complete(fields, defaults)))
