@@ -20,7 +20,6 @@ from u2s_jax.runtime import command_line, devices, files
 from u2s_jax.runtime.errors import (
   INTERRUPTED,
   UserError,
-  describe_disk_error,
   escape,
   one_line_errors,
 )
@@ -89,12 +88,8 @@ def predict_files(args: argparse.Namespace, workdir: Workdir) -> bool:
       if not features:
         break
     except (UserError, OSError) as error:
-      if describe_disk_error(error):
-        raise
       all_scored = False
-      reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-      line = formatting.format_error(file, reason, output_format)
-      print(line, file=sys.stdout if output_format == "json" else sys.stderr, flush=True)
+      formatting.print_error(file, error, output_format)
   if vectors:
     arrays = {"ids": np.array([*vectors], str), "names": np.array(model.feature_names())}
     write_npz(features, arrays | {"vectors": np.stack([*vectors.values()])})

@@ -17,7 +17,7 @@ import numpy as np
 import tqdm
 from jaxtyping import UInt8
 
-from u2s_jax.runtime.errors import escape, escape_cell, escape_line
+from u2s_jax.runtime.errors import describe_disk_error, escape, escape_cell, escape_line
 from u2s_jax.serving.intervals import Gap, Interval, ScoredWindow
 from u2s_jax.serving.predict import Prediction
 from u2s_jax.video.listing import Entry
@@ -97,6 +97,15 @@ def format_window(file: str, window: ScoredWindow | Gap, output_format: str) -> 
     f"{escape_line(label)} {100 * score:.1f} %" for label, score in window.prediction.best()
   )
   return escape(f"  {format_time(start)} --> {format_time(end)}  {best}")
+
+
+def print_error(file: str, error: Exception, output_format: str) -> None:
+  """Prints the error of a file that cannot be scored; raises it if a disk caused it."""
+  if describe_disk_error(error):
+    raise error
+  reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+  line = format_error(file, reason, output_format)
+  print(line, file=sys.stdout if output_format == "json" else sys.stderr, flush=True)
 
 
 def format_error(file: str, reason: str, output_format: str) -> str:

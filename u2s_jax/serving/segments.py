@@ -3,7 +3,7 @@
 import pathlib
 import sys
 
-from u2s_jax.runtime.errors import UserError, describe_disk_error, escape
+from u2s_jax.runtime.errors import UserError, escape
 from u2s_jax.serving import accuracy, formatting
 from u2s_jax.serving.model import Model
 from u2s_jax.serving.predict import Prediction
@@ -34,24 +34,19 @@ def predict_segments(model: Model, path: pathlib.Path, output_format: str, detai
   if output_format == "csv":
     print(formatting.SEGMENT_HEADER, flush=True)
   scored: list[tuple[Entry, Prediction]] = []
-  num_entries = len(entries)
   for entry, prediction in zip(entries, model.predict_entries(entries), strict=True):
     if isinstance(prediction, Exception):
-      if describe_disk_error(prediction):
-        raise prediction
-      reason = getattr(prediction, "strerror", None) or " ".join(str(prediction).split())
-      line = formatting.format_error(entry.id, reason, output_format)
-      print(line, file=sys.stdout if output_format == "json" else sys.stderr, flush=True)
+      formatting.print_error(entry.id, prediction, output_format)
       continue
     print(formatting.format_segment(entry, prediction, output_format, details), flush=True)
     scored.append((entry, prediction))
-  labelled = [(entry, prediction) for entry, prediction in scored if entry.name]
+  labelled = [(entry.name, prediction) for entry, prediction in scored if entry.name]
   if labelled:
-    entries, predictions = zip(*labelled, strict=True)
-    summary = accuracy.summarize([entry.name for entry in entries], predictions)
+    labels, predictions = zip(*labelled, strict=True)
+    summary = accuracy.summarize(labels, predictions)
     if output_format == "json":
       print(formatting.format_json({"summary": summary}))
     else:
       text = accuracy.format_summary(summary)
       print(escape(f"\n{text}"), file=sys.stderr if output_format == "csv" else sys.stdout)
-  return len(scored) == num_entries
+  return len(scored) == len(entries)

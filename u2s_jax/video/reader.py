@@ -6,7 +6,6 @@ The files may come from strangers: none can make FFmpeg open another one.
 import contextlib
 import dataclasses
 import errno
-import functools
 import io
 import math
 from collections.abc import Callable, Iterator
@@ -99,8 +98,9 @@ def decode_frames(
         if seconds < first:
           continue
         if resize is None:
-          make = _make_resize if region is None else functools.partial(_make_crop, region)
-          resize = make(frame, orientation, decoder.pixel_aspect, short_edge, pixel_format)
+          resize = _make_resize(
+            frame, orientation, decoder.pixel_aspect, short_edge, pixel_format, region
+          )
         yield TimedFrame(seconds, end, resize(frame, orientation))
       decoder.check_end()
   except av.error.EOFError as error:  # a file that ends before its first frame
@@ -124,21 +124,13 @@ def _make_resize(
   pixel_aspect: Fraction | None,
   short_edge: int,
   pixel_format: str,
+  region: Region | None,
 ) -> Resize:
-  size = display.compute_size(frame.width, frame.height, pixel_aspect, short_edge)
-  return _make_scaler(size[:: -1 if orientation.transposed else 1], pixel_format)
-
-
-def _make_crop(
-  region: Region,
-  frame: av.VideoFrame,
-  orientation: display.Orientation,
-  pixel_aspect: Fraction | None,
-  short_edge: int,
-  pixel_format: str,
-) -> Resize:
-  size = display.compute_display_size(frame.width, frame.height, pixel_aspect)
-  size = size[:: -1 if orientation.transposed else 1]
+  order = -1 if orientation.transposed else 1
+  if region is None:
+    size = display.compute_size(frame.width, frame.height, pixel_aspect, short_edge)
+    return _make_scaler(size[::order], pixel_format)
+  size = display.compute_display_size(frame.width, frame.height, pixel_aspect)[::order]
   left, top, right, bottom = region.to_box(*size)
   cropped_size = display.compute_size(right - left, bottom - top, None, short_edge)
   show, scale = _make_scaler(size, pixel_format), _make_scaler(cropped_size, pixel_format)
