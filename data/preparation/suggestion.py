@@ -84,7 +84,7 @@ def _estimate_minutes(start: str, clips: int, frames: int) -> str:
   seconds = EPOCHS[start] * TRAINING_SECONDS[start] + (FEATURE_SECONDS if start == "i3d" else 0)
   cores = os.cpu_count() or 1
   minutes = STARTUP_MINUTES[start] + seconds * clips * frames / cores / 60
-  return f"{EPOCHS[start]:g} epochs, about {minutes:.0f} minutes on {cores} cores like ours"
+  return f"{EPOCHS[start]:g} epochs, about {minutes:.0f} minutes on {cores} CPU cores"
 
 
 def _median_length(split: store.Split) -> int:
