@@ -12,6 +12,7 @@ WITHOUT = {
   "timm resnetv2",
   "mmaction2 ResNet",
   "mmaction2 TSM",
+  "pytorchvideo SlowOnly ResNet",
   "torchvision r3d_18",
   "torchvision mc3_18",
 }
