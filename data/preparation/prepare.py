@@ -30,6 +30,7 @@ from data.preparation import (
   corrections,
   file_states,
   finalize,
+  folds,
   preview,
   shard_writer,
   shards,
@@ -417,6 +418,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     help="X,Y,W,H: the region of every frame to keep, in pixels of the frame as displayed, or in"
     " shares of it if all are at most 1",
   )
+  add(
+    "--fold",
+    help="K/N: holds out the K-th of N parts of the training clips for validation, to find wrong"
+    " labels among them (docs/videos.md)",
+  )
   add("--corrections", help="CSV file of corrected labels, from the page of --mode=report")
   add("--preview", help=".jpg file: only draws frames of some clips as the network will see them")
   add("--workers", type=int, default=os.cpu_count(), help="processes that decode (default: cores)")
@@ -456,6 +462,9 @@ def _prepare_listing(args: argparse.Namespace) -> None:
   if args.corrections:
     path = files.parse_local_path(args.corrections)
     listing, origin["corrections"] = corrections.apply_corrections(listing, path)
+  if args.fold:
+    listing = folds.hold_out_fold(listing, args.fold, str(args.source))
+    origin["fold"] = args.fold
   for note in listing.notes:
     print(escape(f"note: {note}"), flush=True)
   signals.raise_if_requested()

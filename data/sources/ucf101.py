@@ -123,5 +123,7 @@ def _read_list(
       )
     class_folder, files = folders[name]
     file_path = str(class_folder / (_find_name(file, files) or file))
-    clips.append(Clip(pathlib.PurePosixPath(file).stem, labels[name], file_path))
+    clip_id = pathlib.PurePosixPath(file).stem  # such as v_Archery_g08_c02, of group 8
+    group = clip_id.rpartition("_c")[0]
+    clips.append(Clip(clip_id, labels[name], file_path, group=group))
   return clips

@@ -11,6 +11,12 @@ MODES = {
     "--compare": dict(
       action="append", default=[], help="workdir of a run to show next to this one; repeatable"
     ),
+    "--fold": dict(
+      action="append",
+      default=[],
+      help="workdir of another fold of the run's data (data.prepare --fold), whose mistakes to list"
+      " with those of the run; repeatable",
+    ),
     "--control": dict(help="workdir of the run's control: the same config with control=True"),
   }
 }
@@ -25,4 +31,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
   control = files.parse_path(args.control) if args.control else None
   others = [files.parse_path(other) for other in args.compare]
-  print(f"written: {page.write_report(workdir.root, others, control)}")
+  folds = [files.parse_path(fold) for fold in args.fold]
+  print(f"written: {page.write_report(workdir.root, others, control, folds)}")

@@ -3,7 +3,6 @@
 The page opens from disk and makes no network requests.
 """
 
-import base64
 import dataclasses
 import io
 import pathlib
@@ -20,6 +19,8 @@ from PIL import Image
 from u2s_jax.evaluation import control as control_lib
 from u2s_jax.evaluation import metrics, overlay, results, scores
 from u2s_jax.report import figures
+from u2s_jax.report.images import encode_jpeg, encode_uri
+from u2s_jax.report.mistakes import Mistake, list_mistakes
 from u2s_jax.report.run import RunFiles, differences, read
 from u2s_jax.run.workdir import Workdir
 from u2s_jax.runtime.console import log, log_live
@@ -54,7 +55,7 @@ class Table:
 
 @dataclasses.dataclass
 class Section:
-  """A section of the page; figures, clips and mistakes have the fields that the template reads."""
+  """A section of the page; figures and clips have the fields that the template reads."""
 
   name: str
   title: str
@@ -62,31 +63,43 @@ class Section:
   tables: list[Table] = dataclasses.field(default_factory=list)
   figures: list[Fields] = dataclasses.field(default_factory=list)
   clips: list[Fields] = dataclasses.field(default_factory=list)
-  mistakes: list[Fields] = dataclasses.field(default_factory=list)
+  mistakes: list[Mistake] = dataclasses.field(default_factory=list)
 
 
 # (name, caption, figure) -> the chart, whose files are written to the report's folder.
 Draw = Callable[[str, str, Figure], Fields]
 
 
-def write_report(workdir: Path, compare: Sequence[Path] = (), control: Path | None = None) -> Path:
+def write_report(
+  workdir: Path,
+  compare: Sequence[Path] = (),
+  control: Path | None = None,
+  folds: Sequence[Path] = (),
+) -> Path:
   """Writes the report of a finished run to `<workdir>/report` and returns the page's path.
 
   Args:
     workdir: the run's workdir.
     compare: workdirs of runs to show next to it.
     control: workdir of the run's control; without one the headline states no gain.
+    folds: workdirs of runs that validate on other clips of the same data; their mistakes are listed
+      with those of the run.
 
   Raises:
     FileNotFoundError: if a run is not finished or does not exist.
-    UserError: if a run to compare has other classes, or `control` is no control of the run.
+    UserError: if a run to compare or a fold has other classes, folds share clips, or `control` is
+      no control of the run.
   """
-  run, *others = [read(folder) for folder in (workdir, *compare)]
-  for folder, other in zip(compare, others, strict=True):
+  run, *others = [read(folder) for folder in (workdir, *compare, *folds)]
+  for folder, other in zip((*compare, *folds), others, strict=True):
     if other.class_names != run.class_names:
       raise UserError(
-        f"{folder}: classes differ from those of {workdir}; compare runs on one data set"
+        f"{folder}: classes differ from those of {workdir}; choose runs on one data set"
       )
+  others, of_folds = others[: len(compare)], [run, *others[len(compare) :]]
+  ids = np.concatenate([fold.final.ids for fold in of_folds])
+  if len(set(ids.tolist())) < len(ids):
+    raise UserError(f"{folds[0]}: two folds have the same clips; choose one run for each fold")
   names = _number_duplicates([run.name, *(other.name for other in others)])
   runs = dict(zip(names, [run, *others], strict=True))
   message = make_headline(run, control and control_lib.read(Workdir(control), Workdir(workdir)))
@@ -96,7 +109,7 @@ def write_report(workdir: Path, compare: Sequence[Path] = (), control: Path | No
       " this script, such as Noto Sans, and write the report again"
     )
   with output_dir(Workdir(workdir).report) as folder:
-    (folder / PAGE).write_text(_render_page(runs, message, folder), encoding="utf-8")
+    (folder / PAGE).write_text(_render_page(runs, of_folds, message, folder), encoding="utf-8")
   return Workdir(workdir).report / PAGE
 
 
@@ -124,7 +137,9 @@ def make_headline(run: RunFiles, control: control_lib.Control | None) -> str:
   return f"{message} The control, trained for as many epochs, reaches {top1:.2f} %{gain}.{rates}"
 
 
-def _render_page(runs: dict[str, RunFiles], message: str, folder: pathlib.Path) -> str:
+def _render_page(
+  runs: dict[str, RunFiles], folds: Sequence[RunFiles], message: str, folder: pathlib.Path
+) -> str:
   """Writes the figures into `folder` and returns the page; the first run is the page's."""
   run = next(iter(runs.values()))
 
@@ -137,7 +152,7 @@ def _render_page(runs: dict[str, RunFiles], message: str, folder: pathlib.Path) 
 
   parts = {
     "accuracy": lambda: _summary(runs),
-    "mistakes": lambda: _mistakes(run),
+    "mistakes": lambda: _mistakes(folds),
     "training": lambda: _training(runs, draw),
     "confusion": lambda: _confusion(run, draw),
     "classes": lambda: _classes(run, draw),
@@ -243,48 +258,23 @@ def _runs_table(runs: dict[str, RunFiles]) -> Table:
   return Table("Comparison of runs", columns, rows)
 
 
-def _mistakes(run: RunFiles) -> Section | None:
-  arrays, final = run.analysis, run.final
-  if "mistake_id" not in arrays:
+def _mistakes(runs: Sequence[RunFiles]) -> Section | None:
+  found = list_mistakes(runs)
+  if not found:
     return None
-  section = Section("mistakes", "Mistakes, and labels to correct")
+  section = Section("mistakes", "Mistakes, and labels to correct", mistakes=found)
   section.texts.append(
     "Clips that the merged prediction gets wrong. The label of the first ones is most likely wrong."
     " Each name links to the file that the data set was prepared from. Choose what is right:"
     " another class, keep, or drop. The button saves the choices as corrections.csv. Prepare the"
     " data again with --corrections=corrections.csv and another --out."
   )
-  stored = {str(name): k for k, name in enumerate(arrays["mistake_id"])}
-  merged = final.merged
-  for row in results.likely_mislabelled(final, len(stored)):
-    name, label = str(final.ids[row]), int(final.labels[row])
-    if name not in stored:
-      continue
-    predicted, k = int(merged[row].argmax()), stored[name]
-    path = str(arrays["mistake_path"][k])
-    # Runs of earlier versions have the middle frame.
-    clip = arrays["mistake_clip"][k] if "mistake_clip" in arrays else None
-    if clip is None:
-      clip = overlay.to_rgb(arrays["mistake_still"][k][None])
-    section.mistakes.append(
-      dict(
-        id=name,
-        link=pathlib.Path(path).as_uri() + _time_fragment(name) if path else "",
-        still=_jpeg_uri(overlay.draw_strip([clip], count=1)),
-        loop=_data_uri(overlay.loop(clip, height=112), "webp") if len(clip) > 1 else "",
-        label=run.class_names[label],
-        predicted=run.class_names[predicted],
-        predicted_score=100 * float(merged[row, predicted]),
-        label_score=100 * float(merged[row, label]),
-      )
+  if len(runs) > 1:
+    section.texts.append(
+      f"They are of {len(runs)} folds: {', '.join(run.name for run in runs)}. The networks of a"
+      " fold did not see its clips."
     )
   return section
-
-
-def _time_fragment(clip_id: str) -> str:
-  """Returns the fragment of a link that lets a player show a segment only."""
-  match = re.search(r"#([\d.]+)-([\d.]+)(@[^/]*)?$", clip_id)
-  return f"#t={match[1]},{match[2]}" if match else ""
 
 
 def _training(runs: dict[str, RunFiles], draw: Draw) -> Section | None:
@@ -432,11 +422,11 @@ def _draw_masked_clip(run: RunFiles, i: int, folder: pathlib.Path) -> Fields:
     caption=f"{clip_id}: frames and mask ({overlay.scale(mask)}); the universal network predicts"
     f" “{predicted}”.",
     alt=f"Looping clip {clip_id} of “{names[label]}”, next to it the same with its mask.",
-    loop=_data_uri(loop, "webp"),
-    still=_jpeg_uri(overlay.draw_strip(rows[:2], count=4)),
+    loop=encode_uri(loop, "webp"),
+    still=encode_jpeg(overlay.draw_strip(rows[:2], count=4)),
     width=width,
     height=height,
-    strip=_jpeg_uri(strip),
+    strip=encode_jpeg(strip),
     strip_alt=f"From top to bottom: frames, combined mask, masks of {described}.",
   )
 
@@ -509,13 +499,3 @@ def _number_duplicates(names: Sequence[str]) -> list[str]:
     name if names.count(name) == 1 else f"{name} ({names[: i + 1].count(name)})"
     for i, name in enumerate(names)
   ]
-
-
-def _data_uri(content: bytes, image_type: str) -> str:
-  return f"data:image/{image_type};base64,{base64.b64encode(content).decode()}"
-
-
-def _jpeg_uri(image: Image.Image) -> str:
-  file = io.BytesIO()
-  image.save(file, "JPEG", quality=80)
-  return _data_uri(file.getvalue(), "jpeg")

@@ -181,7 +181,7 @@ def _make_listing(
         " class"
       )
     label = index.get(entry.name, -1)
-    clip = Clip(entry.id, label, entry.file, span=entry.span, region=entry.region)
+    clip = Clip(entry.id, label, entry.file, None, entry.span, entry.region, entry.group)
     by_split[entry.split].append(clip)
   by_split = {split: clips for split, clips in by_split.items() if clips}
   result = Listing(names=names, splits=by_split, notes=notes)

@@ -7,6 +7,7 @@ prepared data set.
 import collections
 import dataclasses
 import os
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -30,6 +31,7 @@ class Clip:
   # Start and end of a segment, seconds since the video's first frame; None: the whole video.
   span: tuple[float, float] | None = None
   region: Region | None = None  # None: as for all clips of the data set
+  group: str = ""  # is in one split only; empty: the clip's file
 
   @property
   def path(self) -> str:
@@ -77,6 +79,12 @@ def part_suffix(span: tuple[float, float] | None, region: Region | None = None) 
   if span is None:
     return suffix
   return "#" + "-".join(f"{time:.3f}".rstrip("0").rstrip(".") for time in span) + suffix
+
+
+def parse_span(clip_id: str) -> tuple[float, float] | None:
+  """Returns the segment that an id or path names, see `part_suffix`; None for a whole file."""
+  match = re.search(r"#([\d.]+)-([\d.]+)(@[^/]*)?$", clip_id)
+  return (float(match[1]), float(match[2])) if match else None
 
 
 def check_names(names: Iterable[str], source: str) -> None:

@@ -1,0 +1,53 @@
+"""Holds out a part of the training clips, to score every one by a network that did not see it."""
+
+import dataclasses
+import re
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
+
+from u2s_jax.runtime.errors import UserError
+from u2s_jax.video.listing import Listing, check_listing
+
+
+def hold_out_fold(listing: Listing, fold: str, source: str) -> Listing:
+  """Returns a listing whose validation split is a part of the training split.
+
+  The parts have about equally many clips of each class; clips of a group or file stay together.
+  The validation split of the source is left out.
+
+  Args:
+    fold: `k/n`: the k-th of n parts, 1 <= k <= n.
+    source: name of the source, for messages.
+
+  Raises:
+    UserError: if `fold` is not valid, or a class has too few clips or groups.
+  """
+  match = re.fullmatch(r"(\d+)/(\d+)", fold)
+  k, n = map(int, match.groups()) if match else (0, 0)
+  if not 1 <= k <= n or n < 2:
+    raise UserError(f"--fold {fold}: must be K/N, such as 1/5, with 1 <= K <= N and N >= 2")
+  clips = listing.splits.get("train", ())
+  labels = np.array([clip.label for clip in clips])
+  groups = np.array([clip.group or clip.file for clip in clips])
+  fewest = np.bincount(labels).min() if len(labels) else 0
+  if fewest < n or len(set(groups)) < n:
+    raise UserError(
+      f"--fold {fold}: {source} has {len(set(groups))} groups of training clips, and a class with"
+      f" {fewest} clips; use at most that many parts"
+    )
+  parts = StratifiedGroupKFold(n, shuffle=True, random_state=0).split(labels, labels, groups)
+  _, held_out = [*parts][k - 1]
+  is_held_out = np.isin(np.arange(len(clips)), held_out)
+  splits = dict(listing.splits)
+  splits["train"] = [clip for clip, held in zip(clips, is_held_out, strict=True) if not held]
+  splits["validation"] = [clip for clip, held in zip(clips, is_held_out, strict=True) if held]
+  note = f"fold {fold}: {len(held_out)} of {len(clips)} training clips are held out"
+  if left_out := len(listing.splits.get("validation", ())):
+    note += f"; the {left_out} validation clips of the source are left out"
+  # Without `official` and `earlier`, which are about other splits.
+  result = dataclasses.replace(
+    listing, splits=splits, notes=[*listing.notes, note], official={}, earlier=None
+  )
+  check_listing(result, source)
+  return result

@@ -1,0 +1,61 @@
+"""Folds of the training clips: every clip is held out once, and groups stay together."""
+
+import collections
+
+import pytest
+
+from data.preparation import folds
+from u2s_jax.runtime.errors import UserError
+from u2s_jax.video.listing import Clip, Listing
+
+
+def make_listing(groups=None, num_train=12):
+  clips = [
+    Clip(str(k), k % 2, f"{k}.mp4", group=groups[k] if groups else "") for k in range(num_train)
+  ]
+  splits = {"train": clips, "validation": [Clip("v", 0, "v.mp4")], "test": [Clip("t", 0, "t.mp4")]}
+  return Listing(["a", "b"], splits, official={"train": 12})
+
+
+def test_every_training_clip_is_held_out_once():
+  listing, held_out = make_listing(), []
+  for k in range(1, 4):
+    fold = folds.hold_out_fold(listing, f"{k}/3", "source")
+    train, validation = fold.splits["train"], fold.splits["validation"]
+    assert {*train, *validation} == {*listing.splits["train"]} and not {*train} & {*validation}
+    assert collections.Counter(clip.label for clip in validation) == {0: 2, 1: 2}
+    assert fold.splits["test"] == listing.splits["test"] and not fold.official
+    held_out += validation
+  assert sorted(int(clip.id) for clip in held_out) == [*range(12)]
+  assert fold.notes == [
+    "fold 3/3: 4 of 12 training clips are held out; the 1 validation clips of the source are left"
+    " out"
+  ]
+
+
+def test_groups_stay_together():
+  groups = [f"person {k // 4}" for k in range(12)]
+  for k in range(1, 4):
+    fold = folds.hold_out_fold(make_listing(groups), f"{k}/3", "source")
+    assert len({clip.group for clip in fold.splits["validation"]}) == 1
+    assert len(fold.splits["validation"]) == 4
+
+
+@pytest.mark.parametrize("fold", ["", "1", "0/3", "4/3", "1/1", "a/b", "-1/3", "1/3/5"])
+def test_rejects_invalid_folds(fold):
+  with pytest.raises(UserError, match="must be K/N"):
+    folds.hold_out_fold(make_listing(), fold, "source")
+
+
+def test_rejects_more_folds_than_clips():
+  with pytest.raises(UserError, match="a class with 6 clips; use at most that many"):
+    folds.hold_out_fold(make_listing(), "1/7", "source")
+  groups = ["x" if k < 6 else "y" for k in range(12)]
+  with pytest.raises(UserError, match="has 2 groups"):
+    folds.hold_out_fold(make_listing(groups), "1/3", "source")
+
+
+def test_rejects_a_test_split_alone():
+  listing = Listing(["a"], {"test": [Clip("t", 0, "t.mp4")]})
+  with pytest.raises(UserError, match="0 groups of training clips"):
+    folds.hold_out_fold(listing, "1/2", "source")
