@@ -1,5 +1,6 @@
 """Tests of saving, restoring and refusing checkpoints."""
 
+import json
 import shutil
 
 import jax
@@ -126,6 +127,10 @@ def truncate_arrays(path):
     file.write_bytes(b"")
 
 
+def delete_tree_metadata(path):
+  (path / "state/_METADATA").unlink()
+
+
 def empty_folder(path):
   shutil.rmtree(path)
   path.mkdir()
@@ -139,7 +144,7 @@ def empty_folder(path):
     flip_a_bit,
     truncate_arrays,
     lambda path: [file.unlink() for file in path.rglob("manifest.ocdbt")],
-    lambda path: (path / "state/_METADATA").unlink(),
+    delete_tree_metadata,
     lambda path: shutil.rmtree(path / "record"),
     lambda path: shutil.rmtree(path / "state"),
     empty_folder,
@@ -156,7 +161,10 @@ def test_damaged_checkpoint_is_named_and_quarantined(damage, tmp_path):
   with pytest.raises(DamagedError, match=r"^checkpoint .*c/joint/2 is damaged \(") as error:
     checkpoints.restore("joint", 2, abstract())
   assert "\n" not in str(error.value)
-  if damage is not flip_a_bit:  # only the checksum detects that
+  if damage is delete_tree_metadata:  # the record has the names, and each array its own metadata
+    _, networks, _ = read_networks(tmp_path / "c", STAGES)
+    jax.tree.map(np.testing.assert_array_equal, networks["params"], state_of(2).params)
+  elif damage is not flip_a_bit:  # only the checksum detects that
     with pytest.raises(DamagedError, match="c/joint/2 is damaged"):
       read_networks(tmp_path / "c", STAGES)
   quarantined = checkpoints.quarantine("joint", 2)
@@ -220,3 +228,17 @@ def test_removing_the_folder_during_a_save_is_named(recreated, tmp_path, monkeyp
     with pytest.raises(UserError, match="c: was removed while a checkpoint was written"):
       checkpoints.save("joint", 2, state_of(2), {})
   checkpoints.close()
+
+
+def test_networks_of_earlier_versions_are_the_same(tmp_path):
+  checkpoints = Checkpoints(tmp_path, STAGES, MODEL, {})
+  state = state_of(2).replace(batch_stats={"trunk": {}, "mask": {"mean": jnp.ones(3)}})
+  checkpoints.save("specific", 2, state, {})
+  checkpoints.close()
+  path, networks, record = read_networks(tmp_path, STAGES)
+  record.pop("networks")  # earlier versions did not record the names
+  (path / "record" / "metadata").write_text(json.dumps(record))
+  _, earlier, _ = read_networks(tmp_path, STAGES)
+  jax.tree.map(np.testing.assert_array_equal, earlier, networks)
+  np.testing.assert_array_equal(networks["params"]["trunk"]["kernel"], np.full((2, 3), 2.0))
+  np.testing.assert_array_equal(networks["csm"]["matrix"], np.eye(3))

@@ -103,7 +103,10 @@ class Checkpoints:
         " their programs were compiled on different kinds of machines; use machines of one kind and"
         " an empty compilation cache (<workdir>/compiled, JAX_COMPILATION_CACHE_DIR)"
       )
-    record = {**record, "model": self._model, "checksum": int(checksum)}
+    # The names of the arrays: Orbax opens every array to list them.
+    networks = {"params": state.params, "batch_stats": state.batch_stats, "csm": vars(state.csm)}
+    names = jax.tree.map(lambda _: 0, networks)
+    record = {**record, "model": self._model, "checksum": int(checksum), "networks": names}
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
     with self._add_folder_to_errors():
       manager.save(step, args=args)
@@ -253,7 +256,8 @@ def read_networks(
   with _raise_damaged(path):
     record = _restore_record(path)
     handler = ocp.PyTreeCheckpointHandler()
-    tree = handler.metadata(path / "state").tree
+    # Checkpoints of earlier versions have no names.
+    tree = record.get("networks") or handler.metadata(path / "state").tree
     if names is None:
       subtree = {key: tree[key] for key in ("params", "batch_stats", "csm")}
     else:

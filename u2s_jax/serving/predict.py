@@ -116,7 +116,7 @@ def _build(
   state = TrainState(
     step=0, momentum=(), csm=csm, params=tree["params"], batch_stats=tree["batch_stats"]
   )
-  state = jax.tree.map(jnp.asarray, state)
+  state = jax.device_put(state)  # `jnp.asarray` would compile a program for every shape
   return TrainedRun(config, class_names, stored, network, state, best, temperature)
 
 
