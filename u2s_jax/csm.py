@@ -13,12 +13,13 @@ The computation, for batches of features after the last ReLU:
 """
 
 from numbers import Real
+from typing import Any
 
 import flax.struct
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Integer, Num, PyTree
+from jaxtyping import Array, Bool, Float, Integer, Num
 
 DISTANCES = ("cosine", "euclidean")
 SELECTIONS = ("confusing", "own", "soft")
@@ -38,11 +39,11 @@ class CategorySimilarity(flax.struct.PyTreeNode):
     n: the target number N of confusing classes, a scalar; 0 before the CSM is computed.
   """
 
-  matrix: PyTree
-  similarity: PyTree
-  topn_accuracy: PyTree
-  alpha: PyTree
-  n: PyTree
+  matrix: Any
+  similarity: Any
+  topn_accuracy: Any
+  alpha: Any
+  n: Any
 
 
 def make_identity_similarity(num_classes: int) -> CategorySimilarity:

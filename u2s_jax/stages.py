@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from numbers import Real
+from typing import Any
 
 from u2s_jax.runtime.errors import UserError
 
@@ -63,7 +64,7 @@ class Stage:
   classifier_rates: tuple[Real, ...] = (1.0, 1.0)
   classifier_deviation: Real = 0.01
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if not 0 < self.learning_rate < math.inf:
       raise UserError(f"{self.name}.learning_rate: {self.learning_rate} must be a positive number")
     if not 0 <= self.epochs < math.inf:
@@ -180,7 +181,7 @@ def get_subnetwork(part: str) -> str:
 
 
 def make_stages(
-  durations: dict[str, dict],
+  durations: dict[str, dict[str, Any]],
   *,
   attention: str = "mask",
   specific_init: str = "universal",

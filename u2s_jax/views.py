@@ -6,7 +6,7 @@ from u2s_jax.runtime.errors import UserError
 
 # By name: for each view, whether it is mirrored left to right. The input holds only the views that
 # are not mirrored; the device mirrors the k-th of them to obtain the k-th mirrored view.
-VIEWS = {
+VIEWS: dict[str, tuple[bool, ...]] = {
   "center": (False,),
   "3crop": (False,) * 3,
   "5crop": (False,) * 5,

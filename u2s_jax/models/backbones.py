@@ -29,7 +29,7 @@ from u2s_jax.models.video_resnet import MC3, R3D, R2Plus1D
 from u2s_jax.models.videoprism import VideoPrism
 from u2s_jax.runtime.errors import UserError
 
-BACKBONES = {
+BACKBONES: dict[str, type] = {
   "preact_resnet": PreactResNet,  # the paper's
   "resnet": ResNet,
   "tsm_resnet": TSMResNet,

@@ -56,11 +56,11 @@ class Branch(nn.Module):
   width: int
   layers: Layers = Layers()
 
-  def setup(self):
-    self.group2, self.group3 = (
-      Group(tuple(self.width * factor for factor in group), self.layers) for group in TOP
-    )
-    self.head = make_head(self.num_classes)
+  def setup(self) -> None:
+    group2, group3 = (tuple(self.width * factor for factor in group) for group in TOP)
+    self.group2: nn.Module = Group(group2, self.layers)
+    self.group3: nn.Module = Group(group3, self.layers)
+    self.head: nn.Dense = make_head(self.num_classes)
 
   def features(
     self, trunk: Float[Array, "n t h w c"], *, train: bool
@@ -88,7 +88,7 @@ class CNN3D:
   width: int = 32
   layers: Layers = Layers()
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.width < 1:
       raise UserError(f"model.backbone.width: {self.width} must be >= 1")
 

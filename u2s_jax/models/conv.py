@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 # He initialisation over the fan-out, as the reference ResNets use it.
-conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+conv_init: nn.initializers.Initializer = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 METHODS = ("auto", "direct", "concatenated", "shifted")
 
 

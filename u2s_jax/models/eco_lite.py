@@ -40,18 +40,18 @@ class Branch(nn.Module):
   num_classes: int
   layers: Layers = Layers()
 
-  def setup(self):
+  def setup(self) -> None:
     block = functools.partial(
       resnet.PreactBasic, temporal=(3, 3, 3), projection_extent=3, layers=self.layers
     )
-    self.res3a = self.layers.conv(128, (3, 3, 3))
-    self.res3b = block(128, 1)
-    self.res4a = block(256, 2, temporal_stride=2)
-    self.res4b = block(256, 1)
-    self.res5a = block(512, 2, temporal_stride=2)
-    self.res5b = block(512, 1)
-    self.norm = self.layers.norm()
-    self.head = resnet.make_head(self.num_classes)
+    self.res3a: nn.Module = self.layers.conv(128, (3, 3, 3))
+    self.res3b: nn.Module = block(128, 1)
+    self.res4a: nn.Module = block(256, 2, temporal_stride=2)
+    self.res4b: nn.Module = block(256, 1)
+    self.res5a: nn.Module = block(512, 2, temporal_stride=2)
+    self.res5b: nn.Module = block(512, 1)
+    self.norm: nn.Module = self.layers.norm()
+    self.head: nn.Dense = resnet.make_head(self.num_classes)
 
   def features(
     self, trunk: Float[Array, "n t h w c"], *, train: bool

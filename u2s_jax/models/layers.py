@@ -31,7 +31,7 @@ class Layers:
   convolution: str = "auto"
   remat: bool = False
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.convolution not in METHODS:
       raise UserError(f"model.convolution: {self.convolution!r} is not one of {', '.join(METHODS)}")
 

@@ -30,7 +30,7 @@ class BatchNorm(nn.Module):
     scale = self.param("scale", nn.initializers.ones, shape) if self.scale else jnp.ones(shape)
     bias = self.param("bias", nn.initializers.zeros, shape)
     if train:
-      y, mean, var = normalize(x, scale, bias)
+      y, mean, var = _normalize(x, scale, bias)
       if not self.is_initializing():
         running_mean.value = MOMENTUM * running_mean.value + (1 - MOMENTUM) * mean
         running_var.value = MOMENTUM * running_var.value + (1 - MOMENTUM) * var
@@ -41,7 +41,7 @@ class BatchNorm(nn.Module):
 
 
 @jax.custom_vjp
-def normalize(
+def _normalize(
   x: Float[Array, "n t h w c"], scale: Float[Array, " c"], bias: Float[Array, " c"]
 ) -> tuple[Float[Array, "n t h w c"], Float[Array, " c"], Float[Array, " c"]]:
   """Returns `x` normalised by its batch statistics, and its mean and (biased) variance, in float32.
@@ -74,4 +74,4 @@ def _normalize_backward(operands, gradients):
   return dx.astype(x.dtype), dscale, dbias
 
 
-normalize.defvjp(_normalize_forward, _normalize_backward)
+_normalize.defvjp(_normalize_forward, _normalize_backward)

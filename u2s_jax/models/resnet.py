@@ -229,11 +229,12 @@ class Branch(nn.Module):
   last_norm: bool
   layers: Layers = Layers()
 
-  def setup(self):
-    self.group2, self.group3 = (group() for group in self.groups)
+  def setup(self) -> None:
+    self.group2: nn.Module = self.groups[0]()
+    self.group3: nn.Module = self.groups[1]()
     if self.last_norm:
-      self.norm = self.layers.norm()
-    self.head = make_head(self.num_classes)
+      self.norm: nn.Module = self.layers.norm()
+    self.head: nn.Dense = make_head(self.num_classes)
 
   def features(
     self, trunk: Float[Array, "n t h w c"], *, train: bool
@@ -280,7 +281,7 @@ class ResNet:
   preactivation: ClassVar[bool] = False
   shift: ClassVar[int] = 0  # divisor of the temporal shift in every block; 0 for no shift
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.depth not in DEPTHS:
       known = ", ".join(map(str, DEPTHS))
       raise UserError(f"model.backbone.depth: {self.depth} is not one of {known}")

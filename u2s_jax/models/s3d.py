@@ -46,10 +46,10 @@ class Branch(nn.Module):
   num_classes: int
   layers: Layers = Layers()
 
-  def setup(self):
+  def setup(self) -> None:
     for name, channels in TOP.items():
       setattr(self, name, Mixed(channels, True, self.layers))
-    self.head = make_head(self.num_classes)
+    self.head: nn.Dense = make_head(self.num_classes)
 
   def features(
     self, trunk: Float[Array, "n t h w c"], *, train: bool

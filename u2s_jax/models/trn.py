@@ -74,13 +74,13 @@ class Branch(nn.Module):
   num_classes: int
   layers: Layers = Layers()
 
-  def setup(self):
+  def setup(self) -> None:
     for name, channels in TOP.items():
       setattr(self, name, Inception(*channels, layers=self.layers))
-    self.frame = nn.Dense(WIDTH)
-    self.relations = Relations()
+    self.frame: nn.Dense = nn.Dense(WIDTH)
+    self.relations: Relations = Relations()
     # The authors' classifiers of 2, 3, ... frames, whose logits are added, as one.
-    self.head = make_head(self.num_classes)
+    self.head: nn.Dense = make_head(self.num_classes)
 
   def features(
     self, trunk: Float[Array, "n t h w c"], *, train: bool

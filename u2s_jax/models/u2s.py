@@ -1,7 +1,7 @@
 """The U2S model (Fig. 2 and 3 of the paper), which contains the one-pass model."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import flax.linen as nn
 import jax
@@ -15,7 +15,10 @@ from u2s_jax.models.non_local import NonLocal
 from u2s_jax.runtime.errors import UserError
 from u2s_jax.stages import get_subnetwork
 
-MASK_ACTIVATIONS = {"none": lambda x: x, "sigmoid": jax.nn.sigmoid}
+MASK_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+  "none": lambda x: x,
+  "sigmoid": jax.nn.sigmoid,
+}
 ATTENTIONS = ("mask", "non_local", "none")
 
 
@@ -51,7 +54,7 @@ class U2S(nn.Module):
   non_local_width: int = 96
   dtype: DTypeLike = jnp.float32
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.attention not in ATTENTIONS:
       raise UserError(f"model.attention: {self.attention!r} is not one of {ATTENTIONS}")
     if self.mask_activation not in MASK_ACTIVATIONS:
@@ -64,16 +67,16 @@ class U2S(nn.Module):
       raise UserError(f"model.dropout: {self.dropout} must be in [0, 1)")
     super().__post_init__()
 
-  def setup(self):
-    self.trunk = self.backbone.trunk()
-    self.universal = self.backbone.branch(self.num_classes)
-    self.specific = self.backbone.branch(self.num_classes)
+  def setup(self) -> None:
+    self.trunk: nn.Module = self.backbone.trunk()
+    self.universal: nn.Module = self.backbone.branch(self.num_classes)
+    self.specific: nn.Module = self.backbone.branch(self.num_classes)
     # One decision per channel of a clip: the classifier reads the mean over frames and pixels.
-    self.drop = nn.Dropout(self.dropout, broadcast_dims=(1, 2, 3))
+    self.drop: nn.Dropout = nn.Dropout(self.dropout, broadcast_dims=(1, 2, 3))
     if self.attention == "mask":
-      self.mask = mask_lib.MaskNetwork(self.num_classes, dtype=self.dtype)
+      self.mask: mask_lib.MaskNetwork = mask_lib.MaskNetwork(self.num_classes, dtype=self.dtype)
     if self.attention == "non_local":
-      self.non_local = NonLocal(self.non_local_width, self.dtype)
+      self.non_local: NonLocal = NonLocal(self.non_local_width, self.dtype)
 
   def run_trunk(self, video: Float[Array, "n t h w c"]) -> Float[Array, "n t2 h2 w2 d"]:
     """Returns the trunk's features, in inference mode."""

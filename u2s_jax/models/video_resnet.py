@@ -64,7 +64,7 @@ class Trunk(nn.Module):
     is_factorized: whether the stem is a 1x7x7 and a 3x1x1 convolution instead of a 3x7x7 one.
   """
 
-  groups: tuple[functools.partial, ...]
+  groups: tuple[functools.partial[nn.Module], ...]
   width: int
   is_factorized: bool
   layers: Layers = Layers()
@@ -103,7 +103,7 @@ class R3D:
 
   kinds: ClassVar[tuple[str, ...]] = ("3d",) * 4  # of groups 0 to 3, see `Block`
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.width < 2:
       raise UserError(f"model.backbone.width: {self.width} must be >= 2")
 
@@ -126,10 +126,10 @@ class R3D:
 class MC3(R3D):
   """MC3-18: 3x3x3 convolutions in group 0, 1x3x3 convolutions in the others."""
 
-  kinds = ("3d", "2d", "2d", "2d")
+  kinds: tuple[str, ...] = ("3d", "2d", "2d", "2d")
 
 
 class R2Plus1D(R3D):
   """R(2+1)D-18: all convolutions are factorized into space and time."""
 
-  kinds = ("2+1d",) * 4
+  kinds: tuple[str, ...] = ("2+1d",) * 4

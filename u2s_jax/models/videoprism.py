@@ -136,11 +136,11 @@ class Branch(nn.Module):
   temporal: TemporalEncoder | None = None
   layers: Layers = Layers()
 
-  def setup(self):
+  def setup(self) -> None:
     if not self.temporal:
-      self.projection = nn.Dense(self.width, dtype=self.layers.dtype)
-    self.norm = self.layers.norm()
-    self.head = make_head(self.num_classes)
+      self.projection: nn.Dense = nn.Dense(self.width, dtype=self.layers.dtype)
+    self.norm: nn.Module = self.layers.norm()
+    self.head: nn.Dense = make_head(self.num_classes)
 
   def features(self, trunk: Float[Array, "n t h w d"], *, train: bool) -> Float[Array, "n t h w d"]:
     """Returns the tokens after BN and ReLU, non-negative."""
@@ -177,7 +177,7 @@ class VideoPrism:
   temporal: str = "separate"
   layers: Layers = Layers()
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for field in ("width", "heads", "spatial_blocks", "temporal_blocks", "frames"):
       value = getattr(self, field)
       if not isinstance(value, int) or value < 1:

@@ -35,7 +35,7 @@ class Source(NamedTuple):
   # where these decide, such as `conv1.weight 3x3x3`.
   signature: str
   # Patterns for full module names, and this package's name or a function from the match to it.
-  rules: tuple[tuple[str, str | Callable[[re.Match], str]], ...]
+  rules: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
   pixels: Pixels  # statistics that its networks were trained with on RGB frames
   separator: str = "."  # between a module's name and that of its leaf
   prefix: str = ""  # pattern of an optional prefix of all names
@@ -46,14 +46,14 @@ class Source(NamedTuple):
   required_fields: Mapping[str, str] = MappingProxyType({})
 
 
-def _block(kind: str, layer: int) -> Callable[[re.Match], str]:
+def _block(kind: str, layer: int) -> Callable[[re.Match[str]], str]:
   """Maps the first two numbers of a match to group and block, and the third to `kind`'s number."""
   return lambda match: (
     f"group{int(match[1]) - layer}/block{match[2]}/{kind}{''.join(match.groups()[2:])}"
   )
 
 
-def _keras(kind: str) -> Callable[[re.Match], str]:
+def _keras(kind: str) -> Callable[[re.Match[str]], str]:
   """Maps `res4b_branch2c` to group 4 - 2, block b, convolution c; `branch1` is the projection."""
   projection = "projection" if kind == "conv" else "projection_norm"
   branch = {"1": projection, "2a": f"{kind}1", "2b": f"{kind}2", "2c": f"{kind}3"}

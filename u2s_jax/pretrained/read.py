@@ -26,7 +26,12 @@ STEM, HEAD = "params/trunk/stem/kernel", "params/universal/head/"
 STATE_KEYS = ("state_dict", "model_state_dict", "model_state", "model")  # of PyTorch checkpoints
 # Fields of a backbone that change what it computes but no parameter's shape.
 SHAPE_NEUTRAL_FIELDS = ("name", "strides", "stem_pool", "strided", "heads")
-DEFAULTS = {"strides": (1, 2, 2, 2), "stem_pool": True, "strided": "3x3", "heads": 12}
+DEFAULTS: dict[str, Any] = {
+  "strides": (1, 2, 2, 2),
+  "stem_pool": True,
+  "strided": "3x3",
+  "heads": 12,
+}
 _START_KEY = "u2s_jax.start"  # metadata key of files that `write` wrote
 TORCH_SUFFIXES = (".pth", ".pt", ".tar")
 SUFFIXES = (*TORCH_SUFFIXES, ".safetensors", ".npz")

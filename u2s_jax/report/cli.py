@@ -6,7 +6,7 @@ from u2s_jax.run.workdir import Workdir
 from u2s_jax.runtime import command_line, files
 from u2s_jax.runtime.errors import one_line_errors
 
-MODES = {
+MODES: command_line.Modes = {
   "report": {
     "--compare": dict(
       action="append", default=[], help="workdir of a run to show next to this one; repeatable"

@@ -38,7 +38,7 @@ LINES = ("-", "--", ":", "-.")
 MEAN_SIMILARITY = "mean similarity with the other classes (Eq. 7)"
 MAX_NAMES = 40  # classes up to which an axis shows their names
 MAX_COUNTS = 30  # classes up to which the confusion matrix shows counts
-STYLE = {
+STYLE: dict[str, Any] = {
   "text.color": INK,
   "axes.edgecolor": INK,
   "axes.labelcolor": INK,

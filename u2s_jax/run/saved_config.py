@@ -1,6 +1,5 @@
 """Reads and writes the config of a run as JSON; checks types, since a file may be untrusted."""
 
-import functools
 import json
 import math
 from numbers import Real
@@ -16,9 +15,12 @@ from u2s_jax.run.workdir import Workdir, write_json
 from u2s_jax.runtime.errors import UserError
 from u2s_jax.stages import STAGES
 
-# Nested dicts as one dict whose keys are joined by dots.
-flatten = functools.partial(traverse_util.flatten_dict, sep=".")
-TYPE_NAMES = {str: "a string", bool: "true or false", NoneType: "a value"}
+TYPE_NAMES: dict[type, str] = {str: "a string", bool: "true or false", NoneType: "a value"}
+
+
+def flatten(fields: dict[str, Any]) -> dict[str, Any]:
+  """Returns nested dicts as one dict whose keys are joined by dots."""
+  return traverse_util.flatten_dict(fields, sep=".")
 
 
 def write(workdir: Workdir, config: ml_collections.ConfigDict) -> None:

@@ -2,13 +2,14 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 from flax import traverse_util
-from jaxtyping import Array, Bool, PyTree, UInt
+from jaxtyping import Array, Bool, UInt
 
 from u2s_jax.csm import make_identity_similarity
 from u2s_jax.models.resnet import HEAD_DEVIATION
@@ -32,11 +33,11 @@ class TrainState(flax.struct.PyTreeNode):
     csm: the `CategorySimilarity` whose matrix selects the masks.
   """
 
-  step: PyTree
-  params: PyTree
-  batch_stats: PyTree
-  momentum: PyTree
-  csm: PyTree
+  step: Any
+  params: Any
+  batch_stats: Any
+  momentum: Any
+  csm: Any
 
 
 @jax.jit
@@ -47,7 +48,7 @@ def is_finite(state: TrainState) -> Bool[Array, ""]:
 
 
 @jax.jit
-def compute_checksum(state: PyTree) -> UInt[Array, ""]:
+def compute_checksum(state: Any) -> UInt[Array, ""]:
   """Returns the sum of all array elements, read as unsigned integers, modulo 2**32.
 
   Flipping any single bit changes the checksum.
@@ -62,7 +63,7 @@ def compute_checksum(state: PyTree) -> UInt[Array, ""]:
   return jnp.sum(jnp.stack(sums), dtype=jnp.uint32)
 
 
-def select_trainable(params: PyTree, parts: Sequence[str]) -> PyTree:
+def select_trainable(params: Any, parts: Sequence[str]) -> Any:
   """Returns the subtree of `params` that contains the parts, see `stages.Stage.trainable`.
 
   Raises:
@@ -80,13 +81,13 @@ def select_trainable(params: PyTree, parts: Sequence[str]) -> PyTree:
   return traverse_util.unflatten_dict(selected)
 
 
-def merge_params(params: PyTree, trained: PyTree) -> PyTree:
+def merge_params(params: Any, trained: Any) -> Any:
   """Returns `params` updated with the values of a subtree of `select_trainable`."""
   flat = traverse_util.flatten_dict(params) | traverse_util.flatten_dict(trained)
   return traverse_util.unflatten_dict(flat)
 
 
-def scale_classifiers(tree: PyTree, rates: tuple[float, float]) -> PyTree:
+def scale_classifiers(tree: Any, rates: tuple[float, float]) -> Any:
   """Returns `tree` with kernels and biases of all classifiers multiplied by `rates`."""
   if tuple(rates) == (1.0, 1.0):
     return tree

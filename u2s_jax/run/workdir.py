@@ -37,20 +37,20 @@ class Workdir:
 
   def __init__(self, root: Path):
     self.root = root
-    self.checkpoints = root / "checkpoints"
-    self.config = root / "config.json"
-    self.lock = root / ".lock"
-    self.lease = root / ".lease"
-    self.start = root / "start.safetensors"
-    self.summary = root / "summary.json"
-    self.metrics = root / "metrics.jsonl"
-    self.per_class = root / "per_class.csv"
-    self.report = root / "report"
-    self.export = root / "export"
-    self.compiled = root / "compiled"
-    self.profile = root / "profile"
-    self.prepared = root / "prepared"
-    self.videos = root / "tiny_something"
+    self.checkpoints: Path = root / "checkpoints"
+    self.config: Path = root / "config.json"
+    self.lock: Path = root / ".lock"
+    self.lease: Path = root / ".lease"
+    self.start: Path = root / "start.safetensors"
+    self.summary: Path = root / "summary.json"
+    self.metrics: Path = root / "metrics.jsonl"
+    self.per_class: Path = root / "per_class.csv"
+    self.report: Path = root / "report"
+    self.export: Path = root / "export"
+    self.compiled: Path = root / "compiled"
+    self.profile: Path = root / "profile"
+    self.prepared: Path = root / "prepared"
+    self.videos: Path = root / "tiny_something"
 
   @classmethod
   def open(cls, path: str | os.PathLike[str]) -> "Workdir":

@@ -13,14 +13,17 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, TYPE_CHECKING, TypeAlias
 
 from etils import epath
 
 from u2s_jax.runtime.errors import UserError
 from u2s_jax.runtime.periodic import run_periodically
 
-Path = pathlib.Path | epath.Path
+if TYPE_CHECKING:
+  Path: TypeAlias = pathlib.Path  # epath has no types
+else:
+  Path = pathlib.Path | epath.Path
 BUCKET = "gs://"
 HUB = "hf://"
 

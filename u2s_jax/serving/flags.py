@@ -1,19 +1,21 @@
 """Flags of the commands on a trained run; imports nothing that takes time, for `--help`."""
 
+from typing import Any
+
 WINDOW, STRIDE = 2.0, 0.5  # seconds
 THRESHOLD = 0.0  # least score of an interval's windows
 # Least lead of another class, so that a tie does not end an interval.
 HYSTERESIS = 0.1
 
 BACKBONE = "--config.model.backbone.name"
-TRUSTED = {
+TRUSTED: dict[str, dict[str, Any]] = {
   BACKBONE: dict(
     dest="backbone", help="the run's backbone, if it is code of another package that you trust"
   )
 }
 WINDOW_OPTIONS = ("stride", "threshold", "shortest", "hysteresis")
 BEST = dict(action="store_true", help="the checkpoint that eval.keep_best kept, not the last one")
-MODES = {
+MODES: dict[str, dict[str, dict[str, Any]]] = {
   "predict": {
     "--video": dict(
       action="append",

@@ -148,7 +148,7 @@ def format_interval(
   return escape(f"  {times}  {100 * interval.score:5.1f} %  {escape_line(interval.label)}")
 
 
-def progress_bar(seconds: float | None) -> tqdm.tqdm:
+def progress_bar(seconds: float | None) -> "tqdm.tqdm[Any]":
   """Returns a progress bar for a video's declared duration, if known; shown on terminals only."""
   progress = "{n:.0f} s of video"
   return tqdm.tqdm(

@@ -48,7 +48,8 @@ class Model:
   """
 
   def __init__(self, trained: TrainedRun, views: str | None = None, crop: str | None = None):
-    self.trained, self._crop = trained, crop
+    self.trained: TrainedRun = trained
+    self._crop = crop
     self._views = trained.config.eval.views if views is None else views
     self._clip, _ = clips.read_config(trained.config.data)
     stored = trained.stored | ({} if crop is None else {"crop": crop})
@@ -60,7 +61,7 @@ class Model:
         raise UserError(f"crop: {error}") from error
     self._score = Scorer(trained, self._views)
 
-  def __reduce__(self):
+  def __reduce__(self) -> tuple[Any, ...]:
     return Model, (self.trained, self._views, self._crop)  # compiled programs cannot be pickled
 
   @property

@@ -61,7 +61,7 @@ class TrainedRun:
     """The function of `inference.make_predict_step` with this state, not jitted."""
     return functools.partial(inference.make_predict_step(self.network), self.state)
 
-  def __reduce__(self):
+  def __reduce__(self) -> tuple[Any, ...]:
     # Networks hold functions, which cannot be pickled, so they are rebuilt from the config.
     tree = jax.tree.map(np.asarray, {**self.variables, "csm": vars(self.state.csm)})
     fields = self.config, self.class_names, self.stored, self.best, self.temperature, tree
@@ -198,7 +198,7 @@ class Scorer:
       # every view, which takes longer than the convolutions of one clip.
       self._program = compiled(functools.partial(score, trained.state))
     else:
-      self.clips = CLIPS
+      self.clips: int = CLIPS
       self._program = functools.partial(compiled(score), trained.state)
 
   def __call__(self, clips: Sequence[UInt8[np.ndarray, "v t h w c"]]) -> list[Prediction]:

@@ -11,13 +11,15 @@ import importlib.util
 import json
 import pathlib
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 from jax import export
 
 
-def load(folder: pathlib.Path):
+def load(folder: pathlib.Path) -> tuple[Callable[..., Any], list[str]]:
   """Returns the model as a function of clips, and its class names.
 
   Raises:

@@ -153,7 +153,9 @@ def read_start(run: Run, checksum: str | None) -> read.Weights:
   return read.read(path)
 
 
-def select_one_pass(state: TrainState, network: str = "universal") -> tuple[dict, dict]:
+def select_one_pass(
+  state: TrainState, network: str = "universal"
+) -> tuple[dict[str, Any], dict[str, Any]]:
   """Returns parameters and statistics of trunk and `network`, named as in the one-pass model."""
   names = {"trunk": "trunk", "universal": network}  # a subnetwork may lack statistics
   return tuple(

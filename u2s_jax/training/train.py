@@ -221,7 +221,7 @@ class Validator:
     self._metadata = metadata
     self._mask_summary = MaskSummary(run, writer)
     self._has_hinted = False
-    self.plateau = Plateau(**metadata["plateau"])
+    self.plateau: Plateau = Plateau(**metadata["plateau"])
     self.best: float | None = metadata.get("best")
 
   def make_metadata(self, *, validated: bool) -> Metadata:

@@ -28,7 +28,7 @@ class ClipSpec:
   modality: str = "rgb"  # or 'flow'
   flow_pairs: int = 5  # consecutive pairs of frames in a stack of optical flow, at least 1
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.num_frames < 1:
       raise UserError(f"data.num_frames: must be >= 1, got {self.num_frames}")
     if not 1 <= self.crop_size <= self.short_edge:
@@ -75,7 +75,7 @@ class Augmentation:
   balance: float = 0.0  # strength of class balancing, in [0, 1], see `sampling.class_shares`
   offset_per_segment: bool = False  # whether to draw an offset for each segment, not one for all
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for scale in self.multi_scale:
       if not 0 < scale <= 1:
         raise UserError(

@@ -26,8 +26,8 @@ class Clock:
   """
 
   def __init__(self, start: float | None, max_step: float):
-    self.end = math.nan if start is None else 0.0
-    self.latest = -math.inf
+    self.end: float = math.nan if start is None else 0.0
+    self.latest: float = -math.inf
     self._start, self._max_step = start, max_step
     self._offset, self._last_stamp, self._last_seconds = 0.0, None, -math.inf
     self._last_read = None  # time stamp of the last packet

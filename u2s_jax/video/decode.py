@@ -42,7 +42,7 @@ class Storage:
   # None: the whole frame is stored.
   crop: str | None = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.modality not in MODALITIES:
       raise UserError(f"modality: {self.modality!r} is not one of {', '.join(MODALITIES)}")
     if self.short_edge < 1:
@@ -170,8 +170,8 @@ class Segment:
   reason: str = ""  # see `stream.Gap`; empty for a segment with frames
   frames: list[bytes] = dataclasses.field(default_factory=list)  # JPEG, of flow two for each pair
 
-  def __post_init__(self):
-    self.planned = self.end  # as requested
+  def __post_init__(self) -> None:
+    self.planned: float = self.end  # as requested
     self._size = 0  # bytes of the frames
 
   def add(self, frame: EncodedFrame) -> None:

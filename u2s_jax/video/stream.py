@@ -60,7 +60,8 @@ class StreamDecoder:
   """
 
   def __init__(self, container: av.container.InputContainer, is_live: bool):
-    self.is_live, self._container = is_live, container
+    self.is_live: bool = is_live
+    self._container = container
     self._count = 0  # frames that were decoded
     self._stream = stream = _choose_stream(container)
     if stream.codec_context is None:
