@@ -23,6 +23,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from PIL import Image
 
 import main
 import u2s_jax
@@ -35,10 +36,10 @@ from u2s_jax.report import run as report_run
 from u2s_jax.run.workdir import Workdir
 from u2s_jax.runtime.errors import INTERRUPTED, UserError
 from u2s_jax.serving import card as model_card
-from u2s_jax.serving import predict, predict_exported
+from u2s_jax.serving import predict, predict_exported, preprocess
 from u2s_jax.serving.intervals import Gap
 from u2s_jax.stages import STAGES
-from u2s_jax.video import clip_views, clips
+from u2s_jax.video import clip_views, clips, decode
 from u2s_jax.video.decode import Storage
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -518,6 +519,64 @@ def test_exported_model_requires_only_jax(finished, data, exported, tmp_path):
     outputs = program(np.stack(videos[:count]))
     for name in ("universal", "bridge", "specific"):
       np.testing.assert_allclose(outputs[name], scores[name][:count], atol=1e-5)
+
+
+def test_exported_example(finished, exported):
+  example = dict(np.load(exported / "example.npz"))
+  frames, clips = example.pop("frames"), example.pop("clips")
+  model = u2s_jax.load(finished[0], views="center")
+  prediction = model.predict(frames)
+  program, _ = predict_exported.load(exported)
+  outputs = program(clips)
+  assert set(outputs) == set(example) == {"universal", "bridge", "specific", "mask"}
+  for name, values in example.items():
+    np.testing.assert_allclose(outputs[name], values, atol=1e-5)
+    if name != "mask":
+      np.testing.assert_allclose(prediction.scores[name], values[0], atol=1e-5)
+
+
+def test_preprocess_requires_only_numpy_and_pillow(exported, tmp_path):
+  shutil.copytree(exported, tmp_path / "export")
+  example = np.load(exported / "example.npz")
+  (tmp_path / "frames").mkdir()
+  for k, frame in enumerate(example["frames"]):
+    Image.fromarray(frame).save(tmp_path / f"frames/{k:06d}.png")
+  code = (
+    "import sys, runpy\n"
+    "sys.modules.update(dict.fromkeys(('jax', 'u2s_jax', 'cv2', 'av', 'tensorflow')))\n"
+    "sys.argv = ['preprocess.py', 'frames', 'clips.npy']\n"
+    "runpy.run_path('export/preprocess.py', run_name='__main__')"
+  )
+  subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+  np.testing.assert_array_equal(np.load(tmp_path / "clips.npy"), example["clips"])
+
+
+@pytest.mark.parametrize(
+  ("spec", "message"),
+  [
+    ({"modality": "flow"}, "optical flow"),
+    ({"stored": {"crop": "by clip"}}, "different regions"),
+    ({"stored": {"crop": "10,0,50,40"}}, "exceeds the frame"),
+  ],
+)
+def test_preprocess_rejects(exported, spec, message):
+  clip = json.loads((exported / "model.json").read_text())["clip"]
+  spec = {**clip, **spec, "stored": {**clip["stored"], **spec.get("stored", {})}}
+  with pytest.raises(ValueError, match=message):
+    preprocess.make_clip([Image.new("RGB", (48, 40))], spec)
+
+
+@pytest.mark.parametrize("crop", [None, "0.25,0.1,0.5,0.7", "3,5,40,33"])
+def test_preprocess_makes_the_pixels_of_a_prediction(exported, crop):
+  spec = json.loads((exported / "model.json").read_text())["clip"]
+  spec["stored"]["crop"] = crop
+  frames = np.random.default_rng(0).integers(0, 256, (7, 50, 61, 3), np.uint8)
+  made = preprocess.make_clip([Image.fromarray(frame) for frame in frames], spec)
+  clip = clips.ClipSpec(**{name: spec[name] for name in spec if name != "stored"})
+  storage = Storage(**spec["stored"])
+  jpegs = decode.encode_array(frames, storage)
+  expected = clip_views.make_views(jpegs, clip, storage.short_edge, "center")[0]
+  np.testing.assert_array_equal(made, expected)
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,9 @@
 
   pip install jax flatbuffers
   python predict_exported.py clips.npy
+  python predict_exported.py  # scores the example, and compares with the scores at the export
 
-`clips.npy`: uint8 (n, t, h, w, c), as specified by "clip" in `model.json` next to this file: the
-middle frames of t equal segments of the video, the short edge resized, the centre cropped.
+`clips.npy`: uint8 (n, t, h, w, c), from `preprocess.py`, as specified by "clip" in `model.json`.
 """
 
 import importlib.util
@@ -17,6 +17,8 @@ from typing import Any
 import jax
 import numpy as np
 from jax import export
+
+FOLDER = pathlib.Path(__file__).parent
 
 
 def load(folder: pathlib.Path) -> tuple[Callable[..., Any], list[str]]:
@@ -34,10 +36,14 @@ def load(folder: pathlib.Path) -> tuple[Callable[..., Any], list[str]]:
 
 def main() -> None:
   try:
-    call, class_names = load(pathlib.Path(__file__).parent)
+    call, class_names = load(FOLDER)
   except ImportError as error:
     sys.exit(f"error: {error}")
-  outputs = call(np.load(sys.argv[1]))
+  example = np.load(FOLDER / "example.npz")
+  outputs = call(np.load(sys.argv[1]) if sys.argv[1:] else example["clips"])
+  if not sys.argv[1:]:
+    difference = max(np.abs(np.asarray(outputs[key]) - example[key]).max() for key in outputs)
+    print(f"example: scores differ by up to {difference:.1g} from those at the export")
   predictions = [np.asarray(outputs[key]) for key in outputs if key != "mask"]
   for i, scores in enumerate(np.mean(predictions, axis=0)):
     best = np.argsort(-scores, kind="stable")[:5]

@@ -1,0 +1,90 @@
+"""Makes the input of an exported model from RGB frames; requires only numpy and Pillow.
+
+  ffmpeg -i clip.mp4 frames/%06d.png
+  python preprocess.py frames/ clips.npy
+  python predict_exported.py clips.npy
+
+Frames are images, in the order of their names, upright and with square pixels. The pixels are those
+of `u2s_jax.load(...).predict(frames)`. Frames of a video differ by decoder: see docs/videos.md of
+u2s_jax.
+"""
+
+import io
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+def make_clip(frames: Sequence[Image.Image], spec: dict[str, Any]) -> np.ndarray:
+  """Returns a clip for the model, uint8 (t, h, w, 3): the centre view.
+
+  Args:
+    frames: all frames of the clip, RGB.
+    spec: `clip` in `model.json`.
+
+  Raises:
+    ValueError: if there are no frames, the model takes optical flow, the training clips had
+      different regions, or the region exceeds the frames.
+  """
+  if spec["modality"] != "rgb":
+    raise ValueError("the model takes optical flow, which only u2s_jax computes")
+  if not frames:
+    raise ValueError("no frames")
+  # The middle frames of equal segments.
+  count, size = spec["num_frames"], spec["crop_size"]
+  chosen = [frames[(2 * k + 1) * len(frames) // (2 * count)] for k in range(count)]
+  clip = []
+  for frame in chosen:
+    stored = _store(frame, spec["stored"])
+    resized = _resize_short_edge(stored, spec["short_edge"])
+    left, top = (resized.width - size) // 2, (resized.height - size) // 2
+    clip.append(np.asarray(resized.crop((left, top, left + size, top + size))))
+  return np.stack(clip)
+
+
+def _store(frame: Image.Image, stored: dict[str, Any]) -> Image.Image:
+  """Returns a frame as the training data store it: cut out, resized, and compressed as JPEG."""
+  crop = stored.get("crop")
+  if crop == "by clip":
+    raise ValueError('the training clips had different regions: set "crop" in model.json')
+  if crop:
+    x, y, width, height = map(float, crop.split(","))
+    # Pixels; or shares of the frame if all are at most 1.
+    scale = frame.size if max(x, y, width, height) <= 1 else (1, 1)
+    left, right = round(x * scale[0]), round((x + width) * scale[0])
+    top, bottom = round(y * scale[1]), round((y + height) * scale[1])
+    if right > frame.width or bottom > frame.height:
+      raise ValueError(f"the region {crop} exceeds the frame of {frame.size} pixels")
+    frame = frame.crop((left, top, right, bottom))
+  file = io.BytesIO()
+  frame = _resize_short_edge(frame, stored["short_edge"])
+  frame.save(file, "JPEG", quality=stored["jpeg_quality"])
+  return Image.open(file)
+
+
+def _resize_short_edge(image: Image.Image, edge: int) -> Image.Image:
+  scale = edge / min(image.size)
+  width, height = (max(edge, round(scale * length)) for length in image.size)
+  return image.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def main() -> None:
+  if len(sys.argv) != 3:
+    sys.exit("usage: python preprocess.py <directory of frames> <clips.npy>")
+  folder, out = map(pathlib.Path, sys.argv[1:])
+  spec = json.loads(pathlib.Path(__file__).with_name("model.json").read_text())["clip"]
+  frames = [Image.open(path).convert("RGB") for path in sorted(folder.iterdir())]
+  try:
+    clip = make_clip(frames, spec)
+  except ValueError as error:
+    sys.exit(f"error: {error}")
+  np.save(out, clip[None])
+
+
+if __name__ == "__main__":
+  main()
