@@ -196,3 +196,17 @@ def finished(tmp_path_factory):
   with contextlib.redirect_stdout(printed):
     memory_run.train(config, folder, writer=writer)
   return folder, writer, printed.getvalue()
+
+
+@pytest.fixture
+def browser():
+  """Yields Chromium."""
+  playwright = pytest.importorskip("playwright.sync_api", reason="requires playwright")
+  program = shutil.which("chromium")
+  if not program:
+    pytest.skip("requires the program chromium")
+  with playwright.sync_playwright() as driver:
+    # In a container Chromium's own sandbox is not available.
+    started = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+    yield started
+    started.close()

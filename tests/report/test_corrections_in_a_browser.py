@@ -24,19 +24,6 @@ def report(finished, tmp_path_factory):
   return page.write_report(folder), scores.read(folder / "scores/validation.npz")
 
 
-@pytest.fixture
-def browser():
-  playwright = pytest.importorskip("playwright.sync_api", reason="requires playwright")
-  program = shutil.which("chromium")
-  if not program:
-    pytest.skip("requires the program chromium")
-  with playwright.sync_playwright() as driver:
-    # In a container Chromium's own sandbox is not available.
-    started = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
-    yield started
-    started.close()
-
-
 def test_corrected_label_is_prepared(report, browser, tmp_path, write_video):
   path, final = report
   wrong = results.likely_mislabelled(final, 40)
