@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import re
+import sys
+import types
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,10 @@ from u2s_jax.run.run import VALIDATION_SPLIT
 from u2s_jax.run.workdir import Workdir
 from u2s_jax.runtime.errors import escape_line
 from u2s_jax.runtime.files import Path, local_copy
+
+# With this module TensorBoard reads files itself, as where TensorFlow is not installed. Otherwise
+# it imports TensorFlow, which takes four seconds.
+sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
 
 
 @dataclasses.dataclass(frozen=True)

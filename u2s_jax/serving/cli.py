@@ -56,10 +56,7 @@ def predict_files(args: argparse.Namespace, workdir: Workdir) -> bool:
   videos = find_videos(args)
   overlay = check_output_path(args.overlay, "--overlay", ".mp4", videos)
   features = check_output_path(args.features, "--features", ".npz", videos)
-  devices.use_compilation_cache(workdir.compiled)
-  model = Model(predict.load(workdir, args.best, args.backbone), args.views, args.crop)
-  if enlargement := settings.describe_enlargement(model.trained.config, model.trained.stored):
-    print(enlargement, file=sys.stderr)
+  model = load_model(args, workdir)
   if overlay and not model.has_masks:
     raise UserError("--overlay: this run has no mask network")
   headers = formatting.HEADERS if args.window is None else formatting.INTERVAL_HEADERS
@@ -104,9 +101,17 @@ def score_segments(args: argparse.Namespace, workdir: Workdir, output_format: st
   path = files.parse_local_path(args.segments)
   if not path.is_file():
     raise UserError(f"--segments {path}: no such file")
+  model = load_model(args, workdir)
+  return segments.predict_segments(model, path, output_format, args.details)
+
+
+def load_model(args: argparse.Namespace, workdir: Workdir) -> Model:
+  """Loads the run; prints a note if its frames are enlarged."""
   devices.use_compilation_cache(workdir.compiled)
   model = Model(predict.load(workdir, args.best, args.backbone), args.views, args.crop)
-  return segments.predict_segments(model, path, output_format, args.details)
+  if enlargement := settings.describe_enlargement(model.trained.config, model.trained.stored):
+    print(enlargement, file=sys.stderr)
+  return model
 
 
 def find_videos(args: argparse.Namespace) -> list[str]:
