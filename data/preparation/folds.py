@@ -14,7 +14,8 @@ def hold_out_fold(listing: Listing, fold: str, source: str) -> Listing:
   """Returns a listing whose validation split is a part of the training split.
 
   The parts have about equally many clips of each class; clips of a group or file stay together.
-  The validation split of the source is left out.
+  A validation split of the source is left out. If the source has no splits, all its clips are
+  training clips.
 
   Args:
     fold: `k/n`: the k-th of n parts, 1 <= k <= n.
@@ -27,7 +28,9 @@ def hold_out_fold(listing: Listing, fold: str, source: str) -> Listing:
   k, n = map(int, match.groups()) if match else (0, 0)
   if not 1 <= k <= n or n < 2:
     raise UserError(f"--fold {fold}: must be K/N, such as 1/5, with 1 <= K <= N and N >= 2")
-  clips = listing.splits.get("train", ())
+  clips, left_out = listing.splits.get("train", ()), listing.splits.get("validation", ())
+  if listing.validation_note:
+    clips, left_out = [*clips, *left_out], ()
   labels = np.array([clip.label for clip in clips])
   groups = np.array([clip.group or clip.file for clip in clips])
   fewest = np.bincount(labels).min() if len(labels) else 0
@@ -43,11 +46,12 @@ def hold_out_fold(listing: Listing, fold: str, source: str) -> Listing:
   splits["train"] = [clip for clip, held in zip(clips, is_held_out, strict=True) if not held]
   splits["validation"] = [clip for clip, held in zip(clips, is_held_out, strict=True) if held]
   note = f"fold {fold}: {len(held_out)} of {len(clips)} training clips are held out"
-  if left_out := len(listing.splits.get("validation", ())):
-    note += f"; the {left_out} validation clips of the source are left out"
-  # Without `official` and `earlier`, which are about other splits.
+  if left_out:
+    note += f"; the {len(left_out)} validation clips of the source are left out"
+  notes = [*(other for other in listing.notes if other != listing.validation_note), note]
+  # Without what is about other splits.
   result = dataclasses.replace(
-    listing, splits=splits, notes=[*listing.notes, note], official={}, earlier=None
+    listing, splits=splits, notes=notes, validation_note="", official={}, earlier=None
   )
   check_listing(result, source)
   return result

@@ -138,7 +138,8 @@ def _list(
       dataclasses.replace(entry, split="validation" if entry.id in held_out else "train")
       for entry in entries
     ]
-    return _make_listing(source, kind, assigned, [*notes, note], classes)
+    listing = _make_listing(source, kind, assigned, [*notes, note], classes)
+    return dataclasses.replace(listing, validation_note=note)
 
   return dataclasses.replace(
     split_by(_hold_out), earlier=functools.partial(split_by, _hold_out_as_before)

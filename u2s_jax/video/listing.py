@@ -66,6 +66,8 @@ class Listing:
   images: bool = False  # whether the clips are images instead of videos
   official: Mapping[str, int] = dataclasses.field(default_factory=dict)  # published sizes of splits
   notes: Sequence[str] = ()  # on how the listing was made, for the user, one line each
+  # If the source has no splits: the one of `notes` on how the validation clips were chosen.
+  validation_note: str = ""
   # Returns the same clips in the splits that an earlier version of this program chose.
   earlier: Callable[[], "Listing"] | None = None
 

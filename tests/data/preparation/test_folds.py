@@ -6,6 +6,7 @@ import pytest
 
 from data.preparation import folds
 from u2s_jax.runtime.errors import UserError
+from u2s_jax.video import folders
 from u2s_jax.video.listing import Clip, Listing
 
 
@@ -31,6 +32,20 @@ def test_every_training_clip_is_held_out_once():
     "fold 3/3: 4 of 12 training clips are held out; the 1 validation clips of the source are left"
     " out"
   ]
+
+
+def test_all_clips_take_part_if_the_source_has_no_splits(tmp_path):
+  lines = [f"{k}.mp4,{'ab'[k % 2]},{k // 4}" for k in range(20)]
+  (tmp_path / "list.csv").write_text("\n".join(["path,label,group", *lines]) + "\n")
+  listing, held_out = folders.list_videos(tmp_path / "list.csv"), []
+  for k in range(1, 6):
+    fold = folds.hold_out_fold(listing, f"{k}/5", "source")
+    assert {clip.group for clip in fold.splits["train"]}.isdisjoint(
+      {clip.group for clip in fold.splits["validation"]}
+    )
+    held_out += fold.splits["validation"]
+    assert fold.notes == [f"fold {k}/5: 4 of 20 training clips are held out"]
+  assert len({clip.id for clip in held_out}) == len(held_out) == 20
 
 
 def test_groups_stay_together():
