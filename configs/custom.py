@@ -97,6 +97,7 @@ def set_small(config: ml_collections.ConfigDict) -> None:
 def set_few_clips(config: ml_collections.ConfigDict) -> None:
   """Sets the recipe of benchmarks/studies/fights.toml."""
   config.trainable = ("universal", "specific", "mask")
+  config.eval.views = "center"  # as in training from cached features
   # A validation draws the masks of four clips, for which it runs one batch of this size.
   config.batch_size, config.eval.batch_size = 8, 4
   config.universal.update(learning_rate=0.01, epochs=10.0, decay_epochs=(0.7,))

@@ -60,7 +60,10 @@ def _check_readable(
   max_unreadable: float,
 ) -> None:
   total = sum(map(len, listing.splits.values()))
-  advice = f"see {out / shards.SKIPPED}, repair or delete the files, then rerun the same command"
+  advice = (
+    f"see {out / shards.SKIPPED}; repair or delete the files, then rerun the same command, or"
+    " correct the list of clips and choose another folder"
+  )
   if num_skipped > max_unreadable * total:
     raise UserError(
       f"{num_skipped} of {total} clips cannot be read ({format_percent(num_skipped / total)};"

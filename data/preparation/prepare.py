@@ -39,7 +39,7 @@ from data.preparation import (
 from data.preparation.shard_writer import Job, OnClipDone, Plan
 from data.preparation.workers import Decoded
 from data.sources import frame_lists, hmdb51, something_something, tfds_images, ucf101
-from u2s_jax.runtime import files, signals
+from u2s_jax.runtime import command_line, files, signals
 from u2s_jax.runtime.errors import INTERRUPTED, UserError, check_repeated, escape, one_line_errors
 from u2s_jax.video import decode, flow, folders
 from u2s_jax.video.decode import BY_CLIP, Storage
@@ -393,9 +393,7 @@ def _report_rare_classes(listing: Listing, names: Sequence[str], unit: str) -> I
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   """Parses the command line."""
-  parser = argparse.ArgumentParser(
-    prog="python -m data.prepare", description=__doc__.split("\n")[0]
-  )
+  parser = command_line.Parser("python -m data.prepare", description=__doc__.split("\n")[0])
   add = parser.add_argument
   add("--dataset", required=True, choices=DATASETS)
   add("--source", required=True, help="the data set's folder, or a CSV file")

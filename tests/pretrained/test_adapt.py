@@ -3,6 +3,7 @@
 `models/test_torch_parity.py` compares the outputs of loaded networks with PyTorch's.
 """
 
+import dataclasses
 import pathlib
 import pickle
 
@@ -16,7 +17,7 @@ from flax import traverse_util
 from configs import cars_mini, ucf101_i3d
 from u2s_jax.models.backbones import build_backbone
 from u2s_jax.models.u2s import U2S
-from u2s_jax.pretrained import adapt, names
+from u2s_jax.pretrained import adapt, names, read
 from u2s_jax.runtime.errors import UserError
 
 FLAT = ((1, 1, 1, 1), (1, 1, 1, 1))
@@ -181,6 +182,32 @@ def test_inflates_kernels_and_averages_the_first_convolution(file, state):
   np.testing.assert_allclose(stem[0, :, :, 7], mean, rtol=1e-5, atol=1e-6)
   assert "  first convolution: mean over 3 input channels, for each of 10" in lines
   assert "  3 convolutions inflated over time" in lines
+
+
+def test_norms_of_one_axis_or_of_all(file):
+  expected, _ = load(file, "resnet", SMALL)
+  weights = read.read(file)
+  target = adapt.Target(
+    {"name": "resnet", **SMALL}, [str(i) for i in range(5)], needs_classifier=False, pixels=IMAGENET
+  )
+  variables = init_variables(build_backbone("resnet", **SMALL), 5, 3)
+  # As Haiku and Sonnet store them, and weights that were converted from theirs.
+  arrays = {
+    name: x.reshape(1, 1, 1, 1, -1) if x.ndim == 1 and "head" not in name else x
+    for name, x in weights.arrays.items()
+  }
+
+  def fit(arrays):
+    changed = dataclasses.replace(weights, arrays=arrays)
+    return adapt.fit(changed, **variables, target=target, log=lambda line: None)
+
+  params, batch_stats = fit(arrays)
+  loaded = traverse_util.flatten_dict({"params": params, "batch_stats": batch_stats}, sep="/")
+  for name, value in expected.items():
+    np.testing.assert_array_equal(loaded[name], value, err_msg=name)
+  name = next(name for name, x in weights.arrays.items() if x.ndim == 1 and x.size == 4)
+  with pytest.raises(UserError, match=rf"{name} is of shape \(1, 1, 2, 2\) in the weights"):
+    fit(arrays | {name: np.ones((1, 1, 2, 2))})
 
 
 def test_classifier_of_other_classes_is_newly_initialised(file):

@@ -71,3 +71,17 @@ def test_repr_says_what_the_model_is(model):
   assert repr(model) == (
     "<u2s_jax model: preact_resnet, U2S; 3 classes; 2 frames of 32 pixels; views center>"
   )
+
+
+@pytest.mark.parametrize(
+  "frames",
+  [
+    np.zeros((2, 40, 40, 3), np.float32),
+    np.zeros((40, 40, 3), np.uint8),
+    np.zeros((2, 40, 40, 1), np.uint8),
+    np.zeros((0, 40, 40, 3), np.uint8),
+  ],
+)
+def test_rejects_other_arrays(model, frames):
+  with pytest.raises(UserError, match=r"must be uint8 \(t, h, w, 3\), RGB"):
+    model.predict(frames)

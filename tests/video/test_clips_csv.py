@@ -149,7 +149,11 @@ def test_groups_segments_of_a_video_however_its_path_is_spelled(tmp_path):
   found = folders.list_videos(write_csv(tmp_path, whole))
   files = [{name.partition("#")[0] for name in get_ids(found, split)} for split in found.splits]
   assert not files[0] & files[1]
-  check_error(write_csv(tmp_path, "path,label,group\na,x,p\nb,y,q\n"), "no class has two clips")
+  check_error(
+    write_csv(tmp_path, "path,label,group\na,x,p\nb,y,q\n"),
+    "list.csv: no class has two clips",
+    "a column 'group'",
+  )
 
 
 def test_holds_out_groups_that_leave_every_class_training_clips(tmp_path):

@@ -259,3 +259,14 @@ def test_groups_clips_of_a_folder_by_a_pattern(tmp_path):
   assert not persons[0] & persons[1] and len(persons[1]) == 1
   with pytest.raises(UserError, match="not a valid regular expression"):
     folders.list_videos(tmp_path, "(")
+
+
+def test_rare_classes_spelt_almost_like_frequent_ones_are_questioned(tmp_path):
+  touch(tmp_path, *(f"bikes/{k}.mp4" for k in range(20)), *(f"boats/{k}.mp4" for k in range(3)))
+  assert len(folders.list_videos(tmp_path).notes) == 1
+  touch(tmp_path, "bikess/0.mp4", "hiking/0.mp4", "boat/0.mp4")
+  notes = [note for note in folders.list_videos(tmp_path).notes if "typing error" in note]
+  assert notes == [
+    "class 'bikess' (1 clips) is spelt almost like 'bikes' (20); if that is a typing error, correct"
+    " the label"
+  ]

@@ -175,6 +175,8 @@ def _fit_shapes(
   fitted, num_inflated = dict(arrays), 0
   for name in initial.keys() & arrays.keys():
     wanted, shape = initial[name].shape, arrays[name].shape
+    if len(wanted) == 1 < len(shape) and arrays[name].size == max(shape) == wanted[0]:
+      fitted[name] = arrays[name].ravel()  # BN of Haiku and Sonnet: (1, 1, 1, 1, c)
     if not len(wanted) == len(shape) == 5:
       continue
     if name == STEM and wanted[3] != shape[3]:

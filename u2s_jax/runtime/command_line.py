@@ -1,6 +1,7 @@
 """Parses command lines with several modes, each with its own flags."""
 
 import argparse
+import difflib
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from u2s_jax.runtime.errors import UserError, check_repeated
 Modes = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
   """A parser that raises instead of exiting with usage lines."""
 
   def error(self, message: str) -> NoReturn:
@@ -32,12 +33,12 @@ def parse(
     UserError: if a flag is unknown, belongs to another mode, or is missing, invalid or repeated.
   """
   argv = sys.argv[1:] if argv is None else argv
-  finder = _Parser(allow_abbrev=False, add_help=False)
+  finder = Parser(allow_abbrev=False, add_help=False)
   finder.add_argument("--mode", nargs="?", const="", default=next(iter(modes)))
   mode = finder.parse_known_args(argv)[0].mode  # decides what flags the parser knows
   if mode not in modes:
     raise UserError(f"--mode: {mode!r} is not one of {', '.join(modes)}")
-  parser = _Parser(program, description=description, allow_abbrev=False)
+  parser = Parser(program, description=description, allow_abbrev=False)
   parser.add_argument("--mode", choices=modes, default=mode)
   parser.add_argument("--workdir", required=True, help="directory of the run")
   for flag, keywords in modes[mode].items():
@@ -51,7 +52,11 @@ def parse(
     owners = [f"--mode={other}" for other, flags in modes.items() if flag in flags]
     if owners:
       raise UserError(f"{flag}: belongs to {' and '.join(owners)}, not to --mode={mode}")
-    raise UserError(f"{flag}: unknown flag; --help lists those of --mode={mode}")
+    if not flag.startswith("-"):
+      raise UserError(f"{flag}: no flag before it; write --<flag>={flag}")
+    similar = difflib.get_close_matches(flag, ["--mode", "--workdir", *modes[mode]], n=1)
+    hint = f"did you mean {similar[0]}?" if similar else f"--mode={mode} --help lists the flags"
+    raise UserError(f"{flag}: unknown flag; {hint}")
   return args
 
 

@@ -173,7 +173,8 @@ def describe_memory_error(error: BaseException | None) -> str | None:
       return (
         f"out of memory{_format_sizes(text)}; lower batch_size or set accumulate_steps,"
         " model.remat=True or model.dtype=bfloat16 (in an evaluation lower eval.batch_size), see"
-        " docs/scaling.md; a run keeps its checkpoints and resumes on devices with more memory"
+        " docs/scaling.md, or train a smaller network, such as configs/custom.py:small; a run keeps"
+        " its checkpoints and resumes on devices with more memory"
       )
     error = error.__cause__
   return None

@@ -80,7 +80,7 @@ def predict_files(args: argparse.Namespace, workdir: Workdir) -> bool:
       if features:
         vectors[file] = model.features(file)
     except BrokenPipeError:  # the reader of the output has enough, like `head`
-      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      silence_stdout()
       all_scored = False
       if not features:
         break
@@ -102,7 +102,16 @@ def score_segments(args: argparse.Namespace, workdir: Workdir, output_format: st
   if not path.is_file():
     raise UserError(f"--segments {path}: no such file")
   model = load_model(args, workdir)
-  return segments.predict_segments(model, path, output_format, args.details)
+  try:
+    return segments.predict_segments(model, path, output_format, args.details)
+  except BrokenPipeError:
+    silence_stdout()
+    return False
+
+
+def silence_stdout() -> None:
+  """Discards further output, whose reader has ended: Python would fail to write it at the end."""
+  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def load_model(args: argparse.Namespace, workdir: Workdir) -> Model:

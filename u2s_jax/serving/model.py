@@ -9,7 +9,7 @@ from typing import Any, TypeVar, overload
 
 import jax
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 
 from u2s_jax.evaluation import inference, overlay
 from u2s_jax.run.workdir import Workdir
@@ -26,7 +26,7 @@ from u2s_jax.video.region import parse_region
 NETWORKS = ("universal", "specific")  # in the order of their features
 
 PathLike = str | os.PathLike[str]
-Clip = PathLike | UInt8[np.ndarray, "_frames _height _width 3"]
+Clip = PathLike | Shaped[np.ndarray, "..."]  # an array is checked when it is read
 T = TypeVar("T")
 
 
@@ -102,8 +102,8 @@ class Model:
       for a list.
 
     Raises:
-      UserError: if a file cannot be decoded; one line, without the file's name. For a list, the
-        first error; `predict_each` continues after an error.
+      UserError: if a file cannot be decoded or an array is not as above; one line, without the
+        file's name. For a list, the first error; `predict_each` continues after an error.
       OSError: if a file cannot be read.
     """
     if isinstance(clip, list | tuple):
@@ -287,6 +287,8 @@ class Model:
 
   def _read_views(self, file: Clip, views: str) -> UInt8[np.ndarray, "v t h w c"]:
     if isinstance(file, np.ndarray):
+      if file.dtype != np.uint8 or file.ndim != 4 or file.shape[-1] != 3 or not file.size:
+        raise UserError(f"frames: {file.dtype} {file.shape}; must be uint8 (t, h, w, 3), RGB")
       frames = decode.encode_array(file, self._storage)
       return clip_views.make_views(frames, self._clip, self._storage.short_edge, views)
     return clip_views.read_views(parse_video(file), self._clip, self._storage, views)

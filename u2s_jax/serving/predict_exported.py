@@ -39,6 +39,8 @@ def main() -> None:
     call, class_names = load(FOLDER)
   except ImportError as error:
     sys.exit(f"error: {error}")
+  if any(not name.endswith(".npy") for name in sys.argv[1:]):
+    sys.exit(__doc__)
   example = np.load(FOLDER / "example.npz")
   outputs = call(np.load(sys.argv[1]) if sys.argv[1:] else example["clips"])
   if not sys.argv[1:]:

@@ -74,8 +74,8 @@ def _resize_short_edge(image: Image.Image, edge: int) -> Image.Image:
 
 
 def main() -> None:
-  if len(sys.argv) != 3:
-    sys.exit("usage: python preprocess.py <directory of frames> <clips.npy>")
+  if len(sys.argv) != 3 or not pathlib.Path(sys.argv[1]).is_dir():
+    sys.exit(__doc__)
   folder, out = map(pathlib.Path, sys.argv[1:])
   spec = json.loads(pathlib.Path(__file__).with_name("model.json").read_text())["clip"]
   frames = [Image.open(path).convert("RGB") for path in sorted(folder.iterdir())]

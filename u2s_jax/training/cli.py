@@ -17,7 +17,7 @@ from u2s_jax.run import config_flags, settings, validation
 from u2s_jax.run.run import Source, training_lock
 from u2s_jax.run.workdir import Workdir
 from u2s_jax.runtime import devices, distributed, files, malloc, signals
-from u2s_jax.runtime.console import silence_disk_errors
+from u2s_jax.runtime.console import log, silence_disk_errors
 from u2s_jax.runtime.errors import describe_error
 from u2s_jax.training import steps, train
 from u2s_jax.training.meter import MetricsFile
@@ -103,3 +103,4 @@ def train_run(
       metrics = MetricsFile(events / workdir.metrics.name, workdir.metrics, writer)
       writer = stack.enter_context(contextlib.closing(metrics))
     train.train(config, workdir, source, writer, name)
+  log(f"next: --mode=report or --mode=predict --video=<file>, with --workdir={workdir.root}")

@@ -28,7 +28,7 @@ from u2s_jax.video.listing import Entry, part_suffix
 COLUMNS = ("path", "label", "split", "start", "end", "group")
 # Only if all four exist: a list of videos may have their width and height.
 REGION_COLUMNS = region.FIELDS
-HEADER = "path,label,split"
+HEADER = "path,label (more columns: split, start, end, group)"
 TIME = r"\d+(\.\d*)?|\.\d+"
 
 

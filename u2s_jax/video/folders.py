@@ -14,12 +14,13 @@ if there are any: see `splits.choose_validation`.
 
 import collections
 import dataclasses
+import difflib
 import functools
 import glob
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NoReturn
 
 from u2s_jax.runtime.errors import UserError
@@ -39,6 +40,9 @@ VIDEO_EXTENSIONS = tuple(
   """.split()
 )
 IMAGE_EXTENSIONS = tuple(".jpg .jpeg .png .bmp .webp .gif .tif .tiff .ppm .pgm".split())
+# A class is most likely a typing error if another, at least TYPO_RATIO times as frequent, has
+# almost its name (the ratio of `difflib`).
+TYPO_RATIO, TYPO_SIMILARITY = 10, 0.85
 FRAMES = "folders of frames"  # a kind of clips, like "videos" and "images"
 
 
@@ -132,8 +136,10 @@ def _list(
   if all(entry.split for entry in entries):
     return _make_listing(source, kind, entries, notes, classes)
 
-  def split_by(hold_out: Callable[[Sequence[Entry]], tuple[set[str], str]]) -> Listing:
-    held_out, note = hold_out(entries)
+  def split_by(
+    hold_out: Callable[[pathlib.Path, Sequence[Entry]], tuple[set[str], str]],
+  ) -> Listing:
+    held_out, note = hold_out(source, entries)
     assigned = [
       dataclasses.replace(entry, split="validation" if entry.id in held_out else "train")
       for entry in entries
@@ -185,9 +191,22 @@ def _make_listing(
     clip = Clip(entry.id, label, entry.file, None, entry.span, entry.region, entry.group)
     by_split[entry.split].append(clip)
   by_split = {split: clips for split, clips in by_split.items() if clips}
+  notes += _describe_typos([entry.name for entry in entries if entry.name])
   result = Listing(names=names, splits=by_split, notes=notes)
   check_listing(result, str(source))
   return result
+
+
+def _describe_typos(names: Sequence[str]) -> Iterator[str]:
+  """Yields a note for each rare class whose name is almost that of a frequent one."""
+  counts = collections.Counter(names)
+  for name, count in counts.items():
+    frequent = [other for other in counts if counts[other] >= TYPO_RATIO * count]
+    for other in difflib.get_close_matches(name, frequent, n=1, cutoff=TYPO_SIMILARITY):
+      yield (
+        f"class {name!r} ({count} clips) is spelt almost like {other!r} ({counts[other]}); if that"
+        " is a typing error, correct the label"
+      )
 
 
 def _get_groups(entries: Sequence[Entry]) -> list[str]:
@@ -195,19 +214,20 @@ def _get_groups(entries: Sequence[Entry]) -> list[str]:
   return [entry.group or f"\n{entry.id}" for entry in entries]
 
 
-def _hold_out(entries: Sequence[Entry]) -> tuple[set[str], str]:
+def _hold_out(source: pathlib.Path, entries: Sequence[Entry]) -> tuple[set[str], str]:
   """Returns the ids of the validation clips, and a note; raises UserError if there can be none."""
   groups, names = _get_groups(entries), [entry.name for entry in entries]
   chosen = splits.choose_validation(names, groups)
   if not chosen and len(set(groups)) == 1:
     raise UserError(
-      f"{entries[0].where}: all clips are of one group ({entries[0].group}), which cannot be both"
+      f"{source}: all clips are of one group ({entries[0].group}), which cannot be both"
       " trained and validated on; add clips of other groups, or assign the clips to splits"
     )
   if not chosen:
     raise UserError(
-      f"{entries[0].where}: no class has two clips of different groups, so none can be held out for"
-      " validation; add clips, or assign them to splits"
+      f"{source}: no class has two clips of different groups, so none can be held out for"
+      " validation. Clips of one video are a group; add clips of other videos, assign the clips to"
+      " splits, or set groups in a column 'group'"
     )
   ids = {entry.id for entry, group in zip(entries, groups, strict=True) if group in chosen}
   note = (
@@ -224,7 +244,7 @@ def _hold_out(entries: Sequence[Entry]) -> tuple[set[str], str]:
   return ids, note
 
 
-def _hold_out_as_before(entries: Sequence[Entry]) -> tuple[set[str], str]:
+def _hold_out_as_before(source: pathlib.Path, entries: Sequence[Entry]) -> tuple[set[str], str]:
   groups = _get_groups(entries) if any(entry.group for entry in entries) else None
   names, ids = [entry.name for entry in entries], [entry.id for entry in entries]
   held_out = splits.choose_as_before(names, ids, groups)
