@@ -556,7 +556,8 @@ def test_preprocess_requires_only_numpy_and_pillow(exported, tmp_path):
   [
     ({"modality": "flow"}, "optical flow"),
     ({"stored": {"crop": "by clip"}}, "different regions"),
-    ({"stored": {"crop": "10,0,50,40"}}, "exceeds the frame"),
+    ({"stored": {"crop": "10,0,50,40"}}, "is not inside the frame"),
+    ({"stored": {"crop": "0.1,0.1,0.001,0.5"}}, "is not inside the frame"),
   ],
 )
 def test_preprocess_rejects(exported, spec, message):
@@ -976,7 +977,7 @@ def test_bad_arguments_are_one_line(finished, data, tmp_path, monkeypatch, capsy
       ["", "", "--mode=evil", f"--workdir={workdir}"],
       ("--mode: 'evil' is not one of train, eval",),
     ),
-    (["", "", "--mode=report"], ("required: --workdir",)),
+    (["", "", "--mode=report"], ("--workdir: missing",)),
   ]
   for config, more, words in (
     ("configs/sthv2.py", (), ("data.dir: not set", "data.prepare")),

@@ -22,7 +22,7 @@ def hold_out_fold(listing: Listing, fold: str, source: str) -> Listing:
     source: name of the source, for messages.
 
   Raises:
-    UserError: if `fold` is not valid, or a class has too few clips or groups.
+    UserError: if `fold` is not valid, or a class has too few training clips or groups.
   """
   match = re.fullmatch(r"(\d+)/(\d+)", fold)
   k, n = map(int, match.groups()) if match else (0, 0)
@@ -32,13 +32,15 @@ def hold_out_fold(listing: Listing, fold: str, source: str) -> Listing:
   if listing.validation_note:
     clips, left_out = [*clips, *left_out], ()
   labels = np.array([clip.label for clip in clips])
-  groups = np.array([clip.group or clip.file for clip in clips])
-  fewest = np.bincount(labels).min() if len(labels) else 0
-  if fewest < n or len(set(groups)) < n:
-    raise UserError(
-      f"--fold {fold}: {source} has {len(set(groups))} groups of training clips, and a class with"
-      f" {fewest} clips; use at most that many parts"
-    )
+  by_file = {clip.file: clip.group for clip in clips if clip.group}
+  groups = np.array([clip.group or by_file.get(clip.file, clip.file) for clip in clips])
+  for label, name in enumerate(listing.names):
+    count, num_groups = (labels == label).sum(), len(set(groups[labels == label]))
+    if count < n or num_groups < 2:
+      raise UserError(
+        f"--fold {fold}: {source}: the class {name!r} has {count} training clips in {num_groups}"
+        f" groups; {n} parts require {n} clips of each class, in two groups or more"
+      )
   parts = StratifiedGroupKFold(n, shuffle=True, random_state=0).split(labels, labels, groups)
   _, held_out = [*parts][k - 1]
   is_held_out = np.isin(np.arange(len(clips)), held_out)
@@ -49,7 +51,7 @@ def hold_out_fold(listing: Listing, fold: str, source: str) -> Listing:
   if left_out:
     note += f"; the {len(left_out)} validation clips of the source are left out"
   notes = [*(other for other in listing.notes if other != listing.validation_note), note]
-  # Without what is about other splits.
+  # Official sizes and the splits of earlier versions do not apply to a fold.
   result = dataclasses.replace(
     listing, splits=splits, notes=notes, validation_note="", official={}, earlier=None
   )

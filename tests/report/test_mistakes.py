@@ -10,6 +10,7 @@ from u2s_jax.evaluation import results
 from u2s_jax.report import mistakes, page
 from u2s_jax.report import run as run_lib
 from u2s_jax.runtime.errors import UserError
+from u2s_jax.video import listing
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,12 @@ def test_link_plays_the_segment(run):
   assert mistakes.list_mistakes([changed])[0].link == "file:///videos/a%20b.mp4#t=1.5,12.0"
 
 
+@pytest.mark.parametrize("name", ["v#1.2.3-4", "v#a-b", "v", "v#1-", "a#1-2/b"])
+def test_other_names_are_no_segments(name):
+  assert listing.parse_span(name) is None
+
+
 def test_a_fold_must_have_other_clips(finished, tmp_path):
   shutil.copytree(finished[0], tmp_path / "copy")
-  with pytest.raises(UserError, match="copy: two folds have the same clips"):
+  with pytest.raises(UserError, match="copy: has clips of another fold"):
     page.write_report(tmp_path / "copy", folds=[tmp_path / "copy"])

@@ -267,6 +267,7 @@ def test_rare_classes_spelt_almost_like_frequent_ones_are_questioned(tmp_path):
   touch(tmp_path, "bikess/0.mp4", "hiking/0.mp4", "boat/0.mp4")
   notes = [note for note in folders.list_videos(tmp_path).notes if "typing error" in note]
   assert notes == [
-    "class 'bikess' (1 clips) is spelt almost like 'bikes' (20); if that is a typing error, correct"
-    " the label"
+    "class 'bikess' (clips: 1) is spelt almost like 'bikes' (20); is that a typing error?"
   ]
+  touch(tmp_path, *(f"class_01/{k}.mp4" for k in range(20)), "class_02/0.mp4")
+  assert sum("typing error" in note for note in folders.list_videos(tmp_path).notes) == 1

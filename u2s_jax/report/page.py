@@ -96,10 +96,12 @@ def write_report(
       raise UserError(
         f"{folder}: classes differ from those of {workdir}; choose runs on one data set"
       )
-  others, of_folds = others[: len(compare)], [run, *others[len(compare) :]]
-  ids = np.concatenate([fold.final.ids for fold in of_folds])
-  if len(set(ids.tolist())) < len(ids):
-    raise UserError(f"{folds[0]}: two folds have the same clips; choose one run for each fold")
+  others, fold_runs = others[: len(compare)], [run, *others[len(compare) :]]
+  seen = set(run.final.ids.tolist())
+  for folder, fold in zip(folds, fold_runs[1:], strict=True):
+    if not seen.isdisjoint(fold.final.ids.tolist()):
+      raise UserError(f"{folder}: has clips of another fold; choose one run for each fold")
+    seen.update(fold.final.ids.tolist())
   names = _number_duplicates([run.name, *(other.name for other in others)])
   runs = dict(zip(names, [run, *others], strict=True))
   message = make_headline(run, control and control_lib.read(Workdir(control), Workdir(workdir)))
@@ -109,7 +111,7 @@ def write_report(
       " this script, such as Noto Sans, and write the report again"
     )
   with output_dir(Workdir(workdir).report) as folder:
-    (folder / PAGE).write_text(_render_page(runs, of_folds, message, folder), encoding="utf-8")
+    (folder / PAGE).write_text(_render_page(runs, fold_runs, message, folder), encoding="utf-8")
   return Workdir(workdir).report / PAGE
 
 

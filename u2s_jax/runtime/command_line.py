@@ -40,7 +40,7 @@ def parse(
     raise UserError(f"--mode: {mode!r} is not one of {', '.join(modes)}")
   parser = Parser(program, description=description, allow_abbrev=False)
   parser.add_argument("--mode", choices=modes, default=mode)
-  parser.add_argument("--workdir", required=True, help="directory of the run")
+  parser.add_argument("--workdir", help="directory of the run; required")
   for flag, keywords in modes[mode].items():
     parser.add_argument(flag, **keywords)
   repeatable = {
@@ -48,15 +48,18 @@ def parse(
   }
   check_repeated(["", *argv], repeatable)
   args, unknown = parser.parse_known_args(argv)
-  for flag in (argument.partition("=")[0] for argument in unknown):
+  for argument in unknown:
+    if not argument.startswith("-"):
+      raise UserError(f"{argument}: no flag before it; write --<flag>={argument}")
+    flag = argument.partition("=")[0]
     owners = [f"--mode={other}" for other, flags in modes.items() if flag in flags]
     if owners:
       raise UserError(f"{flag}: belongs to {' and '.join(owners)}, not to --mode={mode}")
-    if not flag.startswith("-"):
-      raise UserError(f"{flag}: no flag before it; write --<flag>={flag}")
     similar = difflib.get_close_matches(flag, ["--mode", "--workdir", *modes[mode]], n=1)
     hint = f"did you mean {similar[0]}?" if similar else f"--mode={mode} --help lists the flags"
     raise UserError(f"{flag}: unknown flag; {hint}")
+  if args.workdir is None:
+    raise UserError("--workdir: missing; name the directory of the run")
   return args
 
 

@@ -22,21 +22,22 @@ from u2s_jax.runtime.errors import UserError, escape_line, one_line_errors
 from u2s_jax.serving import flags, predict
 from u2s_jax.serving.intervals import Gap, Interval
 from u2s_jax.serving.model import Model
-from u2s_jax.video import reader
+from u2s_jax.video import folders, reader
 
 if TYPE_CHECKING:
   import gradio as gr
 
 LOOP_HEIGHT = 240  # pixels
 MASK = "Where the mask network looks"
-LONG = 2 * flags.WINDOW  # seconds from which a video gets a timeline
+# A video gets a timeline from LONG seconds on, and up to MAX_CLIP classes and a mask.
+LONG, MAX_CLIP = 2 * flags.WINDOW, 60.0
 MODES = {
   "app": {
     "--best": flags.BEST,
     **flags.TRUSTED,
     "--crop": flags.MODES["predict"]["--crop"],
     "--max_seconds": dict(type=float, default=600.0, help="longest video (default: 600)"),
-    "--max_megabytes": dict(type=int, default=200, help="largest file (default: 200)"),
+    "--max_megabytes": dict(type=int, default=200, help="largest upload (default: 200)"),
     "--host": dict(help="address to listen at; default: this machine alone; 0.0.0.0: all"),
     "--port": dict(type=int, help="default: the first free one from 7860"),
   }
@@ -49,16 +50,15 @@ def main(argv: Sequence[str] | None = None) -> None:
   args = command_line.parse("python -m u2s_jax.app", __doc__, argv, MODES)
   workdir = Workdir.open(args.workdir)
   if importlib.util.find_spec("gradio") is None:
-    raise UserError("gradio: not installed; run `pip install gradio`")
+    raise UserError("gradio: not installed; run `pip install 'gradio>=6.31,<7'`")
   devices.use_compilation_cache(workdir.compiled)
   model = Model(predict.load(workdir, args.best, args.backbone), crop=args.crop)
   page = make_page(model, workdir.root.name, args.max_seconds)
-  page.launch(
-    server_name=args.host,
-    server_port=args.port,
-    max_file_size=f"{args.max_megabytes}mb",
-    footer_links=["api"],
-  )
+  options = {"server_name": args.host, "server_port": args.port, "footer_links": ["api"]}
+  try:
+    page.launch(max_file_size=f"{args.max_megabytes}mb", **options)
+  except OSError as error:  # gradio's message says which ports are in use
+    raise UserError(f"--port: {error}") from error
 
 
 def make_page(model: Model, title: str, max_seconds: float) -> "gr.Blocks":
@@ -73,14 +73,18 @@ def make_page(model: Model, title: str, max_seconds: float) -> "gr.Blocks":
   def score(file: str | None) -> tuple[dict[str, float], str, str]:
     if file is None:
       return {}, "", ""
-    seconds = reader.read_duration(file) or 0.0
-    if seconds > max_seconds:
-      message = f"The video has {seconds:.0f} s; the maximum is {max_seconds:.0f} s"
+    is_image = folders.is_image(file)
+    seconds = 0.0 if is_image else reader.read_duration(file)
+    if seconds is None or seconds > max_seconds:
+      length = "an unknown length" if seconds is None else f"{seconds:.0f} s"
+      message = f"The video has {length}; the maximum is {max_seconds:.0f} s"
       raise gr.Error(message, print_exception=False)
     try:
+      timeline = format_timeline(model.intervals(file)) if seconds > LONG else ""
+      if seconds > MAX_CLIP:  # whose frames would fill the memory
+        return {}, "", timeline
       best = {escape_line(name): value for name, value in model.predict(file).best()}
       mask = format_loop(model.masked(file), MASK) if model.has_masks else ""
-      timeline = format_timeline(model.intervals(file)) if seconds > LONG else ""
     except UserError as error:  # names no file
       raise gr.Error(str(error), print_exception=False) from error
     except OSError as error:
@@ -92,7 +96,8 @@ def make_page(model: Model, title: str, max_seconds: float) -> "gr.Blocks":
     gr.Markdown(f"# {html.escape(escape_line(title))}")
     with gr.Row():
       if model.trained.config.data.num_frames == 1:
-        video = gr.Image(label="Image", sources=["upload"], type="filepath")
+        # Without a mode, which would make gradio convert the file.
+        video = gr.Image(label="Image", sources=["upload"], type="filepath", image_mode=None)
       else:
         video = gr.Video(label="Video", sources=["upload"])
       with gr.Column():

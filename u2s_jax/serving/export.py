@@ -28,7 +28,7 @@ READ_BY = (
   "JAX with a jaxlib released up to 6 months after {0}, or up to 3 weeks before; later releases may"
   " read it too. Export the run again with a newer JAX to keep it readable."
 )
-EXAMPLE_SIZE, EXAMPLE_FRAMES = (320, 240), 40  # pixels (width, height)
+EXAMPLE_SIZE, EXAMPLE_FRAMES = (320, 240), 12  # pixels (width, height)
 CLIP_FIELDS = ("num_frames", "crop_size", "short_edge", "modality", "flow_pairs")  # of `data`
 
 

@@ -24,7 +24,7 @@ def make_clip(frames: Sequence[Image.Image], spec: dict[str, Any]) -> np.ndarray
   """Returns a clip for the model, uint8 (t, h, w, 3): the centre view.
 
   Args:
-    frames: all frames of the clip, RGB.
+    frames: all frames of the clip; files are read only when they are needed.
     spec: `clip` in `model.json`.
 
   Raises:
@@ -37,10 +37,10 @@ def make_clip(frames: Sequence[Image.Image], spec: dict[str, Any]) -> np.ndarray
     raise ValueError("no frames")
   # The middle frames of equal segments.
   count, size = spec["num_frames"], spec["crop_size"]
-  chosen = [frames[(2 * k + 1) * len(frames) // (2 * count)] for k in range(count)]
   clip = []
-  for frame in chosen:
-    stored = _store(frame, spec["stored"])
+  for k in range(count):
+    frame = frames[(2 * k + 1) * len(frames) // (2 * count)]
+    stored = _store(frame.convert("RGB"), spec["stored"])
     resized = _resize_short_edge(stored, spec["short_edge"])
     left, top = (resized.width - size) // 2, (resized.height - size) // 2
     clip.append(np.asarray(resized.crop((left, top, left + size, top + size))))
@@ -58,8 +58,8 @@ def _store(frame: Image.Image, stored: dict[str, Any]) -> Image.Image:
     scale = frame.size if max(x, y, width, height) <= 1 else (1, 1)
     left, right = round(x * scale[0]), round((x + width) * scale[0])
     top, bottom = round(y * scale[1]), round((y + height) * scale[1])
-    if right > frame.width or bottom > frame.height:
-      raise ValueError(f"the region {crop} exceeds the frame of {frame.size} pixels")
+    if left == right or top == bottom or right > frame.width or bottom > frame.height:
+      raise ValueError(f"the region {crop} is not inside the frame of {frame.size} pixels")
     frame = frame.crop((left, top, right, bottom))
   file = io.BytesIO()
   frame = _resize_short_edge(frame, stored["short_edge"])
@@ -78,10 +78,11 @@ def main() -> None:
     sys.exit(__doc__)
   folder, out = map(pathlib.Path, sys.argv[1:])
   spec = json.loads(pathlib.Path(__file__).with_name("model.json").read_text())["clip"]
-  frames = [Image.open(path).convert("RGB") for path in sorted(folder.iterdir())]
   try:
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    frames = [Image.open(path) for path in paths]
     clip = make_clip(frames, spec)
-  except ValueError as error:
+  except (OSError, ValueError) as error:
     sys.exit(f"error: {error}")
   np.save(out, clip[None])
 

@@ -203,10 +203,11 @@ def _describe_typos(names: Sequence[str]) -> Iterator[str]:
   for name, count in counts.items():
     frequent = [other for other in counts if counts[other] >= TYPO_RATIO * count]
     for other in difflib.get_close_matches(name, frequent, n=1, cutoff=TYPO_SIMILARITY):
-      yield (
-        f"class {name!r} ({count} clips) is spelt almost like {other!r} ({counts[other]}); if that"
-        " is a typing error, correct the label"
-      )
+      if re.sub(r"\d", "", name) != re.sub(r"\d", "", other):  # numbered classes are no errors
+        yield (
+          f"class {name!r} (clips: {count}) is spelt almost like {other!r} ({counts[other]}); is"
+          " that a typing error?"
+        )
 
 
 def _get_groups(entries: Sequence[Entry]) -> list[str]:

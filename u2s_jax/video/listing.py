@@ -85,7 +85,7 @@ def part_suffix(span: tuple[float, float] | None, region: Region | None = None) 
 
 def parse_span(clip_id: str) -> tuple[float, float] | None:
   """Returns the segment that an id or path names, see `part_suffix`; None for a whole file."""
-  match = re.search(r"#([\d.]+)-([\d.]+)(@[^/]*)?$", clip_id)
+  match = re.search(r"#(\d+(?:\.\d+)?)-(\d+(?:\.\d+)?)(@[^/]*)?$", clip_id)
   return (float(match[1]), float(match[2])) if match else None
 
 

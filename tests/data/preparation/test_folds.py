@@ -62,15 +62,34 @@ def test_rejects_invalid_folds(fold):
     folds.hold_out_fold(make_listing(), fold, "source")
 
 
-def test_rejects_more_folds_than_clips():
-  with pytest.raises(UserError, match="a class with 6 clips; use at most that many"):
+def test_rejects_classes_with_too_few_clips_or_groups():
+  with pytest.raises(
+    UserError, match="class 'a' has 6 training clips in 6 groups; 7 parts require"
+  ):
     folds.hold_out_fold(make_listing(), "1/7", "source")
-  groups = ["x" if k < 6 else "y" for k in range(12)]
-  with pytest.raises(UserError, match="has 2 groups"):
-    folds.hold_out_fold(make_listing(groups), "1/3", "source")
+  # All clips of class 1 are of one group: every fold is refused, not only the one that has it.
+  groups = ["y" if k % 2 else f"x{k}" for k in range(12)]
+  for k in range(1, 4):
+    with pytest.raises(UserError, match="class 'b' has 6 training clips in 1 groups"):
+      folds.hold_out_fold(make_listing(groups), f"{k}/3", "source")
+
+
+def test_parts_and_the_whole_of_a_video_stay_together():
+  clips = []
+  for k in range(12):
+    file = f"{k // 2}.mp4"
+    if k % 2:
+      clips.append(Clip(f"{file}#0-1", k // 2 % 2, file, span=(0.0, 1.0), group=f"{k // 2}"))
+    else:
+      clips.append(Clip(file, k // 2 % 2, file))
+  listing = Listing(["a", "b"], {"train": clips, "validation": [Clip("v", 0, "v.mp4")]})
+  for k in range(1, 4):
+    fold = folds.hold_out_fold(listing, f"{k}/3", "source")
+    files = [{clip.file for clip in fold.splits[split]} for split in ("train", "validation")]
+    assert files[0].isdisjoint(files[1]) and len(files[1]) == 2
 
 
 def test_rejects_a_test_split_alone():
   listing = Listing(["a"], {"test": [Clip("t", 0, "t.mp4")]})
-  with pytest.raises(UserError, match="0 groups of training clips"):
+  with pytest.raises(UserError, match="class 'a' has 0 training clips in 0 groups"):
     folds.hold_out_fold(listing, "1/2", "source")
