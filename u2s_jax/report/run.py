@@ -1,15 +1,12 @@
 """Reads the files of a finished run for the report."""
 
+import collections
 import dataclasses
 import json
 import re
-import sys
-import types
 from typing import Any
 
 import numpy as np
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.util import tensor_util
 
 from u2s_jax import csm as csm_lib
 from u2s_jax import regularizer
@@ -21,10 +18,6 @@ from u2s_jax.run.workdir import Workdir
 from u2s_jax.runtime.errors import escape_line
 from u2s_jax.runtime.files import Path, local_copy
 
-# With this module TensorBoard reads files itself, as where TensorFlow is not installed. Otherwise
-# it imports TensorFlow, which takes four seconds.
-sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
-
 
 @dataclasses.dataclass(frozen=True)
 class RunFiles:
@@ -35,7 +28,7 @@ class RunFiles:
     one_pass: scores of the one-pass model.
     final: scores of the final model.
     analysis: arrays of `evaluate.write_analysis`; empty if the run has none.
-    history: TensorBoard's scalars by tag: steps and values.
+    history: logged scalars by tag: steps and values.
   """
 
   name: str
@@ -102,16 +95,35 @@ def read(folder: Path) -> RunFiles:
   for path in (run.config, run.summary, run.one_pass_scores(split), run.scores(split)):
     if not path.exists():
       raise FileNotFoundError(f"{path}: no such file; a report requires a finished run")
-  analysis = run.analysis(split)
+  analysis, config = run.analysis(split), saved_config.read(run)
   return RunFiles(
     name=folder.resolve().name,
-    config=saved_config.read(run).to_dict(),
+    config=config.to_dict(),
     summary=json.loads(run.summary.read_text()),
     one_pass=scores.read(run.one_pass_scores(split)),
     final=scores.read(run.scores(split)),
     analysis=workdir.read_npz(analysis) if analysis.exists() else {},
-    history=read_history(folder),
+    history=read_metrics(run.metrics, config.log_every_steps) or read_history(folder),
   )
+
+
+def read_metrics(path: Path, log_every_steps: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """Reads `metrics.jsonl`: steps and values by tag, the last value of each step.
+
+  Returns nothing if it is missing, or lacks the first steps: an earlier version began the run.
+  """
+  lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+  if not lines or lines[0]["step"] > log_every_steps:
+    return {}
+  latest = collections.defaultdict(dict)
+  for line in lines:
+    step = line.pop("step")
+    for tag, value in line.items():
+      latest[tag][step] = value
+  return {
+    tag: (np.array(sorted(values)), np.array([values[step] for step in sorted(values)]))
+    for tag, values in latest.items()
+  }
 
 
 def read_history(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -119,6 +131,10 @@ def read_history(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
   After a crash steps may have been logged twice; the last value of each step counts.
   """
+  # Imports TensorFlow, if it is installed, which takes four seconds.
+  from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+  from tensorboard.util import tensor_util
+
   with local_copy(folder) as local:
     events = EventAccumulator(str(local), size_guidance={"tensors": 0})
     events.Reload()

@@ -1,5 +1,6 @@
 """Exports a trained run: a serialized program, its parameters, and a model card."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -49,7 +50,9 @@ def export(trained: TrainedRun, workdir: Workdir, control: Workdir | None = None
   """
   text = card.format_card(trained, workdir, control)
   config, data = trained.config, trained.config.data
-  clip = {field: data[field] for field in CLIP_FIELDS} | {"stored": trained.stored}
+  stored = dataclasses.asdict(Storage(modality=data.modality, **trained.stored))
+  del stored["modality"]  # among the fields of the clip
+  clip = {field: data[field] for field in CLIP_FIELDS} | {"stored": stored}
   channels = settings.count_channels(config)
   (batch,) = jax_export.symbolic_shape("n")
   shape = (batch, data.num_frames, data.crop_size, data.crop_size, channels)
