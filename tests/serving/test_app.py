@@ -90,7 +90,7 @@ def test_long_and_damaged_files_are_rejected(address, browser, tmp_path, write_v
   tab.reload()
   (tmp_path / "damaged.mp4").write_bytes(b"no video" * 100)
   drop(tab, tmp_path / "damaged.mp4")
-  tab.get_by_text("cannot be decoded").first.wait_for()
+  tab.get_by_text("The file is not a video, is damaged").first.wait_for()
   assert str(tmp_path) not in tab.content() and "/gradio/" not in tab.inner_text("body")
 
 

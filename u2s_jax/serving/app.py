@@ -75,9 +75,11 @@ def make_page(model: Model, title: str, max_seconds: float) -> "gr.Blocks":
       return {}, "", ""
     is_image = folders.is_image(file)
     seconds = 0.0 if is_image else reader.read_duration(file)
-    if seconds is None or seconds > max_seconds:
-      length = "an unknown length" if seconds is None else f"{seconds:.0f} s"
-      message = f"The video has {length}; the maximum is {max_seconds:.0f} s"
+    if seconds is None:
+      message = "The file is not a video, is damaged, or does not declare its length"
+      raise gr.Error(message, print_exception=False)
+    if seconds > max_seconds:
+      message = f"The video has {seconds:.0f} s; the maximum is {max_seconds:.0f} s"
       raise gr.Error(message, print_exception=False)
     try:
       timeline = format_timeline(model.intervals(file)) if seconds > LONG else ""
