@@ -31,3 +31,11 @@ def test_a_file_that_begins_late_is_not_used(tmp_path):
   path = write(tmp_path / "metrics.jsonl", {"step": 30, "a/loss": 3.0})
   assert not run.read_metrics(path, log_every_steps=20)
   assert not run.read_metrics(tmp_path / "missing.jsonl", log_every_steps=20)
+
+
+def test_a_line_that_was_cut_off_is_skipped(tmp_path):
+  path = write(tmp_path / "metrics.jsonl", {"step": 5, "a/loss": 3.0})
+  with open(path, "a") as file:
+    file.write('{"step": 10, "a/lo')
+  steps, values = run.read_metrics(path, log_every_steps=5)["a/loss"]
+  assert steps.tolist() == [5] and values.tolist() == [3.0]

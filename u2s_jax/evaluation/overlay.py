@@ -1,5 +1,6 @@
 """Draws masks over their frames, as strips and looping clips (Fig. 5 and 6)."""
 
+import base64
 import io
 from collections.abc import Sequence
 
@@ -122,3 +123,15 @@ def loop(clip: UInt8[np.ndarray, "t h w 3"], height: int = 168, frame_ms: int = 
     file, "WEBP", save_all=True, append_images=images[1:], duration=durations, loop=0, quality=60
   )
   return file.getvalue()
+
+
+def encode_uri(content: bytes, image_type: str) -> str:
+  """Returns a `data:` URI with the content of an image file; `image_type` is such as 'webp'."""
+  return f"data:image/{image_type};base64,{base64.b64encode(content).decode()}"
+
+
+def encode_jpeg(image: Image.Image) -> str:
+  """Returns a `data:` URI with an image, compressed as JPEG."""
+  file = io.BytesIO()
+  image.save(file, "JPEG", quality=80)
+  return encode_uri(file.getvalue(), "jpeg")

@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import UInt8
 
 from u2s_jax.evaluation import analysis, overlay, results
-from u2s_jax.report.images import encode_jpeg, encode_uri
 from u2s_jax.report.run import RunFiles
 from u2s_jax.video.listing import parse_span
 
@@ -21,8 +20,8 @@ class Mistake:
 
   Attributes:
     link: address of the file that the data set was prepared from, empty if it is unknown.
-    still: middle frame, as an address that holds the image.
-    loop: the clip, likewise; empty for an image.
+    still: middle frame, a `data:` URI.
+    loop: the clip, a `data:` URI; empty for an image.
     predicted_score: of the merged prediction, in percent, as `label_score`.
   """
 
@@ -58,8 +57,10 @@ def _make(run: RunFiles, row: int, k: int) -> Mistake:
   return Mistake(
     id=name,
     link=_make_link(str(run.analysis["mistake_path"][k]), name),
-    still=encode_jpeg(overlay.draw_strip([clip], count=1)),
-    loop=encode_uri(overlay.loop(clip, height=LOOP_HEIGHT), "webp") if len(clip) > 1 else "",
+    still=overlay.encode_jpeg(overlay.draw_strip([clip], count=1)),
+    loop=overlay.encode_uri(overlay.loop(clip, height=LOOP_HEIGHT), "webp")
+    if len(clip) > 1
+    else "",
     label=run.class_names[label],
     predicted=run.class_names[predicted],
     predicted_score=100 * float(merged[predicted]),
@@ -71,6 +72,10 @@ def _read_clip(run: RunFiles, k: int) -> UInt8[np.ndarray, "f h w 3"]:
   if "mistake_clip" in run.analysis:
     return run.analysis["mistake_clip"][k]
   return overlay.to_rgb(run.analysis["mistake_still"][k][None])  # runs of earlier versions
+
+
+def _encode_loop(clip: UInt8[np.ndarray, "f h w 3"]) -> str:
+  return overlay.encode_uri(overlay.loop(clip, height=LOOP_HEIGHT), "webp")
 
 
 def _make_link(path: str, clip_id: str) -> str:

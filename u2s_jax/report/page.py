@@ -19,7 +19,6 @@ from PIL import Image
 from u2s_jax.evaluation import control as control_lib
 from u2s_jax.evaluation import metrics, overlay, results, scores
 from u2s_jax.report import figures
-from u2s_jax.report.images import encode_jpeg, encode_uri
 from u2s_jax.report.mistakes import Mistake, list_mistakes
 from u2s_jax.report.run import RunFiles, differences, read
 from u2s_jax.run.workdir import Workdir
@@ -424,11 +423,11 @@ def _draw_masked_clip(run: RunFiles, i: int, folder: pathlib.Path) -> Fields:
     caption=f"{clip_id}: frames and mask ({overlay.scale(mask)}); the universal network predicts"
     f" “{predicted}”.",
     alt=f"Looping clip {clip_id} of “{names[label]}”, next to it the same with its mask.",
-    loop=encode_uri(loop, "webp"),
-    still=encode_jpeg(overlay.draw_strip(rows[:2], count=4)),
+    loop=overlay.encode_uri(loop, "webp"),
+    still=overlay.encode_jpeg(overlay.draw_strip(rows[:2], count=4)),
     width=width,
     height=height,
-    strip=encode_jpeg(strip),
+    strip=overlay.encode_jpeg(strip),
     strip_alt=f"From top to bottom: frames, combined mask, masks of {described}.",
   )
 

@@ -112,7 +112,7 @@ def read_metrics(path: Path, log_every_steps: int) -> dict[str, tuple[np.ndarray
 
   Returns nothing if it is missing, or lacks the first steps: an earlier version began the run.
   """
-  lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+  lines = workdir.read_json_lines(path)
   if not lines or lines[0]["step"] > log_every_steps:
     return {}
   latest = collections.defaultdict(dict)
@@ -120,10 +120,7 @@ def read_metrics(path: Path, log_every_steps: int) -> dict[str, tuple[np.ndarray
     step = line.pop("step")
     for tag, value in line.items():
       latest[tag][step] = value
-  return {
-    tag: (np.array(sorted(values)), np.array([values[step] for step in sorted(values)]))
-    for tag, values in latest.items()
-  }
+  return {tag: _sort_by_step(values) for tag, values in latest.items()}
 
 
 def read_history(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -146,9 +143,13 @@ def read_history(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
       event.step: float(tensor_util.make_ndarray(event.tensor_proto))
       for event in events.Tensors(tag)
     }
-    steps = sorted(latest)
-    history[tag] = np.array(steps), np.array([latest[step] for step in steps])
+    history[tag] = _sort_by_step(latest)
   return history
+
+
+def _sort_by_step(values: dict[int, float]) -> tuple[np.ndarray, np.ndarray]:
+  steps = sorted(values)
+  return np.array(steps), np.array([values[step] for step in steps])
 
 
 def differences(runs: list[RunFiles]) -> dict[str, list[Any]]:

@@ -1,5 +1,6 @@
 """Paths in the workdir of a run, and functions that read and write its files."""
 
+import contextlib
 import csv
 import io
 import json
@@ -98,6 +99,15 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     writer = csv.DictWriter(file, rows[0])
     writer.writeheader()
     writer.writerows({key: escape_cell(value) for key, value in row.items()} for row in rows)
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+  """Reads a file with one JSON object a line; skips a line that was cut off when it was written."""
+  lines = []
+  for text in path.read_text().splitlines() if path.exists() else ():
+    with contextlib.suppress(ValueError):
+      lines.append(json.loads(text))
+  return lines
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

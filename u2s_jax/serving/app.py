@@ -5,7 +5,6 @@ python -m u2s_jax.app --workdir=/runs/mine
 Requires the package `gradio`. Only this machine can open the page, unless --host says otherwise.
 """
 
-import base64
 import html
 import importlib.util
 import os
@@ -112,8 +111,8 @@ def make_page(model: Model, title: str, max_seconds: float) -> "gr.Blocks":
 
 def format_loop(frames: UInt8[np.ndarray, "t h w 3"], description: str) -> str:
   """Returns a looping clip as HTML that contains its frames."""
-  content = base64.b64encode(overlay.loop(frames, height=LOOP_HEIGHT)).decode()
-  return f'<img src="data:image/webp;base64,{content}" alt="{html.escape(description)}">'
+  source = overlay.encode_uri(overlay.loop(frames, height=LOOP_HEIGHT), "webp")
+  return f'<img src="{source}" alt="{html.escape(description)}">'
 
 
 def format_timeline(intervals: Iterable[Interval | Gap]) -> str:

@@ -14,17 +14,30 @@ import json
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
+
+T = TypeVar("T")
+
+
+def choose_frames(frames: Sequence[T], count: int) -> list[T]:
+  """Returns the middle frames of `count` equal segments; a short clip repeats frames.
+
+  Raises:
+    ValueError: if there are no frames.
+  """
+  if not frames:
+    raise ValueError("no frames")
+  return [frames[(2 * k + 1) * len(frames) // (2 * count)] for k in range(count)]
 
 
 def make_clip(frames: Sequence[Image.Image], spec: dict[str, Any]) -> np.ndarray:
   """Returns a clip for the model, uint8 (t, h, w, 3): the centre view.
 
   Args:
-    frames: all frames of the clip; files are read only when they are needed.
+    frames: all frames of the clip, or those of `choose_frames`.
     spec: `clip` in `model.json`.
 
   Raises:
@@ -33,13 +46,8 @@ def make_clip(frames: Sequence[Image.Image], spec: dict[str, Any]) -> np.ndarray
   """
   if spec["modality"] != "rgb":
     raise ValueError("the model takes optical flow, which only u2s_jax computes")
-  if not frames:
-    raise ValueError("no frames")
-  # The middle frames of equal segments.
-  count, size = spec["num_frames"], spec["crop_size"]
-  clip = []
-  for k in range(count):
-    frame = frames[(2 * k + 1) * len(frames) // (2 * count)]
+  size, clip = spec["crop_size"], []
+  for frame in choose_frames(frames, spec["num_frames"]):
     stored = _store(frame.convert("RGB"), spec["stored"])
     resized = _resize_short_edge(stored, spec["short_edge"])
     left, top = (resized.width - size) // 2, (resized.height - size) // 2
@@ -80,7 +88,8 @@ def main() -> None:
   spec = json.loads(pathlib.Path(__file__).with_name("model.json").read_text())["clip"]
   try:
     paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    frames = [Image.open(path) for path in paths]
+    # Chosen first: a process may open a limited number of files.
+    frames = [Image.open(path) for path in choose_frames(paths, spec["num_frames"])]
     clip = make_clip(frames, spec)
   except (OSError, ValueError) as error:
     sys.exit(f"error: {error}")

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from u2s_jax.run.run import Run
+from u2s_jax.run.workdir import read_json_lines
 from u2s_jax.runtime.console import log, log_live
 from u2s_jax.runtime.files import Path, atomic_open, output_dir
 from u2s_jax.stages import Stage
@@ -71,11 +72,7 @@ class MetricsFile:
 
   def _take_over(self, step: int) -> dict[str, Any]:
     """Keeps the lines before `step` and returns the one of `step`, if there is one."""
-    lines = []
-    if self._earlier.exists():
-      for text in self._earlier.read_text().splitlines():
-        with contextlib.suppress(ValueError):  # a line that a kill cut off
-          lines.append(json.loads(text))
+    lines = read_json_lines(self._earlier)
     kept = [json.dumps(line) + "\n" for line in lines if line["step"] < step]
     with atomic_open(self._path, "w") as file:
       file.writelines(kept)

@@ -188,7 +188,9 @@ def _make_listing(
         " class"
       )
     label = index.get(entry.name, -1)
-    clip = Clip(entry.id, label, entry.file, None, entry.span, entry.region, entry.group)
+    clip = Clip(
+      entry.id, label, entry.file, span=entry.span, region=entry.region, group=entry.group
+    )
     by_split[entry.split].append(clip)
   by_split = {split: clips for split, clips in by_split.items() if clips}
   notes += _describe_typos([entry.name for entry in entries if entry.name])
