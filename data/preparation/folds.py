@@ -4,7 +4,6 @@ import dataclasses
 import re
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 
 from u2s_jax.runtime.errors import UserError
 from u2s_jax.video.listing import Listing, check_listing
@@ -41,6 +40,8 @@ def hold_out_fold(listing: Listing, fold: str, source: str) -> Listing:
         f"--fold {fold}: {source}: the class {name!r} has {count} training clips in {num_groups}"
         f" groups; {n} parts require {n} clips of each class, in two groups or more"
       )
+  from sklearn.model_selection import StratifiedGroupKFold  # which other preparations do not need
+
   parts = StratifiedGroupKFold(n, shuffle=True, random_state=0).split(labels, labels, groups)
   _, held_out = [*parts][k - 1]
   is_held_out = np.isin(np.arange(len(clips)), held_out)

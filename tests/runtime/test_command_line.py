@@ -25,7 +25,7 @@ def test_a_misspelt_flag_is_named_before_a_missing_one():
   [
     (["--mode=predict", "--treshold=1"], "--treshold: unknown flag; did you mean --threshold?"),
     (["--mode=predict", "--zzz"], "--zzz: unknown flag; --mode=predict --help lists the flags"),
-    (["--mode=predict", "a=1.mp4"], "a=1.mp4: no flag before it; write --<flag>=a=1.mp4"),
+    (["--mode=predict", "a=1.mp4"], "a=1.mp4: unexpected argument; write --<flag>=a=1.mp4"),
     (["--threshold=1"], "--threshold: belongs to --mode=predict, not to --mode=train"),
     (["--mode=predict", "--threshold=x"], "--threshold: invalid float value: 'x'"),
     (["--mode=walk"], "--mode: 'walk' is not one of train, predict"),

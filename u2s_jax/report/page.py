@@ -272,8 +272,8 @@ def _mistakes(runs: Sequence[RunFiles]) -> Section | None:
   )
   if len(runs) > 1:
     section.texts.append(
-      f"They are of {len(runs)} folds: {', '.join(run.name for run in runs)}. The networks of a"
-      " fold did not see its clips."
+      f"The clips are from {len(runs)} folds: {', '.join(run.name for run in runs)}. Each was"
+      " scored by the networks of its fold, which were not trained on it."
     )
   return section
 

@@ -50,7 +50,7 @@ def parse(
   args, unknown = parser.parse_known_args(argv)
   for argument in unknown:
     if not argument.startswith("-"):
-      raise UserError(f"{argument}: no flag before it; write --<flag>={argument}")
+      raise UserError(f"{argument}: unexpected argument; write --<flag>={argument}")
     flag = argument.partition("=")[0]
     owners = [f"--mode={other}" for other, flags in modes.items() if flag in flags]
     if owners:
