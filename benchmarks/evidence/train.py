@@ -66,7 +66,7 @@ def train_variant(
   fields = study.fields(variant) | {"seed": seed}
   if start:
     path = workdir / f"{start}_{seed}" / "checkpoints" / "universal"
-    fields |= {"universal.epochs": 0.0, "init_from": str(path)}
+    fields |= {"universal.epochs": 0.0, "universal.warmup_epochs": 0.0, "init_from": str(path)}
   arguments = [f"--config={study.config}", f"--workdir={folder}"]
   for place in places:
     if place.split("=")[0] not in fields:
