@@ -6,7 +6,7 @@ Lowered at the paper's size (pre-activation ResNet-50, 18 frames of 224 x 224, 1
 run.
 """
 
-from collections.abc import Sequence
+import functools
 from typing import Any
 
 import jax
@@ -32,7 +32,7 @@ RATE = 1e-3
 
 def build_stages(
   num_classes: int, name: str = "preact_resnet", dtype: str = "float32", **fields: Any
-) -> tuple[Network, list[stages.Stage]]:
+) -> tuple[Network, tuple[stages.Stage, ...]]:
   """Returns a network and its training stages; `fields` are those of the backbone."""
   backbone = build_backbone(name, Layers(dtype=jnp.dtype(dtype)), **fields)
   model = U2S(num_classes, backbone, dtype=jnp.dtype(dtype))
@@ -50,9 +50,10 @@ def make_batch_shapes(
   return {k: jax.ShapeDtypeStruct(*field, sharding=sharding) for k, field in fields.items()}
 
 
+@functools.cache  # a study counts the same programs for each of its seeds
 def count_flops(
   network: Network,
-  schedule: Sequence[stages.Stage],
+  schedule: tuple[stages.Stage, ...],
   tx: optax.GradientTransformation,
   shape: tuple[int, ...],
   num_neighbours: int,
