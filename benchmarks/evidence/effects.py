@@ -23,7 +23,9 @@ from u2s_jax.runtime.errors import UserError
 from u2s_jax.runtime.files import atomic_open
 
 RESAMPLES = 2000
-CLAIMED_ON = ("rendered", "ablations", "cars", "fights")  # studies of the paper's claims
+# On a study's page, the text above this line is written by hand and stays.
+GENERATED = "<!-- generated from here on: edit the text above -->"
+CLAIMED_ON = ("rendered", "ablations", "letters", "cars", "fights")  # studies of the paper's claims
 # Top-1 in percent on Something-Something V2, the paper's Table I.
 PAPER_FUSIONS = {
   "universal": 57.67,
@@ -173,16 +175,18 @@ def format_fusions(study: Study, records: Records) -> list[str]:
 
 
 def format_page(study: Study, records: Records, compared: list[dict[str, Any]]) -> str:
-  """Returns the tables of a study as Markdown; `compared` is the result of `compare`."""
+  """Returns the generated part of a study's page; `compared` is the result of `compare`."""
   _, *own = [variant for variant in study.variants if not study.start(variant)]
-  but = f", but for {', '.join(own)}, each with its own" if own else ""
+  but = f", except {', '.join(own)}, each with its own" if own else ""
   lines = [
-    f"# {study.name}",
+    GENERATED,
     "",
-    f"By `python -m benchmarks.evidence benchmarks/studies/{study.name}.toml`, which writes this"
-    " page anew; with `--workdir` it trains what has no record yet. Top-1 in percent, means over"
-    " seeds, of folds over their clips; stage 1 is shared by the variants of a seed"
-    f"{but}. Minutes: of all seeds; of a run that was interrupted, since it went on.",
+    "## All results",
+    "",
+    f"`python -m benchmarks.evidence benchmarks/studies/{study.name}.toml` writes the tables again;"
+    " with `--workdir` it also trains runs that have no record. Top-1 in percent, means over seeds,"
+    f" of folds over their clips; stage 1 is shared by the variants of a seed{but}. Minutes: of all"
+    " seeds; of an interrupted run, since it was resumed.",
     "",
     "| variant | seeds | one-pass | universal | bridge | specific | merged (deviation) |"
     " parameters | training | minutes |",
@@ -192,8 +196,8 @@ def format_page(study: Study, records: Records, compared: list[dict[str, Any]]) 
   lines += [format_accuracies(runs) for runs in by_variant if runs]
   lines += [
     "",
-    "Differences in points, beside them the 95 % interval by bootstrap over seeds, or folds, and"
-    " clips; of a single seed over its clips alone.",
+    "Differences in points with the 95 % interval by bootstrap over seeds, or folds, and clips; of"
+    " a single seed, over its clips only.",
     "",
     "| | seeds | paper | here | interval | |",
     "|---|---|---|---|---|---|",
@@ -230,10 +234,10 @@ def format_claims(study: Study, found: dict[str, list[dict[str, Any]]]) -> str:
     "",
     "By `python -m benchmarks.evidence benchmarks/studies/<column>.toml`. Effects in points, top-1,"
     " with 95 % intervals; the paper's are of Something-Something V2. *Reproduced*: the interval"
-    " is on the paper's side of 0, though the size may differ; *not reproduced*: it holds 0 without"
-    " the paper's effect, or lies on the other side; *undecided*: it holds both. Where the paper"
-    " has no such row: positive, negative or undecided. All variants train at one learning rate,"
-    " but in the rows that say otherwise; [evidence.md](../evidence.md) says what that means.",
+    " is on the paper's side of 0, though the size may differ; *not reproduced*: it contains 0 but"
+    " not the paper's effect, or is on the other side; *undecided*: it contains both. Where the"
+    " paper has no such row: positive, negative or undecided. All variants train at one learning"
+    " rate, except in the rows that say otherwise.",
     "",
     f"| | paper | {' | '.join(found)} |",
     f"|---|---|{'---|' * len(found)}",
@@ -297,11 +301,13 @@ def draw_doses(compared: list[dict[str, Any]], name: str) -> Figure:
 
 
 def write_page(study: Study, records: Records) -> None:
-  """Writes a study's page and figure, and the claims if it has some; prints the page."""
+  """Writes a study's page and figure, and the claims if it has some; prints the tables."""
   compared = compare(study, records)
   text = format_page(study, records, compared)
-  with atomic_open(study_lib.DOCS / f"{study.name}.md") as file:
-    file.write(text)
+  path = study_lib.DOCS / f"{study.name}.md"
+  notes = path.read_text().partition(GENERATED)[0] if path.exists() else f"# {study.name}\n\n"
+  with atomic_open(path) as file:
+    file.write(notes + text)
   draw(compared, study_lib.DOCS / f"{study.name}.svg")
   if study.name in CLAIMED_ON:
     studies = {name: read_study(study_lib.STUDIES / f"{name}.toml") for name in CLAIMED_ON}

@@ -52,6 +52,27 @@ from u2s_jax.training import steps
 PREPARATION_LOCK = threading.Lock()
 
 
+def make_arguments(
+  study: Study, variant: str, seed: int, workdir: pathlib.Path, places: list[str]
+) -> list[str]:
+  """Returns the arguments of main.py for a variant; `places` are those of `train_variant`."""
+  fields = study.fields(variant) | {"seed": seed}
+  if start := study.start(variant):
+    path = workdir / f"{start}_{seed}" / "checkpoints" / "universal"
+    fields |= {"universal.epochs": 0.0, "universal.warmup_epochs": 0.0, "init_from": str(path)}
+  arguments = [f"--config={study.config}", f"--workdir={workdir / f'{variant}_{seed}'}"]
+  for place in places:
+    if place.split("=")[0] not in fields:
+      arguments.append(f"--config.{place.format(workdir=workdir, seed=seed)}")
+  for name, value in fields.items():
+    if isinstance(value, list):
+      value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
+    if isinstance(value, str):
+      value = value.format(workdir=workdir, seed=seed)
+    arguments.append(f"--config.{name}={value}")
+  return arguments
+
+
 def train_variant(
   study: Study, variant: str, seed: int, workdir: pathlib.Path, places: list[str]
 ) -> dict[str, Any]:
@@ -62,25 +83,11 @@ def train_variant(
   Raises:
     UserError: the run fails.
   """
-  folder, start = workdir / f"{variant}_{seed}", study.start(variant)
-  fields = study.fields(variant) | {"seed": seed}
-  if start:
-    path = workdir / f"{start}_{seed}" / "checkpoints" / "universal"
-    fields |= {"universal.epochs": 0.0, "universal.warmup_epochs": 0.0, "init_from": str(path)}
-  arguments = [f"--config={study.config}", f"--workdir={folder}"]
-  for place in places:
-    if place.split("=")[0] not in fields:
-      arguments.append(f"--config.{place.format(workdir=workdir, seed=seed)}")
-  for name, value in fields.items():
-    if isinstance(value, list):
-      value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
-    if isinstance(value, str):
-      value = value.format(workdir=workdir, seed=seed)
-    arguments.append(f"--config.{name}={value}")
+  folder = workdir / f"{variant}_{seed}"
   environment = {"JAX_COMPILATION_CACHE_DIR": str(workdir / "compiled"), **os.environ}
   begin = time.monotonic()
   folder.parent.mkdir(parents=True, exist_ok=True)
-  command = [sys.executable, "main.py", *arguments]
+  command = [sys.executable, "main.py", *make_arguments(study, variant, seed, workdir, places)]
   with open(folder.with_suffix(".log"), "a") as log:
     with PREPARATION_LOCK:
       process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)

@@ -9,6 +9,8 @@ import pytest
 from benchmarks.evidence import effects, train
 from benchmarks.evidence import study as study_lib
 from benchmarks.evidence.study import Records, Study, pack_bits, read_study, unpack_bits
+from u2s_jax.run import config_flags, settings
+from u2s_jax.runtime import command_line
 from u2s_jax.runtime.errors import UserError
 
 
@@ -174,11 +176,29 @@ def test_start_of_a_variant():
   assert study.fields("g") == {"batch_size": 4}
 
 
-def test_all_studies_can_be_read():
-  for path in (study_lib.ROOT / "benchmarks" / "studies").glob("*.toml"):
-    study = read_study(path)
-    sides = [c[key] for c in study.comparisons for key in ("of", "over")]
-    assert {side.split("/")[0] for side in sides} <= study.variants.keys()
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # ml_collections'
+@pytest.mark.parametrize("path", sorted(study_lib.STUDIES.glob("*.toml")), ids=lambda p: p.stem)
+def test_the_variants_of_a_study_have_valid_configs(path, tmp_path, monkeypatch):
+  monkeypatch.chdir(study_lib.ROOT)
+  study = read_study(path)
+  sides = [c[key] for c in study.comparisons for key in ("of", "over")]
+  assert {side.split("/")[0] for side in sides} <= study.variants.keys()
+  for variant in study.variants:
+    arguments = train.make_arguments(study, variant, study.seeds[0], tmp_path, [])
+    config_arguments, _ = command_line.split_arguments(arguments)
+    config, *_ = config_flags.read_config(config_arguments)
+    stage1, *_ = settings.make_schedule(config)
+    assert (stage1.epochs == 0) == (study.start(variant) != "")
+
+
+def test_a_page_keeps_the_text_above_its_tables(records, tmp_path, capsys):
+  page = tmp_path / "x.md"
+  effects.write_page(make_study(), records)
+  tables = page.read_text().removeprefix("# x\n\n")
+  assert tables.startswith(effects.GENERATED) and capsys.readouterr().out == tables + "\n"
+  page.write_text("# Letters\n\nWhy.\n\n" + effects.GENERATED + "\n\nold tables")
+  effects.write_page(make_study(), records)
+  assert page.read_text() == "# Letters\n\nWhy.\n\n" + tables
 
 
 def test_comparisons_of_another_study_are_added_if_the_variants_exist(tmp_path):
