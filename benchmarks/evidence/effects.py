@@ -209,6 +209,7 @@ def format_page(study: Study, records: Records, compared: list[dict[str, Any]]) 
       f"| {row['name']}{top5} | {row['seeds']} | {paper} | {row['mean']:+.1f} |"
       f" {row['low']:+.1f} to {row['high']:+.1f} | {row['verdict']} |"
     )
+  lines += ["", f"![The differences and their intervals]({study.name}.svg)"]
   if known := format_fusions(study, records):
     lines += ["", *known]
   if known := format_similarities(study, records):

@@ -11,9 +11,10 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Integer, Shaped
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from benchmarks.evidence import study
 from benchmarks.timing import make_parser
@@ -58,9 +59,9 @@ def permute(
 
 
 def share_inside(
-  weights: Sequence[Float[np.ndarray, "m m"]], sets: Sequence[Bool[np.ndarray, "m m"]]
+  weights: Sequence[Shaped[np.ndarray, "m m"]], sets: Sequence[Bool[np.ndarray, "m m"]]
 ) -> tuple[float, tuple[float, float, float]]:
-  """Returns the share of `weights` inside `sets`, over all runs, and its chance (`permute`)."""
+  """Returns the share of the weights of all runs inside their sets, and its chance (`permute`)."""
   total = sum(w.sum() for w in weights)
 
   def share(order):
@@ -70,19 +71,24 @@ def share_inside(
 
 
 def draw(
-  frequency: Float[np.ndarray, "m m"], confusions: Integer[np.ndarray, "m m"], names: Sequence[str]
+  frequency: Integer[np.ndarray, "m m"],
+  confusions: Integer[np.ndarray, "m m"],
+  names: Sequence[str],
 ) -> Figure:
   """Draws how many runs' CSMs have a pair, and the errors, with the groups of `VISEMES` framed."""
   letters = "".join(VISEMES)
   order = [list(names).index(letter) for letter in letters]
   figure = Figure(figsize=(9, 4.4), layout="constrained")
-  panels = (frequency, "runs whose CSM has the pair"), (confusions, "errors of the one-pass model")
+  panels = (
+    (frequency, "runs whose CSM has the pair"),
+    (confusions, "errors of the one-pass model (rows: labels)"),
+  )
   for axis, (matrix, title) in zip(figure.subplots(1, 2), panels, strict=True):
     image = axis.imshow(matrix[np.ix_(order, order)], cmap="cividis", interpolation="nearest")
     axis.set_xticks(range(len(letters)), letters, fontsize=7)
     axis.set_yticks(range(len(letters)), letters, fontsize=7)
     axis.set_title(title, fontsize=9)
-    figure.colorbar(image, shrink=0.7)
+    figure.colorbar(image, shrink=0.7, ticks=MaxNLocator(integer=True))
     start = 0
     for group in VISEMES:
       corner, edge = (start - 0.5,) * 2, len(group)

@@ -72,10 +72,10 @@ def get_config() -> ml_collections.ConfigDict:
   # Maximum root mean square over a clip of a mask without activation; larger masks are scaled down.
   # An extension, also used in the configs that reproduce the paper's results. Without a limit (0,
   # paper) the mask multiplies features by 3 +- 7: trained from scratch, with its high learning
-  # rates, the CSN does not recover (docs/evidence.md).
+  # rates, the CSN does not recover (docs/evidence/rendered.md).
   config.model.mask_limit = 1.0
   # Whether to stop the gradients of L_C and L_M before the trunk and the UN (paper: no). They then
-  # tolerate the higher learning rates of the one-pass model (docs/evidence.md).
+  # tolerate the higher learning rates of the one-pass model (docs/evidence/rendered.md).
   config.model.detached = False
   # Dropout rate before the classifier of each network, in [0, 1) (paper: 0; TSN's and TSM's
   # authors: 0.5).
