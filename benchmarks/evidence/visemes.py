@@ -1,13 +1,14 @@
-"""Compares the CSM of the study `letters` with the letters that look alike on the lips.
+"""Compares the CSM of the study `letters` with letters whose names share a vowel.
 
-  python -m benchmarks.evidence.visemes /runs/letters/u2s_*
+  python -m benchmarks.evidence.visemes /runs/letters/u2s_?
 
-Reads finished runs with `eval.pairs` > 0, prints a table and draws docs/evidence/letters_csm.svg.
+Reads finished runs with `eval.pairs` > 0, prints tables and draws docs/evidence/letters_csm.svg.
 "Chance" is the mean over random permutations of the letters, with its central 95 %: the structure
 of the CSM stays, only the names of its classes change.
 """
 
 import pathlib
+import string
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ from jaxtyping import Bool, Integer, Shaped
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
+from scipy import stats
 
 from benchmarks.evidence import study
 from benchmarks.timing import make_parser
@@ -22,23 +24,20 @@ from u2s_jax.evaluation import scores as scores_lib
 from u2s_jax.report import figures
 from u2s_jax.run.workdir import Workdir, read_npz
 from u2s_jax.runtime.errors import UserError, one_line_errors
+from u2s_jax.runtime.files import atomic_open
 
-# The names of British letters ("zed") by their vowel, which shapes the mouth for longer than the
-# consonants do: B C D E ... (/iː/), A H J K (/eɪ/), F L M ... (/e/), Q U W (/uː/), I Y (/aɪ/).
-VISEMES = ("BCDEGPTV", "AHJK", "FLMNSXZ", "QUW", "IY", "O", "R")
+# By the vowel of their British names ("zed"), which shapes the lips for longest: /iː/, /eɪ/, /e/,
+# /uː/, /aɪ/, /əʊ/, /ɑː/.
+VOWEL_GROUPS = ("BCDEGPTV", "AHJK", "FLMNSXZ", "QUW", "IY", "O", "R")
+LETTERS = string.ascii_uppercase
 PERMUTATIONS = 2000
+NUM_PAIRS = 12  # most similar pairs in the second table
 
 
-def group_members(names: Sequence[str]) -> Bool[np.ndarray, "m m"]:
-  """Returns whether two different classes are of one group of `VISEMES`.
-
-  Raises:
-    UserError: if the classes are not the letters.
-  """
-  if sorted(names) != sorted("".join(VISEMES)):
-    raise UserError(f"the classes {', '.join(names)} are not the letters A to Z")
-  group = np.array([next(i for i, g in enumerate(VISEMES) if name in g) for name in names])
-  return (group[:, None] == group) & ~np.eye(len(names), dtype=bool)
+def group_members() -> Bool[np.ndarray, "m m"]:
+  """Returns whether two letters, from A to Z, are different and in one of `VOWEL_GROUPS`."""
+  group = np.array([next(i for i, g in enumerate(VOWEL_GROUPS) if c in g) for c in LETTERS])
+  return (group[:, None] == group) & ~np.eye(len(LETTERS), dtype=bool)
 
 
 def count_confusions(scores: scores_lib.Scores) -> Integer[np.ndarray, "m m"]:
@@ -49,7 +48,7 @@ def count_confusions(scores: scores_lib.Scores) -> Integer[np.ndarray, "m m"]:
   return counts
 
 
-def permute(
+def estimate_chance(
   share: Callable[[Integer[np.ndarray, " m"]], float], num_classes: int
 ) -> tuple[float, float, float]:
   """Returns mean, 2.5th and 97.5th percentile of `share` over permutations of the classes."""
@@ -61,23 +60,21 @@ def permute(
 def share_inside(
   weights: Sequence[Shaped[np.ndarray, "m m"]], sets: Sequence[Bool[np.ndarray, "m m"]]
 ) -> tuple[float, tuple[float, float, float]]:
-  """Returns the share of the weights of all runs inside their sets, and its chance (`permute`)."""
+  """Returns the share of the weights of all runs inside their sets, and `estimate_chance` of it."""
   total = sum(w.sum() for w in weights)
 
   def share(order):
     return sum(w[s[np.ix_(order, order)]].sum() for w, s in zip(weights, sets, strict=True)) / total
 
-  return share(np.arange(len(sets[0]))), permute(share, len(sets[0]))
+  return share(np.arange(len(sets[0]))), estimate_chance(share, len(sets[0]))
 
 
-def draw(
-  frequency: Integer[np.ndarray, "m m"],
-  confusions: Integer[np.ndarray, "m m"],
-  names: Sequence[str],
+def draw_matrices(
+  frequency: Integer[np.ndarray, "m m"], confusions: Integer[np.ndarray, "m m"]
 ) -> Figure:
-  """Draws how many runs' CSMs have a pair, and the errors, with the groups of `VISEMES` framed."""
-  letters = "".join(VISEMES)
-  order = [list(names).index(letter) for letter in letters]
+  """Draws how many runs' CSMs have a pair, and the errors, with `VOWEL_GROUPS` framed."""
+  letters = "".join(VOWEL_GROUPS)
+  order = [LETTERS.index(letter) for letter in letters]
   figure = Figure(figsize=(9, 4.4), layout="constrained")
   panels = (
     (frequency, "runs whose CSM has the pair"),
@@ -90,29 +87,44 @@ def draw(
     axis.set_title(title, fontsize=9)
     figure.colorbar(image, shrink=0.7, ticks=MaxNLocator(integer=True))
     start = 0
-    for group in VISEMES:
+    for group in VOWEL_GROUPS:
       corner, edge = (start - 0.5,) * 2, len(group)
       axis.add_patch(Rectangle(corner, edge, edge, fill=False, edgecolor="C1", linewidth=1.5))
       start += edge
   return figure
 
 
+def read_run(
+  run: Workdir,
+) -> tuple[Bool[np.ndarray, "m m"], Integer[np.ndarray, "m m"], Integer[np.ndarray, " pairs"]]:
+  """Returns a run's CSM without its diagonal, its `count_confusions` and the ranks of all pairs.
+
+  The ranks are those of the similarities above the diagonal; the most similar pair has rank 1.
+
+  Raises:
+    UserError: if the run has no CSM of the letters.
+  """
+  path = run.analysis("validation")
+  arrays = read_npz(path) if path.exists() else {}
+  if "csm" not in arrays:
+    raise UserError(f"{path}: has no CSM; choose a U2S run, evaluated with eval.pairs > 0")
+  one_pass = scores_lib.read(run.one_pass_scores("validation"))
+  if list(one_pass.class_names) != list(LETTERS):
+    raise UserError(f"{path}: the classes {', '.join(one_pass.class_names)} are not A to Z")
+  similarity = arrays["similarity"][np.triu_indices(len(LETTERS), 1)]
+  matrix = arrays["csm"].astype(bool) & ~np.eye(len(LETTERS), dtype=bool)
+  return matrix, count_confusions(one_pass), stats.rankdata(-similarity, "min").astype(int)
+
+
 @one_line_errors()
 def main() -> None:
   parser = make_parser(__doc__)
   parser.add_argument("runs", type=pathlib.Path, nargs="+", help="workdirs of finished runs")
-  matrices, confusions = [], []
-  for run in map(Workdir, parser.parse_args().runs):
-    path = run.analysis("validation")
-    if not path.exists():
-      raise UserError(f"{path}: missing; evaluate the run with eval.pairs > 0")
-    one_pass = scores_lib.read(run.one_pass_scores("validation"))
-    names = list(one_pass.class_names)
-    matrices.append(read_npz(path)["csm"].astype(bool) & ~np.eye(len(names), dtype=bool))
-    confusions.append(count_confusions(one_pass))
-  groups = [group_members(names)] * len(matrices)
-  print(f"{len(matrices)} runs, {np.mean(matrices) * len(names):.1f} confusing classes per class")
+  read = [read_run(Workdir(path)) for path in parser.parse_args().runs]
+  matrices, confusions, ranks = zip(*read, strict=True)
+  print(f"{len(read)} runs, {np.mean(matrices) * len(LETTERS):.1f} confusing classes per class\n")
   print("| share, in percent | | by chance |\n|---|---|---|")
+  groups = [group_members()] * len(read)
   for title, weights, sets in (
     ("pairs of the CSM inside a group", matrices, groups),
     ("errors of the one-pass model inside a group", confusions, groups),
@@ -121,9 +133,15 @@ def main() -> None:
     found, chance = share_inside(weights, sets)
     mean, low, high = (100 * value for value in chance)
     print(f"| {title} | {100 * found:.1f} | {mean:.1f} ({low:.1f} to {high:.1f}) |")
-  figure = draw(np.sum(matrices, axis=0), np.sum(confusions, axis=0), names)
-  path = study.DOCS / "letters_csm.svg"
-  path.write_text(figures.render_svg(figure, path.name, transparent=False), encoding="utf-8")
+  print(f"\n| pair | rank of {len(ranks[0])} | runs with it in the CSM |\n|---|---|---|")
+  for k in np.argsort(np.mean(ranks, axis=0))[:NUM_PAIRS]:
+    i, j = (indices[k] for indices in np.triu_indices(len(LETTERS), 1))
+    lowest, highest = min(r[k] for r in ranks), max(r[k] for r in ranks)
+    in_csm = sum(int(matrix[i, j]) for matrix in matrices)
+    print(f"| {LETTERS[i]} / {LETTERS[j]} | {lowest} to {highest} | {in_csm} |")
+  figure = draw_matrices(np.sum(matrices, axis=0), np.sum(confusions, axis=0))
+  with atomic_open(study.DOCS / "letters_csm.svg") as file:
+    file.write(figures.render_svg(figure, "letters_csm.svg", transparent=False))
 
 
 if __name__ == "__main__":
