@@ -52,15 +52,20 @@ from u2s_jax.training import steps
 PREPARATION_LOCK = threading.Lock()
 
 
+def get_run_folder(workdir: pathlib.Path, variant: str, seed: int) -> pathlib.Path:
+  """Returns the workdir of a run in the workdir of a study."""
+  return workdir / f"{variant}_{seed}"
+
+
 def make_arguments(
   study: Study, variant: str, seed: int, workdir: pathlib.Path, places: list[str]
 ) -> list[str]:
   """Returns the arguments of main.py for a variant; `places` are those of `train_variant`."""
   fields = study.fields(variant) | {"seed": seed}
   if start := study.start(variant):
-    path = workdir / f"{start}_{seed}" / "checkpoints" / "universal"
+    path = get_run_folder(workdir, start, seed) / "checkpoints" / "universal"
     fields |= {"universal.epochs": 0.0, "universal.warmup_epochs": 0.0, "init_from": str(path)}
-  arguments = [f"--config={study.config}", f"--workdir={workdir / f'{variant}_{seed}'}"]
+  arguments = [f"--config={study.config}", f"--workdir={get_run_folder(workdir, variant, seed)}"]
   for place in places:
     if place.split("=")[0] not in fields:
       arguments.append(f"--config.{place.format(workdir=workdir, seed=seed)}")
@@ -83,7 +88,7 @@ def train_variant(
   Raises:
     UserError: the run fails.
   """
-  folder = workdir / f"{variant}_{seed}"
+  folder = get_run_folder(workdir, variant, seed)
   environment = {"JAX_COMPILATION_CACHE_DIR": str(workdir / "compiled"), **os.environ}
   begin = time.monotonic()
   folder.parent.mkdir(parents=True, exist_ok=True)
@@ -193,7 +198,7 @@ def run_all(study: Study, records: Records, jobs: list[tuple[str, int]], args) -
     # Records of another machine come without its checkpoints: stage 1 has to be trained again.
     starts = {(study.start(variant), seed) for variant, seed in missing if study.start(variant)}
     missing |= {
-      (name, k) for name, k in starts if not (workdir / f"{name}_{k}" / "scores").exists()
+      (name, k) for name, k in starts if not (get_run_folder(workdir, name, k) / "scores").exists()
     }
     # All runs that train stage 1 come first, so that no worker waits long for another.
     names = sorted(study.variants, key=lambda name: study.start(name) != "")

@@ -3,8 +3,8 @@
   python -m benchmarks.evidence.visemes /runs/letters/u2s_?
 
 Reads finished runs with `eval.pairs` > 0, prints tables and draws docs/evidence/letters_csm.svg.
-"Chance" is the mean over random permutations of the letters, with its central 95 %: the structure
-of the CSM stays, only the names of its classes change.
+Chance is the mean over random permutations of the letters, with the central 95 %. A permutation
+relabels the classes of the CSM and keeps its structure.
 """
 
 import pathlib
@@ -20,6 +20,7 @@ from scipy import stats
 
 from benchmarks.evidence import study
 from benchmarks.timing import make_parser
+from u2s_jax.evaluation import results
 from u2s_jax.evaluation import scores as scores_lib
 from u2s_jax.report import figures
 from u2s_jax.run.workdir import Workdir, read_npz
@@ -34,16 +35,15 @@ PERMUTATIONS = 2000
 NUM_PAIRS = 12  # most similar pairs in the second table
 
 
-def group_members() -> Bool[np.ndarray, "m m"]:
-  """Returns whether two letters, from A to Z, are different and in one of `VOWEL_GROUPS`."""
+def find_group_pairs() -> Bool[np.ndarray, "m m"]:
+  """Returns which pairs of different letters are in the same group of `VOWEL_GROUPS`."""
   group = np.array([next(i for i, g in enumerate(VOWEL_GROUPS) if c in g) for c in LETTERS])
   return (group[:, None] == group) & ~np.eye(len(LETTERS), dtype=bool)
 
 
 def count_confusions(scores: scores_lib.Scores) -> Integer[np.ndarray, "m m"]:
-  """Returns the errors of the universal network: label in rows, prediction in columns."""
-  counts = np.zeros((len(scores.class_names),) * 2, int)
-  np.add.at(counts, (scores.labels, scores.predictions["universal"].argmax(axis=1)), 1)
+  """Returns `results.confusion_matrix` without the correct predictions."""
+  counts = results.confusion_matrix(scores)
   np.fill_diagonal(counts, 0)
   return counts
 
@@ -57,10 +57,10 @@ def estimate_chance(
   return float(np.mean(values)), *map(float, np.percentile(values, (2.5, 97.5)))
 
 
-def share_inside(
+def compute_share_inside(
   weights: Sequence[Shaped[np.ndarray, "m m"]], sets: Sequence[Bool[np.ndarray, "m m"]]
 ) -> tuple[float, tuple[float, float, float]]:
-  """Returns the share of the weights of all runs inside their sets, and `estimate_chance` of it."""
+  """Returns the fraction of all runs' weights inside their sets, and `estimate_chance` of it."""
   total = sum(w.sum() for w in weights)
 
   def share(order):
@@ -124,13 +124,13 @@ def main() -> None:
   matrices, confusions, ranks = zip(*read, strict=True)
   print(f"{len(read)} runs, {np.mean(matrices) * len(LETTERS):.1f} confusing classes per class\n")
   print("| share, in percent | | by chance |\n|---|---|---|")
-  groups = [group_members()] * len(read)
+  groups = [find_group_pairs()] * len(read)
   for title, weights, sets in (
     ("pairs of the CSM inside a group", matrices, groups),
     ("errors of the one-pass model inside a group", confusions, groups),
     ("errors of the one-pass model inside the CSM's sets", confusions, matrices),
   ):
-    found, chance = share_inside(weights, sets)
+    found, chance = compute_share_inside(weights, sets)
     mean, low, high = (100 * value for value in chance)
     print(f"| {title} | {100 * found:.1f} | {mean:.1f} ({low:.1f} to {high:.1f}) |")
   print(f"\n| pair | rank of {len(ranks[0])} | runs with it in the CSM |\n|---|---|---|")

@@ -58,9 +58,7 @@ def _make(run: RunFiles, row: int, k: int) -> Mistake:
     id=name,
     link=_make_link(str(run.analysis["mistake_path"][k]), name),
     still=overlay.encode_jpeg(overlay.draw_strip([clip], count=1)),
-    loop=overlay.encode_uri(overlay.loop(clip, height=LOOP_HEIGHT), "webp")
-    if len(clip) > 1
-    else "",
+    loop=_encode_loop(clip) if len(clip) > 1 else "",
     label=run.class_names[label],
     predicted=run.class_names[predicted],
     predicted_score=100 * float(merged[predicted]),

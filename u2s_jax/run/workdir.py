@@ -102,7 +102,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-  """Reads a file with one JSON object a line; skips a line that was cut off when it was written."""
+  """Reads a file with one JSON object per line; skips invalid lines, such as a truncated one."""
   lines = []
   for text in path.read_text().splitlines() if path.exists() else ():
     with contextlib.suppress(ValueError):

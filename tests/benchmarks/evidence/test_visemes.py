@@ -15,7 +15,7 @@ LETTERS = list(string.ascii_uppercase)
 
 
 def test_members_of_a_group_are_pairs_of_different_letters():
-  members = visemes.group_members()
+  members = visemes.find_group_pairs()
   pairs = {(a, b) for a, b in zip(*np.nonzero(members), strict=True)}
   index = LETTERS.index
   assert (index("B"), index("P")) in pairs and (index("P"), index("B")) in pairs
@@ -71,7 +71,7 @@ def test_share_inside_sets_and_its_chance():
   sets = np.kron(np.eye(2), np.ones((2, 2))).astype(bool) & ~np.eye(4, dtype=bool)
   first, second = np.zeros((4, 4)), np.zeros((4, 4))
   first[0, 1], second[2, 3], second[0, 3] = 4, 3, 1
-  found, (mean, low, high) = visemes.share_inside([first, second], [sets, sets])
+  found, (mean, low, high) = visemes.compute_share_inside([first, second], [sets, sets])
   assert found == 7 / 8
   # A permutation maps a pair to each of the six pairs equally often, two of which are inside.
   assert mean == pytest.approx(1 / 3, abs=0.03) and low == 0 and high == 7 / 8
